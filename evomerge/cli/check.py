@@ -1,0 +1,123 @@
+"""`evomerge check FILE`: is a space, a recipe or an evaluator right, and what would it do? Nothing is built."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+from evomerge.errors import InputError
+
+DESCRIPTION = """\
+Check a file before time is spent on it: a search space, a recipe or an evaluator, told apart by their keys. Its models
+and tasks are looked up too. Exit code 0 when it is right; 2, with every problem on a line of its own, when it is not.
+
+  evomerge check space.yaml
+  evomerge check search_spaces/quickstart.yaml        a preset, from any folder
+  evomerge check recipe.yaml --json"""
+
+# A key that only one kind of file has tells which it is; asked in this order.
+_KEYS: tuple[tuple[str, str], ...] = (
+    ("merge_method", "recipe"),
+    ("genome", "space"),  # mergekit-evolve's own configuration, whose `tasks:` would look like an evaluator's
+    ("sources", "space"),
+    ("granularity", "space"),
+    ("tasks", "evaluator"),
+    ("function", "evaluator"),
+)
+_KINDS = {"parameter": "space", "dataflow": "space", "hybrid": "space", "lm_eval": "evaluator", "python": "evaluator"}
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "check", "check a space, a recipe or an evaluator", DESCRIPTION)
+    parser.add_argument("file", metavar="FILE", help="YAML file, or a preset (search_spaces/NAME, evaluators/NAME)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find out what the file is, check it, print what it would do."""
+    path = locate(args.file)
+    kind = kind_of(path)
+    facts, text = {"recipe": _recipe, "space": _space, "evaluator": _evaluator}[kind](path)
+    emit(args, {"file": path, "kind": kind, "ok": True, **facts}, f"{path}: {kind}, in order\n{text}".rstrip())
+    return 0
+
+
+def locate(name: str) -> Path:
+    """The file that is meant: a path, or a preset by its folder and name."""
+    from evomerge import presets
+
+    if Path(name).exists():
+        return Path(name)
+    for kind in ("search_spaces", "evaluators"):
+        if name.startswith(f"{kind}/") and (found := presets.find(kind, name)):  # type: ignore[arg-type]
+            return found
+    return Path(name)  # read_text() says what is wrong, with the nearest name
+
+
+def kind_of(path: Path) -> str:
+    """Which kind of file it is (recipe, space, evaluator), by the keys that it has."""
+    from evomerge.config import load_yaml
+
+    data = load_yaml(path).mapping()
+    for key, kind in _KEYS:
+        if key in data:
+            return kind
+    if data.get("kind") in _KINDS:
+        return _KINDS[str(data["kind"])]
+    known = ", ".join(f'"{key}" ({kind})' for key, kind in _KEYS)
+    raise InputError(f"{path}: neither a recipe, a space nor an evaluator; expected one of the keys {known}")
+
+
+Facts = tuple[Mapping[str, Any], str]
+
+
+def _recipe(path: Path) -> Facts:
+    from evomerge.recipe import load_recipe
+    from evomerge.sources import open_sources
+
+    recipe = load_recipe(path)
+    sources = open_sources(recipe.references(), root=path.parent)
+
+    from evomerge.merging.engine import Engine
+
+    summary = Engine(sources).plan(recipe).summary()
+    facts = {"method": recipe.merge_method, "models": recipe.references(), "plan": summary}
+    return facts, _words(summary)
+
+
+def _space(path: Path) -> Facts:
+    from evomerge.sources import check_fit, open_sources
+    from evomerge.space import load_space
+
+    config = load_space(path)
+    references = [s.model for s in config.sources] + ([config.base_model] if config.base_model else [])
+    sources = open_sources(references, root=path.parent)
+    check_fit(sources)
+    first = next(iter(sources.values()))
+    space = config.bind(first.num_layers, first.tensors)
+    names = [p.name for p in space.parameters]
+    facts = {"method": list(config.method), "models": references, "layers": first.num_layers, "parameters": names}
+    return facts, _words(space.describe())
+
+
+def _evaluator(path: Path) -> Facts:
+    from evomerge.evaluation import SPLITS, load_evaluator, open_evaluator
+
+    file = load_evaluator(path)
+    evaluator = open_evaluator(file)
+    counts = {split: {task: len(ids) for task, ids in evaluator.items(split).items()} for split in SPLITS}
+    lines = [f"{t.name}: weight {t.weight:g}" for t in file.config.tasks]
+    lines += [f"{split}: " + ", ".join(f"{n} items of {task}" for task, n in counts[split].items()) for split in SPLITS]
+    facts = {"evaluator": file.config.kind, "tasks": [t.name for t in file.config.tasks], "items": counts}
+    return facts, "\n".join(lines)
+
+
+def _words(summary: Any) -> str:
+    if isinstance(summary, Mapping):
+        return "\n".join(f"{key}: {value}" for key, value in summary.items())
+    return "\n".join(map(str, summary)) if isinstance(summary, list | tuple) else str(summary)

@@ -1,0 +1,94 @@
+"""The one table of commands, and the parser made of it.
+
+A command is a module of `evomerge.cli` with `add_parser(subparsers)`, which sets `run(args) -> int` as a default. It
+imports what is heavy inside `run`, because all of them are loaded for `evomerge --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from evomerge import __version__
+from evomerge.errors import InputError, choose, nearest
+
+# In the order of --help. Adding a command is one line here and one file beside.
+COMMANDS: tuple[str, ...] = (
+    "search",
+    "merge",
+    "evaluate",
+    "export",
+    "list",
+    "check",
+    "init",
+    "dashboard",
+    "zoo",
+)
+
+Subparsers = argparse._SubParsersAction  # the type of what add_subparsers() returns has no public name
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose problems are InputErrors (one line, exit code 2) instead of a usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong."""
+        raise InputError(f"{message} (see: {self.prog} --help)")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="evomerge",
+        description="Evolutionary search for model-merge recipes.",
+        epilog="evomerge COMMAND --help explains one command. Start with: evomerge search --budget 100",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name in COMMANDS:
+        importlib.import_module(f"evomerge.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def add_command(subparsers: Subparsers[Parser], name: str, help: str, description: str) -> Parser:
+    """A command's parser with what every command has: `--json`, no abbreviated options, its own name for messages."""
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:
+    """Parse a command line.
+
+    Raises:
+        InputError: unknown command or option (the nearest one named), or anything else that argparse refuses.
+    """
+    parser = parser or build_parser()
+    first = next((a for a in argv if not a.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        raise InputError(f'unknown command "{first}"; {choose(first, COMMANDS)}')
+    args, unknown = parser.parse_known_args(list(argv))
+    if args.command is None and not unknown:
+        raise InputError(f"expected a command; one of: {', '.join(COMMANDS)} (see: evomerge --help)")
+    if unknown:
+        raise InputError(_unknown(unknown[0], parser if args.command is None else args.parser))
+    return args
+
+
+def _unknown(argument: str, parser: Parser) -> str:
+    if not argument.startswith("-"):
+        return f'{parser.prog}: unexpected argument "{argument}" (see: {parser.prog} --help)'
+    name = argument.split("=", 1)[0]
+    near = nearest(name, [option for action in parser._actions for option in action.option_strings])
+    hint = f'; did you mean "{near}"?' if near else f" (see: {parser.prog} --help)"
+    return f'{parser.prog}: unknown option "{name}"{hint}'

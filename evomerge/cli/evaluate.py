@@ -1,0 +1,66 @@
+"""`evomerge evaluate MODEL`: score a checkpoint with an evaluator, as the search does."""
+
+from __future__ import annotations
+
+import argparse
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+from evomerge.cli.progress import say
+
+DESCRIPTION = """\
+Score a model on one split of an evaluator's items. Looking at "test" before the end of a search makes its figures a
+little too good; "select" is the split to look at meanwhile.
+
+  evomerge evaluate zoo:maths
+  evomerge evaluate runs/quickstart-quickstart-0/model --split test --json"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "evaluate", "score a model with an evaluator", DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="folder, hub id or zoo:NAME")
+    parser.add_argument("--evaluator", metavar="E", help="a YAML file or a preset's name (default: quickstart)")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
+    parser.add_argument("--split", choices=("search", "select", "test"), default="select", help="default: select")
+    parser.add_argument("--device", help="torch device (default: cuda where there is one)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the model, print a line per task."""
+    from evomerge.errors import CandidateError, InputError
+    from evomerge.evaluation import evaluator_for, load_evaluator
+    from evomerge.score import interval
+    from evomerge.sources import open_source
+
+    if args.tasks and args.evaluator:
+        raise InputError("--tasks and --evaluator cannot both be given")
+    file = evaluator_for(args.tasks) if args.tasks else load_evaluator(args.evaluator or "quickstart")
+    source = open_source(args.model)
+
+    from evomerge.study.builder import Builder
+    from evomerge.study.job import Job
+
+    say(args, f"scoring {args.model} on {args.split}")
+    answer = Builder({args.model: source}, args.model, file, args.device).run(Job(args.split, source=args.model))
+    if answer.score is None:
+        raise CandidateError(f"{args.model}: {answer.reason}")
+    score = answer.score
+    whole = interval(score)
+    result = {
+        "model": args.model,
+        "evaluator": file.name,
+        "split": args.split,
+        **whole.to_dict("score"),
+        "tasks": {
+            t.task: {"metric": t.metric, "score": t.shown, "weight": t.weight, "items": len(t.items)}
+            for t in score.tasks
+        },
+        "seconds": dict(answer.seconds),
+    }
+    lines = [f"{t.task:<24} {t.metric:<14} {t.shown:.4f}  ({len(t.items)} items)" for t in score.tasks]
+    span = f"  95 % {whole.low:.4f} .. {whole.high:.4f}" if whole.low is not None and whole.high is not None else ""
+    lines.append(f"{'score':<24} {'':<14} {whole.mean:.4f}{span}")
+    emit(args, result, "\n".join(lines))
+    return 0

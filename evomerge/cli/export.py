@@ -1,0 +1,81 @@
+"""`evomerge export STUDY OUT`: a candidate as a plain checkpoint, or the study's results as Parquet."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+from evomerge.cli.runs import RUNS, find_database
+
+DESCRIPTION = """\
+Write a study's winner, or any other candidate, as a plain checkpoint with its recipe; or every candidate and the result
+of every item as Parquet.
+
+  evomerge export quickstart-quickstart-0 my-model
+  evomerge export quickstart-quickstart-0 my-model --trial 17
+  evomerge export quickstart-quickstart-0 results --format parquet"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "export", "write a candidate's checkpoint, or a study's results", DESCRIPTION)
+    parser.add_argument("study", metavar="STUDY", help=f"name of a study in {RUNS}/, or its folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument("--trial", type=int, metavar="N", help="which candidate (default: the winner)")
+    parser.add_argument("--format", choices=("checkpoint", "parquet"), default="checkpoint", help="default: checkpoint")
+    parser.add_argument("--storage", metavar="URL", help="database of the study (default: found by its name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the study, write what was asked for."""
+    from evomerge.errors import InputError
+    from evomerge.study.place import storage_url
+    from evomerge.study.store import Store
+
+    url = storage_url(args.storage) if args.storage else f"sqlite:///{find_database(args.study).resolve()}"
+    store = Store(url)
+    name = args.study if args.study in store.names() or args.storage else _main_study(store.names(), args.study)
+    study = store.open(name)
+    if args.format == "parquet":
+        if args.trial is not None:
+            raise InputError("--trial chooses a checkpoint; --format parquet writes every candidate")
+        written = _parquet(study, args.out, args.overwrite)
+        emit(args, {"study": name, "files": written}, "\n".join(written))
+        return 0
+
+    from evomerge.pipeline import export
+
+    number = export(study, args.out, args.trial, overwrite=args.overwrite)
+    emit(args, {"study": name, "trial": number, "out": str(args.out)}, f"{args.out}: candidate {number} of {name}")
+    return 0
+
+
+def _main_study(names: list[str], asked: str) -> str:
+    """The study of a database that was named by its folder: the one that is no control."""
+    from evomerge.errors import StudyError, choose
+
+    main = [n for n in names if "/" not in n]
+    if len(main) != 1:
+        raise StudyError(f'study "{asked}": the database holds {len(main)} studies; {choose(Path(asked).name, names)}')
+    return main[0]
+
+
+def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:
+    from evomerge.errors import InputError
+    from evomerge.report.frames import items_frame, trials_frame
+    from evomerge.report.outputs import write_atomically
+
+    paths = [out / "trials.parquet", out / "items.parquet"]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists; give another OUT, or --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+    trials = study.trials()
+    write_atomically(paths[0], lambda part: trials_frame(trials).to_parquet(part, index=False))
+    write_atomically(paths[1], lambda part: items_frame(trials).to_parquet(part, index=False))
+    return [str(p) for p in paths]

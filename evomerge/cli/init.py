@@ -1,0 +1,56 @@
+"""`evomerge init [DIR]`: commented files to start a search of one's own from. They run as they are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+from evomerge.errors import InputError
+
+ITEMS = 600
+STARTER = Path(__file__).with_name("starter")
+FILES = ("space.yaml", "evaluator.yaml", "score.py")
+
+DESCRIPTION = """\
+Write space.yaml (what may vary), evaluator.yaml, score.py and items.jsonl (what scores a model): commented, and
+runnable as they are on the embedded models. Nothing that exists is touched.
+
+  evomerge init my-search && cd my-search
+  evomerge search space.yaml --evaluator evaluator.yaml --budget 50"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "init", "write a commented space and evaluator to start from", DESCRIPTION)
+    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, default=Path(), help="folder (default: this one)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files; refuses, before writing any, where one of them exists."""
+    from evomerge import presets
+
+    items = presets.folder("evaluators") / "zoo" / "kovesh_problems.jsonl"
+    contents = {name: (STARTER / name).read_text(encoding="utf-8") for name in FILES}
+    contents["items.jsonl"] = "".join(items.read_text(encoding="utf-8").splitlines(keepends=True)[:ITEMS])
+    there = [str(args.dir / name) for name in contents if (args.dir / name).exists()]
+    if there:
+        raise InputError(f"{', '.join(there)}: there already; name another folder (evomerge init DIR)")
+    try:
+        args.dir.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            with (args.dir / name).open("x", encoding="utf-8") as f:
+                f.write(text)
+    except OSError as e:
+        raise InputError(f"{args.dir}: cannot be written ({e.strerror})") from None
+    written = [args.dir / name for name in contents]
+    there_or_here = "" if args.dir == Path() else f"cd {args.dir} && "
+    emit(
+        args,
+        {"dir": args.dir, "files": written},
+        "\n".join(map(str, written))
+        + f"\nNext: {there_or_here}evomerge search space.yaml --evaluator evaluator.yaml --budget 50",
+    )
+    return 0

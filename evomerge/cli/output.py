@@ -1,0 +1,47 @@
+"""What a command prints: one result on stdout, as text or (`--json`) as one JSON value; errors on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from typing import Any
+
+
+def emit(args: argparse.Namespace, result: Mapping[str, Any] | Sequence[Any], text: str) -> None:
+    """Print a command's result: `result` as JSON where `--json` was given, else `text` (nothing when empty).
+
+    `args.stdout` is the real one: while a `--json` command runs, `sys.stdout` points to stderr, so that what
+    libraries print does not land beside the result.
+    """
+    if args.json:
+        print(dumps(result), file=args.stdout)
+    elif text:
+        print(text, file=args.stdout)
+
+
+def emit_error(message: str, as_json: bool) -> None:
+    """Print an error on stderr, and with `--json` also `{"error": message}` on stdout."""
+    print(f"evomerge: error: {message}", file=sys.stderr)
+    if as_json:
+        print(dumps({"error": message}))
+
+
+def dumps(value: Any) -> str:
+    """Strict JSON on one line: NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,105 @@
+"""`evomerge search [SPACE]`: find the best merge within a budget, or go on with a search that was cut off."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+
+DESCRIPTION = """\
+Search for the best merge of some models within a budget. The same command resumes a search that was cut off, and
+extends a finished one when its budget is larger.
+
+  evomerge search --budget 100                                     the shipped models: a five-minute start
+  evomerge search space.yaml --evaluator evaluator.yaml --budget 2h
+  evomerge search --models ./a ./b --base ./c --tasks gsm8k --budget 200"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "search", "find the best merge within a budget", DESCRIPTION)
+    parser.add_argument(
+        "space", metavar="SPACE", nargs="?", help="search space: a YAML file or a preset's name (default: quickstart)"
+    )
+    parser.add_argument(
+        "--budget", required=True, help='candidates ("200"), or wall time of all runs together ("30m", "1h30m")'
+    )
+    what = parser.add_argument_group("what to merge and how to score it")
+    what.add_argument("--evaluator", metavar="E", help="evaluator: a YAML file or a preset's name (default: quickstart)")
+    what.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
+    what.add_argument(
+        "--models", nargs="+", default=[], metavar="MODEL", help="sources: folders, hub ids, zoo:NAME (path@revision)"
+    )
+    what.add_argument("--base", metavar="MODEL", help="the model that the sources were fine-tuned from")
+    how = parser.add_argument_group("how to search")
+    how.add_argument("--sampler", default="auto", help="auto, cma, catcma, tpe or random (default: auto)")
+    how.add_argument("--seed", type=_seed, default=0, help="seed of the whole search, DARE's masks included (default: 0)")
+    how.add_argument("--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)")
+    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
+    how.add_argument("--patience", type=_positive, metavar="N", help="stop after N candidates without a better one")
+    how.add_argument(
+        "--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first"
+    )
+    how.add_argument(
+        "--controls", action="store_true", help="also search each task vector alone, and at random, at equal budget"
+    )
+    where = parser.add_argument_group("where it runs and what it leaves")
+    where.add_argument("--study", metavar="S", help="name of the study (default: SPACE-EVALUATOR-SEED)")
+    where.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/STUDY)")
+    where.add_argument("--storage", metavar="URL", help="database (default: one SQLite file in the output folder)")
+    where.add_argument("--workers", type=_natural, metavar="N", help="default: one per GPU, else per CPU; 0: no Ray")
+    where.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)")
+    where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, write the outputs, print the table."""
+    from evomerge.study.budget import Budget
+
+    budget = Budget.parse(args.budget)
+
+    from evomerge.cli.progress import Progress
+    from evomerge.pipeline import Options, search
+    from evomerge.report.outputs import write_outputs
+    from evomerge.report.result import to_dict
+    from evomerge.report.table import table_text
+    from evomerge.study.workers import Cluster
+
+    options = Options(
+        budget=budget, space=args.space, models=args.models, base=args.base, evaluator=args.evaluator, tasks=args.tasks,
+        study=args.study, storage=args.storage, out=args.out,
+        cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
+        population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
+        enqueue=args.enqueue,
+    )  # fmt: skip
+    with Progress() as progress:
+        outcome = search(options, progress)
+    out = outcome.model.parent
+    write_outputs(outcome, out)
+    emit(args, to_dict(outcome), table_text(outcome) + f"\n{out}/: model/, recipe.yaml, README.md, result.json, history.png")
+    return 0
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1, 10**9)
+
+
+def _natural(text: str) -> int:
+    return _whole(text, 0, 10**6)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {low} to {high}')
+    return number

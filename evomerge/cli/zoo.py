@@ -1,0 +1,95 @@
+"""`evomerge zoo`: the tiny models that ship with the package, and their tasks."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+from evomerge.errors import InputError, choose
+
+DESCRIPTION = """\
+List the embedded models and tasks, small enough to try a whole search in minutes on a laptop. A model is named
+`zoo:NAME` wherever a model can be named; a task by its bare name.
+
+  evomerge zoo                    what there is
+  evomerge zoo copy maths DIR     a model as a plain Hugging Face folder of your own"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "zoo", "list or copy the embedded models and tasks", DESCRIPTION)
+    parser.add_argument("action", metavar="copy", nargs="?", choices=("list", "copy"), default="list",
+                        help="nothing (list them), or copy")  # fmt: skip
+    parser.add_argument("name", metavar="NAME", nargs="?", help="model to copy")
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder to write; must not exist")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the zoo, or copy a model out of it."""
+    return _copy(args) if args.action == "copy" else _list(args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from evomerge import presets, zoo
+
+    if args.name is not None:
+        raise InputError(f'evomerge zoo list takes no arguments, got "{args.name}"')
+    models = [_model(name) for name in zoo.NAMES]
+    folder = presets.folder("evaluators") / "zoo"
+    tasks = [{"task": f.stem, "about": _first_comment(f)} for f in sorted(folder.glob("*.yaml"))]
+    lines = ["models", *(f"  zoo:{m['name']:<10} {m['parameters']:,} parameters, {m['layers']} layers" for m in models)]
+    width = max((len(t["task"]) for t in tasks), default=0)
+    lines += ["tasks", *(f"  {t['task']:<{width}}  {t['about']}" for t in tasks)]
+    emit(args, {"models": models, "tasks": tasks}, "\n".join(lines))
+    return 0
+
+
+def _model(name: str) -> dict[str, Any]:
+    import json
+    import math
+    import struct
+
+    from evomerge import zoo
+
+    path = zoo.path(name)
+    with (path / "model.safetensors").open("rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(length))
+    count = sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return {
+        "name": name,
+        "reference": f"zoo:{name}",
+        "path": path,
+        "parameters": count,
+        "layers": config["num_hidden_layers"],
+        "bytes": (path / "model.safetensors").stat().st_size,
+    }
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _copy(args: argparse.Namespace) -> int:
+    from evomerge import zoo
+
+    if args.name is None or args.out is None:
+        raise InputError("evomerge zoo copy needs NAME and OUT: evomerge zoo copy maths my-maths")
+    if args.name not in zoo.NAMES:
+        raise InputError(f'no model "{args.name}" in the zoo; {choose(args.name, zoo.NAMES)}')
+    if args.out.exists():
+        raise InputError(f"{args.out}: exists already; name a folder that does not")
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(zoo.path(args.name), args.out)
+    except OSError as e:
+        raise InputError(f"{args.out}: cannot be written ({e.strerror})") from None
+    emit(args, {"name": args.name, "out": args.out}, f"{args.out}")
+    return 0

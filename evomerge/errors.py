@@ -1,0 +1,64 @@
+"""Every error that evomerge raises on purpose, with the exit code that the command line gives it.
+
+One root (`EvoMergeError`), typed kinds below it. A message is one line (or one line per problem) that says where
+the problem is (file, key), what was found, what was expected, and the nearest valid choice.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class EvoMergeError(Exception):
+    """Root of all errors raised on purpose; the command line prints its message without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(EvoMergeError, ValueError):
+    """What the user gave is wrong: refused before time is spent (exit code 2)."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A merge recipe cannot be read, or says something that cannot be built."""
+
+
+class SourceError(InputError):
+    """A source model is missing, incomplete, in a refused format, or does not fit the others."""
+
+
+class SpaceError(InputError):
+    """A search space is wrong, or an optimizer cannot take it."""
+
+
+class EvaluatorError(InputError):
+    """An evaluator is wrong: unknown task, metric or option."""
+
+
+class StudyError(InputError):
+    """A study or its storage is not what the command says it is."""
+
+
+class CandidateError(EvoMergeError):
+    """One candidate failed (NaN weights, an evaluator that raised, ...). The search records it and goes on."""
+
+
+def nearest(value: str, choices: Iterable[str]) -> str | None:
+    """The choice that looks most like `value`, or None when nothing is near."""
+    found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def choose(value: str, choices: Sequence[str]) -> str:
+    """Words that end a message about a wrong choice: the nearest one first, then all of them when they are few.
+
+    >>> choose("tise", ["ties", "linear"])
+    'did you mean "ties"? Valid: ties, linear'
+    """
+    near = nearest(value, choices)
+    words = f'did you mean "{near}"? ' if near else ""
+    shown = list(choices) if len(choices) <= 24 else [*list(choices)[:24], f"... ({len(choices)} in all)"]
+    return f"{words}Valid: {', '.join(shown)}"

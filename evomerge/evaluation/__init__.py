@@ -1,0 +1,23 @@
+"""A live model becomes a Score: lm-eval tasks or a Python function, on one split of the items."""
+
+from evomerge.evaluation.config import (
+    SPLITS,
+    EvaluatorConfig,
+    EvaluatorFile,
+    Split,
+    evaluator_for,
+    load_evaluator,
+)
+from evomerge.evaluation.evaluator import EVALUATORS, Evaluator, open_evaluator
+
+__all__ = [
+    "EVALUATORS",
+    "SPLITS",
+    "Evaluator",
+    "EvaluatorConfig",
+    "EvaluatorFile",
+    "Split",
+    "evaluator_for",
+    "load_evaluator",
+    "open_evaluator",
+]

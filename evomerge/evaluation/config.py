@@ -1,0 +1,187 @@
+"""The evaluator's YAML as a frozen model. Loads neither torch nor lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from evomerge import presets
+from evomerge.config import Document, Frozen, load_yaml, validate
+from evomerge.errors import EvaluatorError, choose
+
+Split = Literal["search", "select", "test"]
+SPLITS: tuple[Split, ...] = ("search", "select", "test")
+KINDS = ("lm_eval", "python")
+
+
+class TaskConfig(Frozen):
+    """One task that counts towards the score, or (weight 0) is measured on select and test only.
+
+    Attributes:
+        name: A task, group or tag of lm-eval; for `kind: python`, the name that the function's results carry.
+        metric: As lm-eval writes it: "exact_match", or "exact_match,FILTER". Default: the task's first metric.
+        weight: Share in the score.
+        higher_is_better: Default: as lm-eval has it (python: true).
+    """
+
+    name: str
+    metric: str | None = None
+    weight: float = Field(default=1.0, ge=0)
+    higher_is_better: bool | None = None
+
+
+class SplitConfig(Frozen):
+    """One split: the share of the items that falls into it, and a cap on how many of those are used per task."""
+
+    share: float = Field(gt=0, lt=1)
+    items: int | None = Field(default=None, ge=1)
+
+
+class Splits(Frozen):
+    """How items are divided, by a hash of their content: an item's split never depends on the other items."""
+
+    search: SplitConfig = SplitConfig(share=0.3)
+    select: SplitConfig = SplitConfig(share=0.2)
+    test: SplitConfig = SplitConfig(share=0.5)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Splits:
+        total = self.search.share + self.select.share + self.test.share
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares of search, select and test add up to {total:g}, more than 1")
+        return self
+
+    def of(self, split: Split) -> SplitConfig:
+        """The split of that name."""
+        config: SplitConfig = getattr(self, split)
+        return config
+
+
+class EvaluatorConfig(Frozen):
+    """An evaluator: what scores a model. lm-eval's options have lm-eval's own names.
+
+    Attributes:
+        include_path: Folder of task YAMLs, relative to this file (lm-eval's `--include_path`).
+        function: For `kind: python`: `file.py:function`, relative to this file.
+        items: For `kind: python`: JSONL file of items that the function is handed, relative to this file.
+        dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
+        seed: Seed of few-shot examples and of sampling, the same for every candidate.
+        confirm_run_unsafe_code: Whether tasks that run generated code may do so.
+    """
+
+    kind: Literal["lm_eval", "python"] = "lm_eval"
+    tasks: list[TaskConfig] = Field(min_length=1)
+    split_seed: int = 0
+    splits: Splits = Splits()
+    include_path: str | None = None
+    num_fewshot: int | None = Field(default=None, ge=0)
+    gen_kwargs: dict[str, Any] | None = None
+    apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    max_batch_size: int = Field(default=64, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
+    add_bos_token: bool | None = None
+    seed: int = 1234
+    device: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    confirm_run_unsafe_code: bool = False
+    trust_remote_code: bool = False
+    function: str | None = None
+    items: str | None = None
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value not in KINDS:
+            raise ValueError(f"unknown kind of evaluator; {choose(str(value), KINDS)}")
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A task may be written as its bare name."""
+        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError('expected a number of 1 or more, or "auto"')
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluatorConfig:
+        names = [t.name for t in self.tasks]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"tasks named twice: {', '.join(twice)}")
+        if not any(t.weight for t in self.tasks):
+            raise ValueError("every task has weight 0: nothing to search for")
+        if self.kind == "python" and (self.function is None or ":" not in self.function):
+            raise ValueError('kind "python" needs function: file.py:function')
+        if self.kind != "python" and (self.function or self.items):
+            raise ValueError('"function" and "items" belong to kind "python"')
+        return self
+
+
+class EvaluatorFile:
+    """An evaluator together with where it was read: its name and the folder that its paths are relative to."""
+
+    def __init__(self, config: EvaluatorConfig, name: str, folder: Path, file: str) -> None:
+        self.config = config
+        self.name = name
+        self.folder = folder
+        self.file = file
+
+    def path(self, relative: str, key: str) -> Path:
+        """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
+        path = self.folder / relative
+        if not path.exists():
+            raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path})")
+        return path
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for two runs to belong to one study (devices and batches may differ)."""
+        data = self.config.model_dump(mode="json", exclude_defaults=True)
+        for loose in ("batch_size", "max_batch_size", "device"):
+            data.pop(loose, None)
+        if self.config.function:
+            for key, name in (("function", self.config.function.rpartition(":")[0]), ("items", self.config.items)):
+                if name:
+                    data[f"{key}_sha256"] = hashlib.sha256(self.path(name, key).read_bytes()).hexdigest()
+        data.pop("include_path", None)
+        return json.loads(json.dumps(data, sort_keys=True))  # type: ignore[no-any-return]  # json gives Any
+
+
+def load_evaluator(name: str | Path) -> EvaluatorFile:
+    """Read an evaluator: a preset's name ("quickstart") or a file.
+
+    Raises:
+        EvaluatorError: every problem of the file, one line each.
+    """
+    path = presets.find("evaluators", str(name)) if not Path(name).is_file() else Path(name)
+    if path is None:
+        if Path(name).suffix not in (".yaml", ".yml"):
+            known = presets.names("evaluators")
+            raise EvaluatorError(f'evaluator "{name}": neither a file nor a preset; {choose(str(name), known)}')
+        path = Path(name)
+    document = load_yaml(path, EvaluatorError)
+    return EvaluatorFile(validate(EvaluatorConfig, document, EvaluatorError), path.stem, path.parent, str(path))
+
+
+def evaluator_for(tasks: Sequence[str | Mapping[str, Any]], file: str = "--tasks") -> EvaluatorFile:
+    """The evaluator of `--tasks A B`, or of mergekit-evolve's tasks: default splits. The zoo's are found by name."""
+    zoo = presets.folder("evaluators") / "zoo"
+    names = [t if isinstance(t, str) else str(t.get("name")) for t in tasks]
+    data: dict[str, Any] = {"tasks": [t if isinstance(t, str) else dict(t) for t in tasks]}
+    if any((zoo / f"{name}.yaml").is_file() for name in names):
+        data["include_path"] = str(zoo)
+    config = validate(EvaluatorConfig, Document(data, file), EvaluatorError)
+    return EvaluatorFile(config, "-".join(names), Path(), file)

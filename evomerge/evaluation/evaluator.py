@@ -1,0 +1,45 @@
+"""What every evaluator offers, and the one table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+from evomerge.evaluation.config import EvaluatorFile, Split
+from evomerge.score import Score
+
+
+class Evaluator(Protocol):
+    """Scores live models on items that it prepared once.
+
+    The contract suite in tests/contracts/test_evaluators.py holds every entry of `EVALUATORS` to this.
+    """
+
+    def __init__(self, file: EvaluatorFile) -> None:
+        """Load tasks and items; raises EvaluatorError for an unknown task, metric or option."""
+
+    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """Ids of each task's items in a split."""
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
+        """Score a model (a transformers causal language model in eval mode) with its tokenizer.
+
+        On "search" only the tasks with a weight are run; on "select" and "test" all of them.
+
+        Raises:
+            CandidateError: the model's logits are NaN or infinite, or a result is not a finite number.
+        """
+
+
+EVALUATORS: dict[str, str] = {
+    "lm_eval": "evomerge.evaluation.harness:HarnessEvaluator",
+    "python": "evomerge.evaluation.function:FunctionEvaluator",
+}
+
+
+def open_evaluator(file: EvaluatorFile) -> Evaluator:
+    """Make the evaluator that a file describes, ready to score."""
+    module, _, name = EVALUATORS[file.config.kind].partition(":")
+    made: Evaluator = getattr(import_module(module), name)(file)
+    return made

@@ -1,0 +1,123 @@
+"""`kind: python`: a function of one's own scores the live model.
+
+    def score(model, tokenizer, items): ...      # with `items: FILE.jsonl`: one result per item, in order
+    def score(model, tokenizer, split): ...      # without: "search", "select" or "test"; {item id: result} or a number
+
+With several tasks the function returns a mapping from task name to such a value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import CandidateError, EvaluatorError, choose
+from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.splits import Item, divide
+from evomerge.score import Score, TaskScore
+
+
+class FunctionEvaluator:
+    """`kind: python`. See `Evaluator` for the contract."""
+
+    def __init__(self, file: EvaluatorFile) -> None:
+        self._file = file
+        self._config = file.config
+        self._function = self._load(file.config.function or "")
+        self._contents: list[dict[str, Any]] = []
+        self._split: dict[Split, list[Item]] = {split: [] for split in SPLITS}
+        if file.config.items:
+            self._contents = self._read(file.config.items)
+            self._split = divide(self._contents, file.config.splits, file.config.split_seed, file.config.items)
+
+    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """Ids of each task's items in a split (none where the function brings its own)."""
+        return {t.name: tuple(i.id for i in self._split[split]) for t in self._config.tasks}
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
+        """Score a model on a split; see `Evaluator.evaluate`."""
+        torch.manual_seed(self._config.seed)
+        argument: Any = split
+        if self._config.items:
+            argument = [self._contents[i.index] for i in self._split[split]]
+        with finite_logits(model), torch.inference_mode():
+            returned = self._function(model, tokenizer, argument)
+        tasks = self._config.tasks
+        if len(tasks) > 1:
+            names = [t.name for t in tasks]
+            if not isinstance(returned, Mapping) or any(n not in returned for n in names):
+                raise CandidateError(
+                    f"{self._config.function} returned {_kind(returned)}, expected a mapping with the tasks {names}"
+                )
+            return Score(tuple(self._score(t, returned[t.name], split) for t in tasks))
+        named = isinstance(returned, Mapping) and set(returned) == {tasks[0].name}
+        return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split),))
+
+    def _score(self, task: TaskConfig, returned: Any, split: Split) -> TaskScore:
+        higher = task.higher_is_better is not False
+        sign = 1.0 if higher else -1.0
+        ids: tuple[str, ...] = tuple(i.id for i in self._split[split])
+        if isinstance(returned, Mapping):
+            ids, values = tuple(str(k) for k in returned), list(returned.values())
+        elif isinstance(returned, Sequence | np.ndarray | torch.Tensor) and not isinstance(returned, str):
+            values = list(returned)
+            if not self._config.items:
+                ids = tuple(f"{split}-{i}" for i in range(len(values)))
+        else:
+            ids, values = (), [returned]
+        if ids and len(ids) != len(values):
+            raise CandidateError(f"{self._config.function} returned {len(values)} results for {len(ids)} items")
+        try:
+            numbers = np.array([float(v) for v in values])
+        except (TypeError, ValueError):
+            raise CandidateError(f"{self._config.function} returned {_kind(returned)}, expected numbers") from None
+        if not len(numbers) or not np.isfinite(numbers).all():
+            raise CandidateError(f"{self._config.function} returned results that are not finite numbers")
+        value = float(numbers.mean())
+        results = (sign * numbers).astype(np.float32) if ids else np.zeros(0, np.float32)
+        return TaskScore(task.name, task.metric or "score", sign * value, task.weight, ids, results, not higher)
+
+    def _load(self, where: str) -> Callable[[Any, Any, Any], Any]:
+        file, name = where.rsplit(":", 1)
+        path = self._file.path(file, "function")
+        spec = importlib.util.spec_from_file_location(f"evomerge_evaluator_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise EvaluatorError(f"{self._file.file}: function = {where}: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as e:  # the user's own file may raise anything; the message needs its name
+            raise EvaluatorError(f"{self._file.file}: function = {where}: {path} fails on import: {e!r}") from e
+        function = getattr(module, name, None)
+        if not callable(function):
+            known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+            raise EvaluatorError(f"{self._file.file}: function = {where}: no function {name}; {choose(name, known)}")
+        return function  # type: ignore[no-any-return]  # getattr gives Any
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path = self._file.path(name, "items")
+        contents: list[dict[str, Any]] = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                content = json.loads(line)
+            except ValueError as e:
+                raise EvaluatorError(f"{path}:{number}: not JSON: {e}") from None
+            if not isinstance(content, dict):
+                raise EvaluatorError(f"{path}:{number}: expected a JSON object, got {_kind(content)}")
+            contents.append(content)
+        return contents
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return f"{type(value).__name__} {str(value)[:60]}"

@@ -1,0 +1,237 @@
+"""lm-eval's tasks, loaded and turned into requests once; each candidate only runs the model.
+
+What `lm_eval.evaluate` does per call (task loading, request building, environment info) is done once per worker here;
+requests, filters and metrics are lm-eval's own (checked by a test against `lm_eval.simple_evaluate`).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import CandidateError, EvaluatorError, choose
+from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.splits import Item, divide
+from evomerge.score import Score, TaskScore
+
+CPU_BATCH = 64
+
+
+@dataclass
+class _Prepared:
+    """A task with what is fixed for every candidate."""
+
+    name: str
+    task: Any
+    metric: str
+    filter: str
+    weight: float
+    higher: bool
+    items: Mapping[Split, list[Item]]
+    requests: dict[Split, list[Any]]
+
+
+class HarnessEvaluator:
+    """`kind: lm_eval`. See `Evaluator` for the contract."""
+
+    def __init__(self, file: EvaluatorFile) -> None:
+        self._file = file
+        self._config = file.config
+        self._tasks = [self._prepare(*entry) for entry in self._load()]
+        self._harness: Any = None
+
+    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """Ids of each task's items in a split."""
+        return {t.name: tuple(i.id for i in t.items[split]) for t in self._tasks}
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
+        """Score a model on a split; see `Evaluator.evaluate`."""
+        lm = self._language_model(model, tokenizer)
+        tasks = [t for t in self._tasks if t.weight or split != "search"]
+        for task in tasks:
+            if split not in task.requests:
+                task.requests[split] = self._build(task, split, lm)
+        _seed(self._config.seed)
+        requests: dict[str, list[Any]] = {}
+        for task in tasks:
+            for request in task.requests[split]:
+                request.resps, request.filtered_resps = [], {}
+                requests.setdefault(request.request_type, []).extend([request] * request.repeats)
+        with finite_logits(model), torch.inference_mode():
+            for kind, batch in requests.items():
+                with _quiet():
+                    answers = getattr(lm, kind)(batch)
+                for request, answer in zip(batch, answers, strict=True):
+                    request.resps.append(answer)
+        return Score(tuple(self._score(task, split) for task in tasks))
+
+    def _language_model(self, model: Any, tokenizer: Any) -> Any:
+        """lm-eval's wrapper of a model; kept while the model is the same."""
+        if self._harness is None or self._harness.model is not model:
+            from lm_eval.models.huggingface import HFLM
+
+            config = self._config
+            size: int | str = config.batch_size
+            if size == "auto" and model.device.type == "cpu":
+                # lm-eval's search for the largest batch runs until memory is out, which on a CPU is the machine's.
+                size = CPU_BATCH
+            with _quiet():
+                self._harness = HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=size,
+                    max_batch_size=config.max_batch_size,
+                    max_length=config.max_length,
+                    add_bos_token=config.add_bos_token,
+                    trust_remote_code=config.trust_remote_code,
+                )
+        return self._harness
+
+    def _load(self) -> list[tuple[TaskConfig, str, Any, float]]:
+        """lm-eval's task objects: (what asked for it, its name, the task, its share of the weight)."""
+        from lm_eval.tasks import TaskManager
+
+        file, config = self._file, self._config
+        folder = str(file.path(config.include_path, "include_path")) if config.include_path else None
+        names = [t.name for t in config.tasks]
+        with _quiet():
+            manager = TaskManager(include_path=folder, include_defaults=False)
+            if any(n not in manager.all_tasks for n in names):
+                # lm-eval's own 14,000 tasks take some 20 s to index: only when they are needed.
+                manager = TaskManager(include_path=folder, include_defaults=True)
+        unknown = [n for n in names if n not in manager.all_tasks]
+        if unknown:
+            lines = [f'{file.file}: unknown task "{n}"; {_short_choice(n, manager.all_tasks)}' for n in unknown]
+            raise EvaluatorError("\n".join(lines))
+        loaded: list[tuple[TaskConfig, str, Any, float]] = []
+        for entry in config.tasks:
+            try:
+                with _quiet():
+                    tasks = manager.load([entry.name])["tasks"]
+            except Exception as e:  # lm-eval and datasets raise whatever they meet; the user needs the task's name
+                raise EvaluatorError(f'{file.file}: task "{entry.name}" cannot be loaded: {_first_line(e)}') from e
+            loaded += [(entry, name, task, entry.weight / len(tasks)) for name, task in tasks.items()]
+        return loaded
+
+    def _prepare(self, entry: TaskConfig, name: str, task: Any, weight: float) -> _Prepared:
+        file, config = self._file, self._config
+        if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+            raise EvaluatorError(
+                f'{file.file}: task "{name}" runs generated code; set confirm_run_unsafe_code: true to allow it'
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise EvaluatorError(f'{file.file}: task "{name}" needs images or audio, which are not supported yet')
+        if config.gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=config.gen_kwargs, update=True)
+        if task.get_config("num_fewshot") != 0:
+            wanted = config.num_fewshot if config.num_fewshot is not None else task.get_config("num_fewshot")
+            task.set_config(key="num_fewshot", value=wanted or 0)
+        metrics = list(task.aggregation())
+        filters = [f.name for f in getattr(task, "_filters", ())] or ["none"]
+        metric, _, chosen = (entry.metric or metrics[0]).partition(",")
+        if metric not in metrics:
+            raise EvaluatorError(f'{file.file}: task "{name}" has no metric "{metric}"; {choose(metric, metrics)}')
+        if chosen and chosen not in filters:
+            raise EvaluatorError(f'{file.file}: task "{name}" has no filter "{chosen}"; {choose(chosen, filters)}')
+        higher = entry.higher_is_better
+        if higher is None:
+            higher = bool(task.higher_is_better().get(metric, True))
+        items = divide(task.eval_docs, config.splits, config.split_seed, name)
+        return _Prepared(name, task, metric, chosen or filters[0], weight, higher, items, {})
+
+    def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
+        """lm-eval's requests for the items of a split."""
+        config = self._config
+        # lm-eval's few-shot sampler goes on where it stopped: without a new seed, prompts would drift on reuse.
+        task.task.set_fewshot_seed(config.seed)
+        with _quiet():
+            task.task.build_all_requests(
+                samples=[i.index for i in task.items[split]],
+                rank=0,
+                world_size=1,
+                system_instruction=config.system_instruction,
+                apply_chat_template=bool(config.apply_chat_template),
+                fewshot_as_multiturn=config.fewshot_as_multiturn,
+                chat_template=lm.apply_chat_template if config.apply_chat_template else None,
+                tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
+            )
+        return list(task.task.instances)
+
+    def _score(self, task: _Prepared, split: Split) -> TaskScore:
+        requests = task.requests[split]
+        task.task._instances = requests
+        task.task.apply_filters()
+        by_item: dict[int, list[Any]] = {}
+        for request in requests:
+            by_item.setdefault(request.doc_id, []).append(request)
+        raw: list[Any] = []
+        for place in sorted(by_item):
+            answers = sorted(by_item[place], key=lambda r: r.idx)
+            found = task.task.process_results(answers[0].doc, [r.filtered_resps[task.filter] for r in answers])
+            if task.metric not in found:
+                raise EvaluatorError(
+                    f'task "{task.name}" returned no "{task.metric}"; {choose(task.metric, list(found))}'
+                )
+            raw.append(found[task.metric])
+        return task_score(task.name, task.metric, raw, task.weight, task.higher, task.items[split],
+                          task.task.aggregation()[task.metric])  # fmt: skip
+
+
+def task_score(
+    name: str, metric: str, raw: Sequence[Any], weight: float, higher: bool, items: Sequence[Item], aggregate: Any
+) -> TaskScore:
+    """One task's score from lm-eval's results per item, the sign flipped where lower is better.
+
+    Raises:
+        CandidateError: the aggregated value is not a finite number.
+    """
+    value = float(aggregate(raw))
+    if not math.isfinite(value):
+        raise CandidateError(f'task "{name}": metric "{metric}" is {value}')
+    sign = 1.0 if higher else -1.0
+    results = np.zeros(0, np.float32)
+    if all(isinstance(r, bool | int | float | np.number) for r in raw):
+        numbers = np.array([float(r) for r in raw])
+        # Paired statistics per item are only true of a mean: perplexities and F1 of a whole set keep their value alone.
+        if np.isfinite(numbers).all() and math.isclose(float(numbers.mean()), value, rel_tol=1e-6, abs_tol=1e-9):
+            results = (sign * numbers).astype(np.float32)
+    return TaskScore(name, metric, sign * value, weight, tuple(i.id for i in items), results, flipped=not higher)
+
+
+def _seed(seed: int) -> None:
+    """Sampling tasks draw the same numbers for every candidate."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval prints, logs and draws bars for every step: one line per candidate is enough here."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    sink = io.StringIO()
+    with redirect_stdout(sink), redirect_stderr(sink):
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _short_choice(name: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    return choose(name, choices).partition(" Valid:")[0] if len(choices) > 24 else choose(name, choices)
+
+
+

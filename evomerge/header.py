@@ -1,0 +1,113 @@
+"""The header of a safetensors file, read with struct and json alone: names, types, shapes and places of its tensors.
+
+Format: 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape, data_offsets}}, then the data. Everything is
+bounds-checked, because what a header says decides what is read (https://github.com/huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from evomerge.errors import SourceError
+
+# Bytes of one element, by safetensors' names of types.
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
+FLOATS = ("BF16", "F16", "F32", "F64")
+MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor in a file.
+
+    Attributes:
+        dtype: safetensors' name of the type ("BF16", "F32", ...).
+        start, end: Bytes of the tensor, counted from the beginning of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the tensor can be merged; others (masks, counters) are copied."""
+        return self.dtype in FLOATS
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a safetensors file, in the header's order.
+
+    Raises:
+        SourceError: a file cut short (an interrupted download), no safetensors file at all, or a header that lies.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            first = f.read(8)
+            if first == b"version ":
+                raise SourceError(f"{file}: is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+            if len(first) < 8:
+                raise SourceError(f"{file}: interrupted download: the file has {size} bytes, not even a header")
+            (length,) = struct.unpack("<Q", first)
+            if length > MAX_HEADER or length < 2:
+                raise SourceError(f"{file}: not a safetensors file (its header claims {length:,} bytes)")
+            if 8 + length > size:
+                raise _cut(file, size, 8 + length)
+            text = f.read(length)
+    except OSError as e:
+        raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise SourceError(f"{file}: its header is not JSON; the file is damaged or no safetensors file") from None
+    if not isinstance(header, dict):
+        raise SourceError(f"{file}: its header is a {type(header).__name__}, expected an object of tensors")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in header.items()}
+    needed = max((t.end for t in tensors.values()), default=0)
+    if needed > size:
+        raise _cut(file, size, needed)
+    return tensors
+
+
+def _cut(file: Path, size: int, needed: int) -> SourceError:
+    return SourceError(
+        f"{file}: interrupted download: the file has {size:,} bytes, its header needs {needed:,}; download it again"
+    )
+
+
+def _tensor(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
+    if not name or ".." in name or name.startswith("/") or "\\" in name or not name.isprintable():
+        raise SourceError(f"{file}: refused: {name!r} is not a name a tensor may have")
+    wrong = SourceError(f'{file}: its header is damaged at tensor "{name}": {str(entry)[:100]}')
+    if not isinstance(entry, dict):
+        raise wrong
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype not in ITEM_SIZES:
+        raise SourceError(f'{file}: tensor "{name}" has the unknown type {dtype!r}')
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise wrong
+    start, end = offsets
+    if end - start != math.prod(shape) * ITEM_SIZES[dtype]:
+        raise wrong
+    return TensorInfo(dtype, tuple(shape), file, data + start, data + end)
+
+
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)

@@ -1,0 +1,1 @@
+"""A recipe becomes weights: pure functions of tensors, the engine that feeds them, and plain checkpoints."""

@@ -1,0 +1,122 @@
+"""CatCMA with margin (arXiv 2504.07884) by `cmaes`: floats, integers and categories in one distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.optimizers.coordinates import from_unit, to_unit
+from evomerge.optimizers.generation import Generation, ranks
+from evomerge.score import Value
+from evomerge.space.parameters import Categorical, Float, Integer, Parameter
+
+SIGMA = 1 / 6
+LEAST_INTEGER_STEP = 0.5
+
+
+class CatCma:
+    """CatCMA with margin; categories start at equal probability.
+
+    It is told ranks, not scores: its penalty for leaving the bounds scales with the spread of what it is told, which is
+    nothing in a generation of ties.
+
+    Args:
+        sigma: First standard deviation, as a share of every range; default 1/6.
+        population: Default 4 + floor(3 ln n).
+        initial: The first mean; default the parameters' own.
+    """
+
+    name = "catcma"
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        seed: int,
+        *,
+        population: int | None = None,
+        sigma: float | None = None,
+        initial: Mapping[str, Value] | None = None,
+    ) -> None:
+        from cmaes import CatCMAwM
+
+        self._floats = [p for p in parameters if isinstance(p, Float)]
+        self._integers = [p for p in parameters if isinstance(p, Integer)]
+        self._categories = [p for p in parameters if isinstance(p, Categorical)]
+        step = SIGMA if sigma is None else sigma
+        start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
+        # The covariance is given: the library's own is zero for a mean that lies on a bound.
+        widths = [step] * len(self._floats)
+        widths += [max(step * (p.high - p.low), LEAST_INTEGER_STEP) for p in self._integers]
+        self.generation = population or 4 + math.floor(3 * math.log(len(parameters)))
+        self._solution: Any = CatCMAwM.Solution
+        self._es = CatCMAwM(
+            x_space=[[0.0, 1.0]] * len(self._floats) or None,
+            z_space=[list(range(p.low, p.high + 1)) for p in self._integers] or None,
+            c_space=[len(p.choices) for p in self._categories] or None,
+            population_size=self.generation,
+            mean=self._mean(start) if widths else None,
+            sigma=1.0,
+            cov=np.diag(np.square(widths)) if widths else None,
+            seed=seed % 2**32,
+        )
+        self._flight: Generation[Any] = Generation(parameters, self.generation)
+        self._done = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the numbers have converged (cmaes' criteria, which do not look at categories)."""
+        return self._done
+
+    def enqueue(self, params: Mapping[str, Value]) -> None:
+        """See `Optimizer.enqueue`."""
+        self._flight.enqueue(params)
+
+    def ask(self, n: int) -> list[dict[str, Value]]:
+        """See `Optimizer.ask`."""
+        flight = self._flight
+        flight.open(n)
+        given, flight.queue = flight.queue[:n], flight.queue[n:]
+        candidates = [(params, self._encode(params)) for params in given]
+        while len(candidates) < n:
+            solution = self._es.ask()
+            candidates.append((self._decode(solution), solution))
+        return flight.ask(candidates)
+
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+        """See `Optimizer.tell`. A generation of nothing but ties teaches nothing and leaves the distribution alone."""
+        solutions, told = self._flight.tell(params, scores)
+        worth = ranks(told)
+        if len(np.unique(worth)) < 2:
+            return
+        self._es.tell(list(zip(solutions, worth.tolist(), strict=True)))
+        self._done = bool((self._floats or self._integers) and self._es.should_stop())
+
+    def _mean(self, params: Mapping[str, Value]) -> Any:
+        point = [to_unit(p, float(params[p.name])) for p in self._floats]
+        return np.array([*point, *(float(params[p.name]) for p in self._integers)], dtype=np.float64)
+
+    def _encode(self, params: Mapping[str, Value]) -> Any:
+        numbers = self._mean(params)
+        chosen = np.zeros((len(self._categories), max((len(p.choices) for p in self._categories), default=0)), bool)
+        for i, p in enumerate(self._categories):
+            chosen[i, p.choices.index(str(params[p.name]))] = True
+        floats = len(self._floats)
+        return self._solution(
+            numbers[:floats] if floats else None,
+            numbers[floats:] if self._integers else None,
+            chosen if self._categories else None,
+            numbers if len(numbers) else None,
+        )
+
+    def _decode(self, solution: Any) -> dict[str, Value]:
+        values: dict[str, Value] = {}
+        for i, number in enumerate(self._floats):
+            values[number.name] = from_unit(number, float(solution.x[i]))
+        for i, integer in enumerate(self._integers):
+            values[integer.name] = int(solution.z[i])
+        for i, category in enumerate(self._categories):
+            values[category.name] = category.choices[int(np.argmax(solution.c[i]))]
+        return {p.name: values[p.name] for p in self._flight.parameters}

@@ -1,0 +1,98 @@
+"""The one table of optimizers, and how one is made."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.errors import SpaceError, choose
+from evomerge.optimizers.protocol import Optimizer
+from evomerge.score import Value
+from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer: where its class is (loaded when it is made), and what it can take.
+
+    Attributes:
+        cls: `module:class`.
+        categorical: Whether it takes categorical parameters.
+    """
+
+    cls: str
+    categorical: bool
+    summary: str
+
+
+OPTIMIZERS: dict[str, Entry] = {
+    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, "CMA-ES (pycma): floats and integers"),
+    "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, "CatCMA with margin (cmaes): categories too"),
+    "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, "tree-structured Parzen estimator (Optuna)"),
+    "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, "uniform random search (Optuna)"),
+}
+
+
+def default_optimizer(parameters: Sequence[Parameter]) -> str:
+    """`cma`, or `catcma` where a parameter is categorical."""
+    return "catcma" if any(isinstance(p, Categorical) for p in parameters) else "cma"
+
+
+def make_optimizer(
+    name: str,
+    parameters: Sequence[Parameter],
+    seed: int,
+    *,
+    population: int | None = None,
+    sigma: float | None = None,
+    initial: Mapping[str, Value] | None = None,
+) -> Optimizer:
+    """An optimizer by name ("auto": the default for these parameters).
+
+    Args:
+        population: Candidates per generation; default the optimizer's own.
+        sigma: First standard deviation as a share of each range (cma, catcma; the others have none).
+        initial: Where to start; default the parameters' own start.
+
+    Raises:
+        SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.
+    """
+    name = default_optimizer(parameters) if name == AUTO else name
+    if name not in OPTIMIZERS:
+        raise SpaceError(f'unknown optimizer "{name}"; {choose(name, [AUTO, *OPTIMIZERS])}')
+    _check(name, parameters, seed, population, sigma)
+    if initial is not None:
+        initial = check(parameters, initial)
+    module, _, cls = OPTIMIZERS[name].cls.partition(":")
+    made: Optimizer = getattr(importlib.import_module(module), cls)(
+        parameters, seed, population=population, sigma=sigma, initial=initial
+    )
+    return made
+
+
+def _check(name: str, parameters: Sequence[Parameter], seed: int, population: int | None, sigma: float | None) -> None:
+    problems: list[str] = []
+    if not parameters:
+        problems.append("the space has nothing to search: every parameter is fixed")
+    categorical = [p.name for p in parameters if isinstance(p, Categorical)]
+    if categorical and not OPTIMIZERS[name].categorical:
+        can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.categorical)
+        problems.append(
+            f'optimizer "{name}" cannot take categorical parameters ({", ".join(categorical)}); these can: {can}'
+        )
+    for p in parameters:
+        if isinstance(p, Float | Integer) and not p.low < p.high:
+            problems.append(f"{p.name}: low = {p.low:g} must be below high = {p.high:g}")
+        if isinstance(p, Categorical) and len(p.choices) < 2:
+            problems.append(f"{p.name}: expected at least two choices, got {', '.join(p.choices) or 'none'}")
+    if population is not None and population < 2:
+        problems.append(f"population = {population}: expected at least 2")
+    if sigma is not None and not 0 < sigma <= 1:
+        problems.append(f"sigma = {sigma:g}: expected a share of the range, above 0 and at most 1")
+    if seed < 0:
+        problems.append(f"seed = {seed}: expected 0 or more")
+    if problems:
+        raise SpaceError("\n".join(problems))

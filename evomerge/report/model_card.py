@@ -1,0 +1,165 @@
+"""The model card: README.md of the merged checkpoint, with Hugging Face's YAML front matter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge import __version__
+from evomerge.report.result import Row, rows
+from evomerge.report.table import columns, looks, number, signed, span, verdict
+from evomerge.score import State
+from evomerge.study.outcome import Outcome
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+OWN_LICENCE = "apache-2.0"  # of the zoo
+
+
+def model_card(outcome: Outcome) -> str:
+    """The card's text: YAML front matter, then Markdown.
+
+    Front matter: `base_model` (every model of the recipe), `base_model_relation: merge`, `license` (only where every
+    source states the same one), `tags`, and `model-index` with the held-out result of each task.
+    """
+    front = yaml.safe_dump(_front(outcome), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(outcome)}"
+
+
+def _front(outcome: Outcome) -> dict[str, Any]:
+    references = outcome.recipe.references()
+    stated = {licence_of(r) for r in references}
+    front: dict[str, Any] = {
+        "base_model": [model_name(r) for r in references],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge", "mergekit"],
+    }
+    licence = next(iter(stated)) if len(stated) == 1 else None
+    if licence:
+        front["license"] = licence
+    front["model-index"] = [{"name": outcome.study, "results": _results(outcome)}]
+    return front
+
+
+def _results(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": f"{task.task} (held-out items)", "type": task.task, "split": "test"},
+            "metrics": [{"type": task.metric.split(",")[0], "value": round(task.shown, 6), "name": task.metric}],
+        }
+        for task in outcome.winner.test.tasks
+    ]
+
+
+def _body(outcome: Outcome) -> str:
+    recipe = outcome.recipe
+    counts = [t.state for t in outcome.trials]
+    failed = counts.count(State.FAIL)
+    sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
+    warning = f"\n\n{looks(outcome)}" if outcome.looks > 1 else ""
+    candidates = f"{len(counts)} candidates" + (f" ({failed} of them failed)" if failed else "")
+    chosen = "by its score on the search items"
+    if outcome.winner.select is not None:
+        chosen = "by its score on items kept for this choice, neither the search's nor the held-out ones"
+    return f"""# {outcome.study}
+
+Merged from {len(recipe.references())} models by `{recipe.merge_method}`; the recipe was found by evolutionary search
+(evomerge {__version__}).
+
+## Held-out results
+
+On {outcome.winner.test.items:,} items that the search never saw; in the same run, on the same items, its sources.
+Intervals are 95 %; the difference is this model minus the other, paired by item.
+
+{_markdown(outcome)}
+
+{verdict(outcome)}{warning}
+
+## Sources
+
+{sources}
+
+The licence of a merge follows from the licences of its sources: all of them apply.
+
+## Rebuild it
+
+`recipe.yaml`, beside this file, rebuilds the weights bit for bit from the same sources (recipe hash
+`{outcome.recipe_hash}`):
+
+```
+pip install evomerge
+evomerge merge recipe.yaml OUT
+```
+
+It is mergekit's YAML:
+
+```yaml
+{recipe.to_yaml().rstrip()}
+```
+
+## How it was found
+
+- search space `{outcome.space}`, evaluator `{outcome.evaluator}`, seed {outcome.seed}
+- {candidates} in {_duration(outcome.seconds)}; ended by: {outcome.stopped}
+- chosen: candidate {outcome.best.number}, {chosen}
+"""
+
+
+def _markdown(outcome: Outcome) -> str:
+    shown: list[Row] = rows(outcome)
+    target, others = columns(outcome)
+    head = ["model", target, "95 %", "best minus it", "95 %", *others]
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    for r in shown:
+        cells = [r.name, number(r.test.mean), span(r.test), signed(r.difference), span(r.difference, sign=True)]
+        cells += [number(r.tasks[t].mean) if t in r.tasks else "" for t in others]
+        lines.append(_line([f"**{c}**" if r.role == "best" and c else c for c in cells]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    escaped = [c.replace("|", "\\|") for c in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def _source_line(outcome: Outcome, reference: str) -> str:
+    role = " (base)" if reference == outcome.recipe.base_model else ""
+    licence = licence_of(reference) or "licence not stated here: see its own page"
+    content = outcome.recipe.evomerge.sources.get(reference)
+    return f"- `{model_name(reference)}`{role}: {licence}" + (f"; content sha256 `{content[:16]}`" if content else "")
+
+
+def model_name(reference: str) -> str:
+    """How a card names a model: a hub id or zoo:NAME as it is, a folder by its last part (paths are private)."""
+    path = reference.split("@", 1)[0].split("+", 1)[0]
+    if path.startswith("zoo:") or (_HUB_ID.fullmatch(path) and not Path(path).exists()):
+        return path
+    return Path(path).name or path
+
+
+def licence_of(reference: str) -> str | None:
+    """The licence that a source states: the zoo's own, or `license:` in the README.md of a folder; None: unknown."""
+    path = reference.split("@", 1)[0].split("+", 1)[0]
+    if path.startswith("zoo:"):
+        return OWN_LICENCE
+    try:
+        found = _FRONT_MATTER.match((Path(path) / "README.md").read_text(encoding="utf-8"))
+        front = yaml.safe_load(found.group(1)) if found else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    licence = front.get("license") if isinstance(front, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"

@@ -1,0 +1,56 @@
+"""Everything that a finished search writes beside the checkpoint, each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from evomerge.errors import EvoMergeError
+from evomerge.report.frames import items_frame, trials_frame
+from evomerge.report.history import write_history_png
+from evomerge.report.model_card import model_card
+from evomerge.report.result import to_dict
+from evomerge.study.outcome import Outcome
+
+
+def write_outputs(outcome: Outcome, out: Path) -> None:
+    """Write recipe.yaml, README.md, trials.parquet, items.parquet, history.png and, last, result.json into `out`.
+
+    result.json comes last, so that where it is, everything is. What was there is replaced.
+
+    Raises:
+        EvoMergeError: the folder cannot be written, or the disk is full.
+    """
+    result = json.dumps(to_dict(outcome), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    writers: tuple[tuple[str, Callable[[Path], object]], ...] = (
+        ("recipe.yaml", _text(outcome.recipe.to_yaml())),
+        ("README.md", _text(model_card(outcome))),
+        ("trials.parquet", lambda part: trials_frame(outcome.trials).to_parquet(part, index=False)),
+        ("items.parquet", lambda part: items_frame(outcome.trials).to_parquet(part, index=False)),
+        ("history.png", lambda part: write_history_png(outcome, part)),
+        ("result.json", _text(result)),
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, write in writers:
+            write_atomically(out / name, write)
+    except OSError as e:
+        raise EvoMergeError(f"{e.filename or out}: cannot be written ({e.strerror or e})") from e
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then rename it: a reader sees the old file or the new one, never half."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with part.open("rb") as f:
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _text(text: str) -> Callable[[Path], object]:
+    return lambda part: part.write_text(text, encoding="utf-8")

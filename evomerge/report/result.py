@@ -1,0 +1,136 @@
+"""An outcome as plain data: what result.json holds, `--json` prints, and the table and the model card show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.score import Interval, Score, State, TaskScore, difference, interval
+from evomerge.study.outcome import Measured, Outcome, Role
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured model, ready to be shown.
+
+    Attributes:
+        name: The model's name, unlike every other row's.
+        test: Its weighted score on the test items.
+        difference: Paired difference, best minus this one; None for the best itself.
+        tasks: Each task's interval by task name, the metric as its authors report it (an error rate stays one).
+    """
+
+    name: str
+    role: Role
+    test: Interval
+    difference: Interval | None
+    tasks: dict[str, Interval]
+
+
+def rows(outcome: Outcome) -> list[Row]:
+    """Every measured model in the outcome's order, the winner last."""
+    return list(_rows(outcome))
+
+
+def _rows(outcome: Outcome) -> Iterator[Row]:
+    best = outcome.winner
+    taken: set[str] = set()
+    for measured in outcome.measured:
+        name = _free(measured, taken)
+        taken.add(name)
+        yield Row(
+            name,
+            measured.role,
+            interval(measured.test),
+            None if measured is best else difference(best.test, measured.test),
+            {t.task: task_interval(t) for t in measured.test.tasks},
+        )
+
+
+def _free(measured: Measured, taken: set[str]) -> str:
+    """A source may be called "uniform"; two models under one key would hide one of them."""
+    name, count = measured.name, 2
+    if name in taken:
+        name = f"{measured.name} ({measured.role})"
+    while name in taken:
+        name, count = f"{measured.name} ({measured.role} {count})", count + 1
+    return name
+
+
+def task_interval(task: TaskScore) -> Interval:
+    """A task's interval by itself, in the metric's own direction."""
+    found = interval(Score((replace(task, weight=1.0),)))
+    if not task.flipped:
+        return found
+    low, high = (None if x is None else -x for x in (found.high, found.low))
+    return Interval(-found.mean, low, high, found.items)
+
+
+def to_dict(outcome: Outcome) -> dict[str, Any]:
+    """The content of result.json.
+
+    Returns:
+        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"},
+        "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
+        "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
+        "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
+        Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
+        authors report it. The difference is best minus baseline, paired by item. What is unknown is null.
+    """
+    shown = rows(outcome)
+    winner = outcome.winner
+    states = [t.state for t in outcome.trials]
+    metrics = {t.task: t.metric for m in outcome.measured for t in m.test.tasks}
+    search = winner.search if winner.search is not None else outcome.best.score
+    data = {
+        "study": outcome.study,
+        "storage": hide_password(outcome.storage),
+        "seed": outcome.seed,
+        "candidates": {
+            "complete": states.count(State.COMPLETE),
+            "pruned": states.count(State.PRUNED),
+            "failed": states.count(State.FAIL),
+        },
+        "best": {
+            "trial": outcome.best.number,
+            "recipe_hash": outcome.recipe_hash,
+            "search": None if search is None else search.value,
+            "select": None if winner.select is None else winner.select.value,
+            "test": shown[-1].test.to_dict("score"),
+        },
+        "baselines": {
+            r.name: {
+                "test": r.test.to_dict("score"),
+                "difference": {"mean": r.difference.mean, "low": r.difference.low, "high": r.difference.high},
+            }
+            for r in shown
+            if r.difference is not None
+        },
+        "tasks": {
+            task: {r.name: {**r.tasks[task].to_dict("score"), "metric": metric} for r in shown if task in r.tasks}
+            for task, metric in metrics.items()
+        },
+        "seconds": outcome.seconds,
+    }
+    finite: dict[str, Any] = _finite(data)
+    return finite
+
+
+def hide_password(url: str) -> str:
+    """A database URL without its password: what is written may be published."""
+    head, separator, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    if not separator or not at or ":" not in user:
+        return url
+    return f"{head}://{user.split(':', 1)[0]}:***@{place}"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities, which JSON does not have, become None."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,114 @@
+"""The table at the end of a search, and the one sentence that says what it shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evomerge.report.result import Row, rows
+from evomerge.score import Interval
+from evomerge.study.outcome import Outcome
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(outcome: Outcome) -> Table:
+    """A rich table: one row per measured model, the winner last.
+
+    Columns: the target skill (weighted score on the test items) with its 95 % interval, the paired difference of the
+    winner minus the model with its interval, then the value of every other task.
+    """
+    from rich.table import Table
+
+    shown = rows(outcome)
+    target, others = columns(outcome)
+    title = f"{outcome.study}: {shown[-1].test.items:,} held-out items"
+    made = Table(title=title, caption=caption(outcome), title_justify="left", caption_justify="left")
+    made.add_column("model", no_wrap=True)
+    for header in (target, "95 %", "best minus it", "95 %", *others):
+        made.add_column(header, justify="right")
+    for row in shown:
+        cells = [number(row.test.mean), span(row.test), signed(row.difference), span(row.difference, sign=True)]
+        cells += [number(row.tasks[t].mean) if t in row.tasks else "" for t in others]
+        made.add_row(row.name, *cells, style="bold" if row.role == "best" else None, end_section=row is shown[-2])
+    return made
+
+
+def table_text(outcome: Outcome, width: int = 140) -> str:
+    """The table as plain text."""
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table(outcome))
+    return capture.get().rstrip()
+
+
+def columns(outcome: Outcome) -> tuple[str, list[str]]:
+    """Header of the target skill, and the tasks that get a column of their own.
+
+    With one weighted task the score is that task's value, so it is not shown twice.
+    """
+    tasks = outcome.winner.test.tasks
+    weighted = outcome.winner.test.weighted
+    if len(weighted) == 1 and not weighted[0].flipped:
+        return weighted[0].task, [t.task for t in tasks if not t.weight]
+    return "score", [t.task for t in tasks]
+
+
+def caption(outcome: Outcome) -> str:
+    """What the table shows, in words."""
+    words = [verdict(outcome)]
+    if outcome.looks > 1:
+        words.append(looks(outcome))
+    return "\n".join(words)
+
+
+def looks(outcome: Outcome) -> str:
+    """How often the held-out items have been read; each look makes the figures a little too good."""
+    return f"The test items of this study have been read {outcome.looks} times: its figures are a little too good."
+
+
+def verdict(outcome: Outcome) -> str:
+    """One honest sentence: whom the winner beats beyond chance, and whom it does not."""
+    others = [r for r in rows(outcome) if r.difference is not None]
+    beaten = [r for r in others if _above(r)]
+    rest = [r.name for r in others if not _above(r)]
+    if not others:
+        return "Nothing was measured next to the best found."
+    if not rest:
+        return "The best found beats every model here, every paired interval above 0."
+    if not beaten:
+        return f"The best found does not beat {_list(rest)} beyond chance (paired intervals reach 0)."
+    names = _list([r.name for r in beaten])
+    return f"The best found beats {names}; not beyond chance: {_list(rest)} (paired intervals reach 0)."
+
+
+def _above(row: Row) -> bool:
+    return row.difference is not None and row.difference.low is not None and row.difference.low > 0
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def number(value: float) -> str:
+    """Three decimals; significant digits instead where those would hide the value (below 0.001) or drown it."""
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def signed(value: Interval | None) -> str:
+    """A difference with its sign; nothing for the winner itself."""
+    return "" if value is None else _signed(value.mean)
+
+
+def span(value: Interval | None, sign: bool = False) -> str:
+    """`low .. high`, or nothing where there is no interval."""
+    if value is None or value.low is None or value.high is None:
+        return ""
+    form = _signed if sign else number
+    return f"{form(value.low)} .. {form(value.high)}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value >= 0 else "-") + number(abs(value))

@@ -1,0 +1,197 @@
+"""What comes back from a candidate: scores per item, their sums, intervals and paired differences.
+
+Inside the program higher is always better: the sign of a metric that is better when lower is flipped once, where the
+evaluator makes the `TaskScore`. No torch here; SciPy loads when an interval is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evomerge.errors import EvoMergeError
+
+Results = npt.NDArray[np.float32]
+Value = float | int | str
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's result on one split.
+
+    Attributes:
+        task: Name of the task.
+        metric: Name of the metric, as lm-eval has it.
+        value: The aggregated metric, higher is better.
+        weight: Share of the task in the candidate's score; 0 is measured but not optimised.
+        items: Id (content hash) of each item, in the order of `results`.
+        results: Result of each item, shape (len(items),), higher is better. Empty where the metric has no form per
+            item (corpus perplexity, F1 of a whole set).
+        flipped: Whether the metric is better when lower, so that `value` is its negative.
+    """
+
+    task: str
+    metric: str
+    value: float
+    weight: float = 1.0
+    items: tuple[str, ...] = ()
+    results: Results = field(default_factory=lambda: np.zeros(0, np.float32))
+    flipped: bool = False
+
+    @property
+    def by_item(self) -> bool:
+        """Whether the value is the mean of results per item."""
+        return len(self.results) > 0
+
+    @property
+    def shown(self) -> float:
+        """The metric as its authors report it (the sign flipped back)."""
+        return -self.value if self.flipped else self.value
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's result on one split: the tasks in the evaluator's order."""
+
+    tasks: tuple[TaskScore, ...]
+
+    @property
+    def value(self) -> float:
+        """Weighted mean of the tasks' values: sum w v / sum w over the tasks with a weight above 0."""
+        total = sum(t.weight for t in self.tasks)
+        if not total:
+            raise EvoMergeError("a score without a task of weight above 0 has no value")
+        return sum(t.weight * t.value for t in self.tasks if t.weight) / total
+
+    @property
+    def weighted(self) -> tuple[TaskScore, ...]:
+        """The tasks that count."""
+        return tuple(t for t in self.tasks if t.weight)
+
+    @property
+    def items(self) -> int:
+        """Number of items behind `value`."""
+        return sum(len(t.items) for t in self.weighted)
+
+    def task(self, name: str) -> TaskScore | None:
+        """The task of that name, or None."""
+        return next((t for t in self.tasks if t.task == name), None)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % confidence interval; low and high are None where the metric has no form per item."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    items: int
+
+    def to_dict(self, mean: str = "mean") -> dict[str, float | int | None]:
+        """Plain data, the mean under the name asked for."""
+        return {mean: self.mean, "low": self.low, "high": self.high, "items": self.items}
+
+
+class State(StrEnum):
+    """How a candidate ended (Optuna's trial states, by its names)."""
+
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of a study.
+
+    Attributes:
+        number: Its place in the order of asks, from 0.
+        params: The optimizer's parameters, by name.
+        score: Its result on the search items; None unless COMPLETE.
+        reason: Why it failed, in words; None unless FAIL.
+        seconds: Time spent per step (build, evaluate, ...).
+    """
+
+    number: int
+    params: Mapping[str, Value]
+    state: State
+    score: Score | None = None
+    reason: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float | None:
+        """The score's value, or None."""
+        return None if self.score is None else self.score.value
+
+
+def interval(score: Score) -> Interval:
+    """Confidence interval of a score.
+
+    Wilson's for one task with results 0 or 1; else normal, the variance of the weighted sum of independent means being
+    sum (w_t / W)^2 s_t^2 / n_t.
+    """
+    tasks = score.weighted
+    if not all(t.by_item for t in tasks):
+        return Interval(score.value, None, None, score.items)
+    if len(tasks) == 1 and np.isin(tasks[0].results, (0, 1)).all():
+        from scipy.stats import binomtest
+
+        results = tasks[0].results
+        found = binomtest(int(results.sum()), len(results)).proportion_ci(CONFIDENCE, method="wilson")
+        return Interval(score.value, float(found.low), float(found.high), len(results))
+    return _normal(score.value, [(t.weight, t.results) for t in tasks], score.items)
+
+
+def difference(a: Score, b: Score) -> Interval:
+    """Paired difference a - b of two scores over the items that both have, with a normal interval.
+
+    Raises:
+        EvoMergeError: the scores share no task or, in a task, no item.
+    """
+    pairs: list[tuple[float, npt.NDArray[np.float64]]] = []
+    mean, total, items, exact = 0.0, 0.0, 0, True
+    for left in a.weighted:
+        right = b.task(left.task)
+        if right is None:
+            raise EvoMergeError(f'the scores cannot be paired: one has no task "{left.task}"')
+        total += left.weight
+        if not (left.by_item and right.by_item):
+            exact = False
+            mean += left.weight * (left.value - right.value)
+            items += len(left.items)
+            continue
+        at = {item: i for i, item in enumerate(right.items)}
+        shared = [(i, at[item]) for i, item in enumerate(left.items) if item in at]
+        if not shared:
+            raise EvoMergeError(f'the scores cannot be paired: no item of task "{left.task}" is in both')
+        l_index, r_index = (list(side) for side in zip(*shared, strict=True))
+        d = left.results[l_index].astype(np.float64) - right.results[r_index].astype(np.float64)
+        pairs.append((left.weight, d))
+        mean += left.weight * float(d.mean())
+        items += len(d)
+    if not total:
+        raise EvoMergeError("the scores cannot be paired: no task counts")
+    if not exact:
+        return Interval(mean / total, None, None, items)
+    return _normal(mean / total, pairs, items)
+
+
+def _normal(mean: float, weighted: list[tuple[float, Any]], items: int) -> Interval:
+    from scipy.stats import norm
+
+    total = sum(w for w, _ in weighted)
+    if any(len(x) < 2 for _, x in weighted):
+        return Interval(mean, None, None, items)
+    variance = sum((w / total) ** 2 * float(np.var(x, ddof=1)) / len(x) for w, x in weighted)
+    half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, items)

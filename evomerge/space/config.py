@@ -1,0 +1,174 @@
+"""What may vary, as a file says it: the frozen model of `search_spaces/*.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from evomerge.config import Document, Frozen, Key, validate
+from evomerge.errors import SpaceError, choose
+from evomerge.methods import METHODS, Method, Parameter
+from evomerge.space.granularity import Granularity
+from evomerge.space.range import Range
+from evomerge.space.source import Source, reference, unique_names
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from evomerge.space.space import Space
+
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+class SpaceConfig(Frozen):
+    """A search space as a file gives it; `bind` makes it one for models of a known depth."""
+
+    name: str = ""
+    kind: str = "parameter"
+    method: tuple[str, ...] = Field(min_length=1)
+    base_model: str | None = None
+    sources: tuple[Source, ...] = Field(min_length=1)
+    granularity: Granularity = Granularity()
+    parameters: dict[str, Range] = Field(default_factory=dict)
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: str | None = None
+    _tasks: tuple[dict[str, Any], ...] = PrivateAttr(default=())
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, value: str) -> str:
+        if value in ("dataflow", "hybrid"):
+            raise ValueError('not available yet; this version searches kind: "parameter"')
+        if value != "parameter":
+            raise ValueError(choose(value, ["parameter"]))
+        return value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in METHODS:
+                raise ValueError(f'unknown merge method "{name}"; {choose(name, list(METHODS))}')
+        if len(set(value)) < len(value):
+            raise ValueError("a method is named twice")
+        return value
+
+    @field_validator("base_model")
+    @classmethod
+    def _base(cls, value: str | None) -> str | None:
+        return None if value is None else reference(value)
+
+    @field_validator("sources")
+    @classmethod
+    def _named(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
+        return unique_names(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SpaceConfig:
+        problems = list(self._problems())
+        if problems:
+            # Raised inside a validator, its places become places of the whole file: one line per problem.
+            details = [
+                InitErrorDetails(
+                    type=PydanticCustomError("space", "{text}", {"text": text}), loc=key, input=_at(self, key)
+                )
+                for key, text in problems
+            ]
+            raise ValidationError.from_exception_data("space", details)
+        return self
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The chosen methods' entries in the table."""
+        return tuple(METHODS[name] for name in self.method)
+
+    @property
+    def tasks(self) -> tuple[dict[str, Any], ...]:
+        """Tasks that a mergekit-evolve configuration brought along ({name, weight, metric}), else empty."""
+        return self._tasks
+
+    def taken(self, name: str) -> Parameter | None:
+        """The method parameter of that name, of the first chosen method that takes it."""
+        return next((p for m in self.methods if (p := m.parameter(name))), None)
+
+    def _problems(self) -> Iterator[tuple[Key, str]]:
+        seen: dict[str, int] = {}
+        for i, source in enumerate(self.sources):
+            if source.model in seen:
+                yield ("sources", i), f"is given twice (as source {seen[source.model] + 1} too)"
+            elif source.model == self.base_model:
+                yield ("sources", i), "is the base_model too; its task vector is zero. Leave it out of the sources"
+            seen[source.model] = i
+        for method in self.methods:
+            if method.base == "required" and self.base_model is None:
+                yield ("base_model",), f'method "{method.name}" needs a base_model'
+            room = None if method.models is None else method.models - (method.base == "required")
+            if room is not None and len(self.sources) != room:
+                base = " beside the base_model" if method.base == "required" else ""
+                yield ("sources",), f'method "{method.name}" takes exactly {room} source{base}, got {len(self.sources)}'
+            for parameter in method.parameters:
+                if parameter.default is None and parameter.name not in self.parameters:
+                    yield ("parameters",), f'method "{method.name}" needs parameter "{parameter.name}": {{low, high}}'
+        known = list(dict.fromkeys(p.name for m in self.methods for p in m.parameters))
+        for name, given in self.parameters.items():
+            taken = self.taken(name)
+            if taken is None:
+                which = "method " + " or ".join(f'"{m}"' for m in self.method)
+                yield ("parameters", name), f'{which} has no parameter "{name}"; {choose(name, known)}'
+            else:
+                for text in given.problems(taken):
+                    yield ("parameters", name), text
+
+    def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
+        """The same space over other models (`--models A B --base C`)."""
+        data = self._data() | {"sources": list(models), "base_model": base}
+        return self._again(data, "--models/--base")
+
+    def only(self, name: str) -> SpaceConfig:
+        """The same space with one of its sources alone, under the same name: one task vector at equal budget."""
+        found = next((s for s in self.sources if s.name == name), None)
+        if found is None:
+            raise SpaceError(f'the space has no source "{name}"; {choose(name, [s.name for s in self.sources])}')
+        return self._again(self._data() | {"sources": [found.model_dump()]}, f"source {name} alone")
+
+    def bind(self, num_layers: int, tensors: Collection[str] | None = None) -> Space:
+        """The space for models of that many layers.
+
+        Args:
+            num_layers: Number of transformer blocks of every source.
+            tensors: Names of the checkpoints' tensors. With them, filters that match nothing are left out of the
+                recipes, and a module that matches nothing is refused.
+
+        Raises:
+            SpaceError: more layer groups than layers, or a module without tensors.
+        """
+        from evomerge.space.space import Space
+
+        return Space(self, num_layers, tensors)
+
+    def _data(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True) | {"name": self.name}
+
+    def _again(self, data: dict[str, Any], what: str) -> SpaceConfig:
+        config = validate(SpaceConfig, Document(data, f"{self.name or 'space'} ({what})"), SpaceError)
+        config._tasks = self._tasks
+        return config
+
+
+def _at(config: SpaceConfig, key: Key) -> Any:
+    value: Any = config.model_dump(mode="json", exclude_unset=True)
+    for part in key:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value.get("model", value) if isinstance(value, dict) and key[0] == "sources" else value

@@ -1,0 +1,83 @@
+"""The models of a space and the short names that its parameters bear."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import field_validator, model_validator
+
+from evomerge.config import Frozen
+from evomerge.errors import RecipeError
+from evomerge.recipe import ModelReference
+
+NAME = re.compile(r"[\w.+-]+")
+
+
+class Source(Frozen):
+    """A model to merge: its reference and the short name that parameters bear."""
+
+    model: str
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _spelled(cls, value: str) -> str:
+        return reference(value)
+
+    @field_validator("name")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value and not NAME.fullmatch(value):
+            raise ValueError("expected letters, digits and _ . + -")
+        return value
+
+
+def reference(value: str) -> str:
+    """One spelling of a model reference (no slash at the end).
+
+    Raises:
+        ValueError: a part of it is empty.
+    """
+    try:
+        return str(ModelReference.parse(value.rstrip("/") or value))
+    except RecipeError as e:
+        raise ValueError(str(e)) from None
+
+
+def unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Fill in short names: the last part of the path; where two share it, with its parent, then with a number.
+
+    Raises:
+        ValueError: two sources are given one name.
+    """
+    given = [s.name for s in sources if s.name]
+    for name in given:
+        if given.count(name) > 1:
+            raise ValueError(f'two sources are named "{name}"')
+    taken = set(given)
+    last = [_short(s.model, 1) for s in sources]
+    out = []
+    for i, source in enumerate(sources):
+        if source.name:
+            out.append(source)
+            continue
+        tries = [] if last.count(last[i]) > 1 else [last[i]]
+        tries += [_short(source.model, 2), *(f"{last[i]}_{n}" for n in range(1, len(sources) + 2))]
+        name = next(t for t in tries if t not in taken)
+        taken.add(name)
+        out.append(Source(model=source.model, name=name))
+    return tuple(out)
+
+
+def _short(model: str, parts: int) -> str:
+    found = ModelReference.parse(model)
+    path = (found.lora or found.path).removeprefix("zoo:")
+    words = [p for p in re.split(r"[/\\]", path) if p not in ("", ".", "..")][-parts:]
+    return re.sub(r"[^\w.+-]+", "_", "_".join(words)) or "source"

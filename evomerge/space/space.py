@@ -1,0 +1,214 @@
+"""A search space over models of a known depth: typed parameters <-> Recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.methods import METHODS, Method
+from evomerge.recipe import Condition, Extras, InputModel, InputSlice, OutputSlice, Parameters, Recipe, Scalar, Setting
+from evomerge.score import Value
+from evomerge.space.config import SpaceConfig
+from evomerge.space.grid import Grid, layer_groups
+from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, initial
+from evomerge.space.range import Range
+
+METHOD = "method"
+
+
+@dataclass(frozen=True)
+class Gene:
+    """What one searched parameter of a merge method varies by.
+
+    Attributes:
+        parameter: Its name in the method.
+        range: Its bounds.
+        axes: Of source, layers, modules: what has a value of its own.
+    """
+
+    parameter: str
+    range: Range
+    axes: tuple[str, ...]
+
+    def name(self, source: str, position: str) -> str:
+        """Name of the optimizer's parameter, such as `weight.maths.layers_0-1.mlp`."""
+        return ".".join(p for p in (self.parameter, source if "source" in self.axes else "", position) if p)
+
+
+class Space:
+    """A search space bound to models of `num_layers` layers.
+
+    The total order of `parameters`: `method` first where several are searched; then the methods' parameters as the
+    table of methods lists them; in each the sources as the file lists them; in each the positions (embeddings, layer
+    groups from the first, in each the modules as listed and the rest last, then the head).
+
+    Attributes:
+        config: The space as its file says it.
+        grid: How the models are cut.
+        parameters: What the optimizer varies.
+    """
+
+    def __init__(self, config: SpaceConfig, num_layers: int, tensors: Collection[str] | None = None) -> None:
+        cut = config.granularity
+        groups = layer_groups(num_layers, cut.layer_groups, cut.layers_per_group)
+        self.config = config
+        self.num_layers = num_layers
+        self.grid = Grid.cut(groups, cut.modules, cut.edges, cut.smooth, tensors)
+        self.names = tuple(s.name for s in config.sources)
+        known = dict.fromkeys(p.name for m in config.methods for p in m.parameters)
+        self.genes = {n: self._gene(n) for n in known if n in config.parameters and config.parameters[n].value is None}
+        self.fixed = {n: config.parameters[n].value for n in known if n in config.parameters and n not in self.genes}
+        self.parameters: tuple[Parameter, ...] = tuple(self._parameters())
+
+    def _gene(self, name: str) -> Gene:
+        given, taken = self.config.parameters[name], self.config.taken(name)
+        assert taken is not None
+        fine = ("source", "layers", "modules") if taken.per_source else ("layers", "modules")
+        default = fine if taken.per_source or taken.default is None else ()
+        return Gene(name, given, default if given.per is None else given.per)
+
+    def _parameters(self) -> Iterator[Parameter]:
+        if len(self.config.method) > 1:
+            yield Categorical(METHOD, self.config.method, self.config.method[0])
+        for gene in self.genes.values():
+            taken, bounds = self.config.taken(gene.parameter), gene.range
+            assert taken is not None and bounds.low is not None and bounds.high is not None
+            for source in self.names if "source" in gene.axes else ("",):
+                for position in self.grid.positions(gene.axes):
+                    name = gene.name(source, position)
+                    if taken.kind == "int":
+                        yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start))
+                    else:
+                        yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log)
+
+    def initial(self) -> dict[str, Value]:
+        """The starting value of every parameter, in their order."""
+        return initial(self.parameters)
+
+    def method_of(self, params: Mapping[str, Value]) -> Method:
+        """The merge method that some parameters choose."""
+        return METHODS[str(params.get(METHOD, self.config.method[0]))]
+
+    def decode(self, params: Mapping[str, Value], seed: int = 0) -> Recipe:
+        """The recipe of some parameters: plain mergekit YAML, `models:` for one layer group, else slices.
+
+        Args:
+            params: A value for every parameter; those that the chosen method does not take change nothing.
+            seed: Of the random masks (DARE); one per study.
+
+        Raises:
+            SpaceError: a value is missing, unknown or out of bounds.
+        """
+        params = check(self.parameters, params)
+        method = self.method_of(params)
+        genes = [g for g in self.genes.values() if method.parameter(g.parameter)]
+        per_source = [g for g in genes if g.axes and self._per_source(g, method)]
+        per_slice = [g for g in genes if g.axes and not self._per_source(g, method)]
+        top: Parameters = {g.parameter: _scalar(params[g.name("", "")]) for g in genes if not g.axes}
+        top |= {n: _scalar(v) for n, v in self.fixed.items() if v is not None and method.parameter(n)}
+        base = self.config.base_model if method.base == "required" else None
+
+        def settings(genes: list[Gene], source: str, slice_: int) -> Parameters:
+            return {g.parameter: self._setting(g, source, slice_, params) for g in genes}
+
+        models: list[InputModel] | None = None
+        slices: list[OutputSlice] | None = None
+        if self.grid.slices == 1:
+            models = [
+                InputModel(model=s.model, parameters=settings(per_source, s.name, 0) or None)
+                for s in self.config.sources
+            ]
+            top |= settings(per_slice, "", 0)
+        else:
+            slices = []
+            for i, group in enumerate(self.grid.groups):
+                inputs = [
+                    InputSlice(
+                        model=s.model,
+                        layer_range=(group.first, group.end),
+                        parameters=settings(per_source, s.name, i) or None,
+                    )
+                    for s in self.config.sources
+                ]
+                if base is not None:
+                    inputs.append(InputSlice(model=base, layer_range=(group.first, group.end)))
+                slices.append(OutputSlice(sources=inputs, parameters=settings(per_slice, "", i) or None))
+        return Recipe(
+            merge_method=method.name,
+            models=models,
+            slices=slices,
+            base_model=base,
+            parameters=top or None,
+            dtype=self.config.dtype,
+            out_dtype=self.config.out_dtype,
+            tokenizer_source=self.config.tokenizer_source,
+            evomerge=Extras(seed=seed),
+        )
+
+    def _per_source(self, gene: Gene, method: Method) -> bool:
+        taken = method.parameter(gene.parameter)
+        return taken is not None and taken.per_source
+
+    def _setting(self, gene: Gene, source: str, slice_: int, params: Mapping[str, Value]) -> Setting:
+        """A parameter's value for one source and slice, with filters only where its parts differ."""
+
+        def value(group: int, part: str) -> Scalar:
+            return _scalar(params[gene.name(source, self.grid.position(gene.axes, group, part))])
+
+        def over_layers(part: str) -> Scalar | list[Scalar]:
+            places = [self.grid.position(gene.axes, g, part) for g in range(len(self.grid.groups))]
+            if not self.grid.smooth or len(set(places)) == 1:
+                return value(slice_, part)
+            return [value(g, part) for g in range(len(places))]
+
+        entries = self.grid.entries(slice_)
+        if len({self.grid.position(gene.axes, slice_, e.part) for e in entries}) == 1:
+            return over_layers(entries[-1].part)
+        return [Condition(filter=e.filter, value=over_layers(e.part)) for e in entries]
+
+    def encode(self, recipe: Recipe) -> dict[str, Value]:
+        """The parameters of a recipe, so that decode(encode(recipe)) merges to the same model.
+
+        A linear recipe without a base whose weights sum to one (the uniform merge) is read as task vectors where the
+        space has task_arithmetic only. Parameters that the recipe's method does not take stand at their start.
+
+        Raises:
+            SpaceError: which part of the recipe does not fit this space.
+        """
+        from evomerge.space.encode import encode
+
+        return encode(self, recipe)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this space this space, as plain data; the file's name and way of writing do not count."""
+        config = self.config.model_dump(mode="json", exclude={"name"})
+        return {
+            "num_layers": self.num_layers,
+            **config,
+            "granularity": config["granularity"] | {"embeddings": self.grid.edges},
+            "parameters": {name: config["parameters"][name] for name in sorted(config["parameters"])},
+        }
+
+    def describe(self) -> str:
+        """One line for printing: method, sources, base, and where the number of parameters comes from."""
+        config = self.config
+        words = " | ".join(config.method) + f" of {', '.join(self.names)}"
+        if config.base_model:
+            words += f" on {config.base_model}"
+        counts = [f"{METHOD} (1 of {len(config.method)})"] if len(config.method) > 1 else []
+        for gene in self.genes.values():
+            positions = self.grid.positions(gene.axes)
+            sources = [f"{len(self.names)} sources"] if "source" in gene.axes and len(self.names) > 1 else []
+            places = [f"{len(positions)} places ({_few(positions)})"] if len(positions) > 1 else []
+            counts.append(f"{gene.parameter} {' x '.join(sources + places) or '(1)'}")
+        return f"{words}; {len(self.parameters)} parameters: {', '.join(counts) or 'none'}"
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names if len(names) <= 8 else (*names[:3], "...", names[-1]))
+
+
+def _scalar(value: Value | bool) -> Scalar:
+    """Numbers of a recipe are floats, so that equal recipes read equal."""
+    return value if isinstance(value, bool | str) else float(value)

@@ -1,0 +1,112 @@
+"""Builds candidates into one live model and scores them. Knows nothing of Ray: a worker holds one of these."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import CandidateError, InputError
+from evomerge.evaluation import EvaluatorFile, open_evaluator
+from evomerge.score import Score
+from evomerge.sources import Source
+from evomerge.study.job import Answer, Job
+
+
+class Builder:
+    """Holds the sources, one live model and the evaluator's prepared tasks, across candidates.
+
+    Args:
+        sources: Every model that a recipe may name, by its reference; `base` among them.
+        base: Reference of the model whose architecture the live model has.
+        device: A torch device; default: the evaluator's, else "cuda" where there is one.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None = None
+    ) -> None:
+        import torch
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        from evomerge.merging.engine import Engine
+        from evomerge.merging.live import live_model, load_tokenizer
+
+        self._sources = dict(sources)
+        self._device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device == "cpu":
+            # One thread: several processes on a few cores run up to ten times slower with more, and sums depend on the
+            # number of threads, so that the search would not be the same for any number of workers.
+            torch.set_num_threads(1)
+        self._dtype = _compute_dtype(evaluator.config.dtype, self._device)
+        self._trust = evaluator.config.trust_remote_code
+        self._evaluator = open_evaluator(evaluator)
+        self._engine = Engine(self._sources, device=self._device)
+        source = self._sources[base]
+        self._model = live_model(source.path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+        self._tokenizer = load_tokenizer(source.path, trust_remote_code=self._trust)
+
+    def run(self, job: Job) -> Answer:
+        """Build and score. What the candidate did wrong comes back as a reason.
+
+        Raises:
+            InputError: what the user gave is wrong, so that no candidate could do better.
+        """
+        seconds: dict[str, float] = {}
+        try:
+            score = self._exported(job, seconds) if job.exported or job.recipe is None else self._live(job, seconds)
+        except InputError:
+            raise
+        except CandidateError as e:
+            return Answer(None, str(e), seconds)
+        except Exception as e:  # whatever an evaluator raises is this candidate's failure, not the search's end
+            return Answer(None, f"{type(e).__name__}: {e}".strip().splitlines()[0][:500], seconds)
+        return Answer(score, None, seconds)
+
+    def _live(self, job: Job, seconds: dict[str, float]) -> Score:
+        assert job.recipe is not None
+        started = time.perf_counter()
+        self._engine.build_into(job.recipe, self._model)
+        built = time.perf_counter()
+        seconds["build"] = built - started
+        score = self._evaluator.evaluate(self._model, self._tokenizer, job.split)
+        seconds["evaluate"] = time.perf_counter() - built
+        return score
+
+    def _exported(self, job: Job, seconds: dict[str, float]) -> Score:
+        started = time.perf_counter()
+        folder: str | None = None
+        try:
+            if job.recipe is not None:
+                folder = tempfile.mkdtemp(prefix="evomerge-")
+                path = Path(folder) / "model"
+                self._engine.write(job.recipe, path)
+            else:
+                path = self._sources[job.source or ""].path
+            return self._checkpoint(path, job, seconds, started)
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _checkpoint(self, path: Path, job: Job, seconds: dict[str, float], started: float) -> Score:
+        from evomerge.merging.live import live_model, load_tokenizer
+
+        model = live_model(path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+        tokenizer = load_tokenizer(path, trust_remote_code=self._trust)
+        built = time.perf_counter()
+        seconds["build"] = built - started
+        score = self._evaluator.evaluate(model, tokenizer, job.split)
+        seconds["evaluate"] = time.perf_counter() - built
+        return score
+
+
+def _compute_dtype(name: str, device: str) -> Any:
+    """float32 on a CPU (16-bit arithmetic is slow or missing there), else the checkpoint's own."""
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device == "cpu" else None
+    return getattr(torch, name)

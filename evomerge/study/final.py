@@ -1,0 +1,118 @@
+"""After the search: choose the winner on `select`, report it once on `test` beside everything it must beat.
+
+Scores of select and test are taken from the exported checkpoint. What was measured is kept in the study, so that the
+same command shows it again without another look at the test items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.errors import EvoMergeError
+from evomerge.evaluation.config import Split
+from evomerge.recipe import Recipe
+from evomerge.score import Score, Trial
+from evomerge.study.job import Job
+from evomerge.study.loop import best
+from evomerge.study.outcome import Measured, Role
+from evomerge.study.store import Study
+from evomerge.study.workers import Pool
+
+FINALISTS = 5
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model to measure beside the winner: a source as it is, or a recipe."""
+
+    name: str
+    role: Role
+    source: str | None = None
+    recipe: Recipe | None = None
+
+    def job(self, split: Split) -> Job:
+        """What a worker is asked to do."""
+        return Job(split, self.recipe, self.source, exported=True)
+
+
+def score_all(pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job]) -> dict[str, Score | str]:
+    """Score subjects on a split, those of an earlier run read from the study; a str is the reason for none."""
+    stored = study.scores.read(split)
+    found: dict[str, Score | str] = {s: stored[s] for s in jobs if s in stored}
+    waiting = [s for s in jobs if s not in found]
+    for subject in waiting:
+        pool.submit(subject, jobs[subject])
+    for _ in waiting:
+        key, answer = pool.wait()
+        subject = str(key)
+        if answer.score is not None:
+            study.scores.write(subject, split, answer.score)
+        found[subject] = answer.score if answer.score is not None else answer.reason or "no reason given"
+    return {s: found[s] for s in jobs}
+
+
+def choose_winner(
+    pool: Pool, study: Study, trials: list[Trial], decode: Callable[[Mapping[str, object]], Recipe], hash_: Callable[[Recipe], str]
+) -> tuple[Trial, Score]:
+    """The best on `select` among the best few (by distinct recipe) on `search`.
+
+    Raises:
+        EvoMergeError: none of them could be scored again.
+    """
+    finalists: dict[str, Trial] = {}
+    for trial in best(trials):
+        finalists.setdefault(hash_(decode(trial.params)), trial)
+        if len(finalists) == FINALISTS:
+            break
+    jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in finalists.values()}
+    scores = score_all(pool, study, "select", jobs)
+    scored = [(t, s) for t in finalists.values() if isinstance(s := scores[f"trial/{t.number}"], Score)]
+    if not scored:
+        raise EvoMergeError(f"none of the best candidates could be scored again: {list(scores.values())[0]}")
+    # best() put the higher search score first, and max keeps the first among equals.
+    return max(scored, key=lambda pair: pair[1].value)
+
+
+def measure(
+    pool: Pool, study: Study, baselines: Sequence[Baseline], winner: Trial, recipe: Recipe, select: Score
+) -> tuple[list[Measured], int]:
+    """Score the baselines and the winner on the test items.
+
+    Returns:
+        What was measured, the winner last, and how often this study has now looked at the test items.
+
+    Raises:
+        EvoMergeError: a baseline or the winner could not be scored (a broken source shows here at the latest).
+    """
+    subject = f"trial/{winner.number}"
+    jobs = {f"model/{b.name}": b.job("test") for b in baselines}
+    looks = int(study.notes().get("looks", 0))
+    if subject not in study.scores.read("test"):
+        looks += 1
+        # Counted before the look, so that a kill in between cannot hide it.
+        study.note("looks", looks)
+    scores = score_all(pool, study, "test", {**jobs, subject: Job("test", recipe, exported=True)})
+    for name, found in scores.items():
+        if isinstance(found, str):
+            raise EvoMergeError(f"{name} could not be scored on the test items: {found}")
+    measured = [Measured(b.name, b.role, _score(scores[f"model/{b.name}"]), recipe=b.recipe) for b in baselines]
+    measured.append(Measured("best", "best", _score(scores[subject]), winner.score, select, recipe))
+    study.mark_winner(
+        winner.number, {"search": winner.value or 0.0, "select": select.value, "test": measured[-1].test.value}
+    )
+    return measured, looks
+
+
+def search_scores(pool: Pool, study: Study, baselines: Sequence[Baseline]) -> dict[str, Score]:
+    """Scores of the baselines on the search items: the lines that the search is seen against while it runs."""
+    scores = score_all(pool, study, "search", {f"model/{b.name}": b.job("search") for b in baselines})
+    for name, found in scores.items():
+        if isinstance(found, str):
+            raise EvoMergeError(f"{name.removeprefix('model/')} cannot be scored: {found}")
+    return {b.name: _score(scores[f"model/{b.name}"]) for b in baselines}
+
+
+def _score(found: Score | str) -> Score:
+    assert isinstance(found, Score)
+    return found

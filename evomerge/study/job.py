@@ -1,0 +1,40 @@
+"""What goes to a worker and what comes back: the only two things that cross."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evomerge.evaluation.config import Split
+from evomerge.recipe import Recipe
+from evomerge.score import Score
+
+
+@dataclass(frozen=True)
+class Job:
+    """Score one model on one split.
+
+    Attributes:
+        recipe: What to build; None for a source as it is.
+        source: Reference of the source, where there is no recipe.
+        split: Which items.
+        exported: Score the checkpoint as it is written to disk and loaded again, not the live model.
+    """
+
+    split: Split
+    recipe: Recipe | None = None
+    source: str | None = None
+    exported: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A worker's answer: a score, or the reason why there is none.
+
+    Attributes:
+        seconds: Time per step: "build", "evaluate".
+    """
+
+    score: Score | None
+    reason: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)

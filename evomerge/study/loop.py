@@ -1,0 +1,167 @@
+"""The search loop: ask a generation, score it, tell it in the order of asking.
+
+Because tells come in ask order and the optimizer is a pure function of its seed and its tells, the sequence of
+candidates is the same for any number of workers, and resuming is replay: stored candidates are told again, the ones
+that were cut off run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from evomerge.errors import EvoMergeError, StudyError
+from evomerge.optimizers import Optimizer
+from evomerge.recipe import Recipe
+from evomerge.score import State, Trial, Value
+from evomerge.study.budget import Budget
+from evomerge.study.job import Answer, Job
+from evomerge.study.store import Study
+from evomerge.study.watcher import Watcher
+from evomerge.study.workers import Pool
+
+Decode = Callable[[Mapping[str, Value]], Recipe]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search over one space: what the loop needs.
+
+    Attributes:
+        decode: Parameters to recipe.
+        hash: Recipe to its hash.
+        patience: Stop after so many candidates in a row without a better score (checked between generations).
+    """
+
+    study: Study
+    optimizer: Optimizer
+    decode: Decode
+    hash: Callable[[Recipe], str]
+    pool: Pool
+    budget: Budget
+    watcher: Watcher
+    patience: int | None = None
+
+    def run(self) -> tuple[list[Trial], str]:
+        """Search until the budget is spent.
+
+        Returns:
+            Every candidate by number, and why the search ended: "budget", "patience" or "converged".
+
+        Raises:
+            StudyError: the stored candidates are not those that this search proposes (another version's study).
+        """
+        stored = {t.number: t for t in self.study.trials()}
+        before = float(self.study.notes().get("seconds", 0.0))
+        started = time.monotonic()
+
+        def spent() -> float:
+            return before + time.monotonic() - started
+
+        trials: list[Trial] = []
+        number, stopped = 0, "budget"
+        while True:
+            if self.optimizer.done:
+                stopped = "converged"
+                break
+            if self.patience is not None and _stale(trials) >= self.patience:
+                stopped = "patience"
+                break
+            finished_before = number in stored and stored[number].state is not State.RUNNING
+            if not finished_before and not self.budget.left(number, spent()):
+                break
+            asked = self.optimizer.ask(self.optimizer.generation)
+            generation = self._generation(number, asked, stored, spent)
+            trials += generation
+            if len(generation) < len(asked):
+                # The budget cut the generation short: it is told when a larger budget completes it.
+                break
+            self.optimizer.tell(asked, [t.value for t in generation])
+            number += len(asked)
+        self.study.note("seconds", spent())
+        return trials, stopped
+
+    def _generation(
+        self,
+        first: int,
+        asked: list[dict[str, Value]],
+        stored: Mapping[int, Trial],
+        spent: Callable[[], float],
+    ) -> list[Trial]:
+        """Score a generation, as far as the budget reaches. Returns a prefix of it, in ask order."""
+        ended: dict[int, Trial] = {}
+        waiting: list[int] = []
+        for number, params in enumerate(asked, first):
+            old = stored.get(number)
+            if old is not None:
+                _same(old, params, self.study.name)
+            if old is not None and old.state is not State.RUNNING:
+                ended[number] = old
+                self.watcher.finished(old, True)
+            else:
+                waiting.append(number)
+        running = 0
+        while waiting or running:
+            # One more than there are workers, so that none waits while the driver records.
+            while waiting and running <= self.pool.size and self.budget.left(waiting[0], spent()):
+                number = waiting.pop(0)
+                recipe = self.decode(asked[number - first])
+                self.study.start(number, asked[number - first], {"recipe_hash": self.hash(recipe)})
+                self.pool.submit(number, Job("search", recipe))
+                running += 1
+            if not running:
+                break
+            key, answer = self.pool.wait()
+            running -= 1
+            assert isinstance(key, int)
+            ended[key] = self._record(key, asked[key - first], answer)
+            self.study.note("seconds", spent())
+            self.watcher.finished(ended[key], False)
+        return [ended[n] for n in range(first, first + len(asked)) if n in ended]
+
+    def _record(self, number: int, params: Mapping[str, Value], answer: Answer) -> Trial:
+        started = time.perf_counter()
+        if answer.score is None:
+            reason = answer.reason or "no reason given"
+            self.study.fail(number, reason, answer.seconds)
+            return Trial(number, params, State.FAIL, None, reason, answer.seconds)
+        self.study.complete(number, answer.score, answer.seconds)
+        seconds = {**answer.seconds, "record": time.perf_counter() - started}
+        return Trial(number, params, State.COMPLETE, answer.score, None, seconds)
+
+
+def best(trials: list[Trial]) -> list[Trial]:
+    """The complete candidates, best first; the earlier one first among equals."""
+    complete = [t for t in trials if t.score is not None]
+    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
+
+
+def _stale(trials: list[Trial]) -> int:
+    """How many candidates have ended since the best one."""
+    ranked = best(trials)
+    return len(trials) - 1 - ranked[0].number if ranked else len(trials)
+
+
+def _same(old: Trial, params: Mapping[str, Value], study: str) -> None:
+    if set(old.params) != set(params) or any(not _equal(old.params[k], params[k]) for k in params):
+        raise StudyError(
+            f'study "{study}": candidate {old.number} is stored with other parameters than this version of evomerge '
+            "proposes for the same seed; start a new study (--study NAME)"
+        )
+
+
+def _equal(a: Value, b: Value) -> bool:
+    if isinstance(a, float) or isinstance(b, float):
+        # Databases and log-scaled parameters may lose the last bits.
+        return abs(float(a) - float(b)) <= 1e-9 * max(1.0, abs(float(a)))
+    return a == b
+
+
+def check_some_complete(trials: list[Trial]) -> None:
+    """Raise where every candidate failed, with the most frequent reason."""
+    if any(t.score is not None for t in trials):
+        return
+    reasons = [t.reason or "" for t in trials]
+    common = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "none was run"
+    raise EvoMergeError(f"all {len(trials)} candidates failed; most often: {common}")

@@ -1,0 +1,73 @@
+"""What a finished search hands on: the winner, and everything measured next to it on the same held-out items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from evomerge.recipe import Recipe
+from evomerge.score import Score, Trial
+
+Role = Literal["base", "source", "uniform", "control", "best"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model scored on the test items.
+
+    Attributes:
+        name: How tables call it: "base", the source's short name, "uniform", "vector maths", "random search", "best".
+        role: What it is a comparison for.
+        test: Its result on the test items.
+        search: Its result on the search items, where it has one (controls and the winner).
+        select: Its result on the select items, where it has one.
+        recipe: How it was made; None for a source as it is.
+    """
+
+    name: str
+    role: Role
+    test: Score
+    search: Score | None = None
+    select: Score | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished search.
+
+    Attributes:
+        study, storage: Name of the study and URL of its database.
+        trials: Every candidate, by number.
+        best: The winner's trial.
+        recipe: The winner's recipe, with the seed and the sources' content hashes.
+        recipe_hash: What identifies it.
+        measured: Base, sources, uniform merge, controls (if asked for), and the winner, which stands last.
+        looks: How often the test items have been read in this study, this time included.
+        stopped: Why the search ended ("budget", "patience", "converged").
+        seconds: Wall time of the search, all resumes together.
+        lines: Value on the search items of base, sources and the uniform merge (for the history picture).
+    """
+
+    study: str
+    storage: str
+    seed: int
+    space: str
+    evaluator: str
+    trials: tuple[Trial, ...]
+    best: Trial
+    recipe: Recipe
+    recipe_hash: str
+    measured: tuple[Measured, ...]
+    looks: int
+    stopped: str
+    seconds: float
+    model: Path
+    lines: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def winner(self) -> Measured:
+        """The winner as measured."""
+        return self.measured[-1]

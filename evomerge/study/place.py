@@ -1,0 +1,101 @@
+"""Where a study lies: its output folder, its database, and the lock that keeps a second driver out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from evomerge.errors import InputError, StudyError
+
+LOCK = ".lock"
+
+
+def default_storage(out: Path) -> str:
+    """The database of a study that names none: one SQLite file in its output folder."""
+    return f"sqlite:///{out.resolve() / 'study.db'}"
+
+
+def storage_url(text: str) -> str:
+    """A storage as the user writes it: an SQLAlchemy URL, or the path of a SQLite file."""
+    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
+
+
+def prepare(out: Path, storage: str) -> None:
+    """Make the output folder, after checking that it can be written and will not vanish.
+
+    Raises:
+        InputError: the folder or the database cannot be written, or lies in the temporary copy of a Ray job.
+    """
+    temporary = _job_copy()
+    paths = {"--out": out.resolve()}
+    database = sqlite_path(storage)
+    if database is not None:
+        paths["--storage"] = database.resolve()
+    for option, path in paths.items():
+        if temporary is not None and path.is_relative_to(temporary):
+            raise InputError(
+                f"{option} {path}: lies in the temporary copy of the folder in which a Ray job runs, and would vanish with "
+                "the job; give --out an absolute path on storage that stays, e.g. --out /shared/runs/STUDY"
+            )
+    for option, folder in ("--out", out), ("--storage", database.parent if database is not None else out):
+        _writable(folder, option)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite URL; None for servers and databases in memory."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        return None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a study's output folder; the lock goes with the process, however it ends.
+
+    Raises:
+        StudyError: another process holds it.
+    """
+    import fcntl
+
+    with (out / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise StudyError(f"{out}: a search is running there ({holder}); wait for it, or give another --out") from None
+        except OSError:
+            # Some shared file systems have no locks; the numbering of trials still catches a second writer.
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def _writable(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise InputError(f"{option} {folder}: cannot be written ({e.strerror})") from None
+
+
+def _job_copy() -> Path | None:
+    """The temporary working folder of a submitted Ray job, or None outside of one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if folder.parent.name == "working_dir_files" and folder.parent.parent.name == "runtime_resources":
+            return folder
+    return None

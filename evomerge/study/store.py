@@ -1,0 +1,279 @@
+"""The record of a study: one database with Optuna's tables, so that its dashboard shows it, and our item scores."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from evomerge.errors import EvoMergeError, StudyError, choose
+from evomerge.evaluation.config import Split
+from evomerge.score import Score, State, Trial, Value
+from evomerge.space import Categorical, Float, Integer, Parameter
+from evomerge.study import tables
+
+_SQLITE = b"SQLite format 3\x00"
+_FINGERPRINT = "evomerge:fingerprint"
+_NOTES = "evomerge:notes"
+
+
+class Store:
+    """A database of studies.
+
+    Args:
+        url: SQLAlchemy URL, e.g. "sqlite:///runs/STUDY/study.db".
+        create: Make the database and its tables where they are not there; else a missing one is refused.
+
+    Raises:
+        StudyError: the database is missing, cannot be opened, or holds something else than studies.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        import optuna
+
+        self.url = url
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        _check(url, create)
+        try:
+            self._optuna = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+        except Exception as e:  # drivers and SQLAlchemy raise many kinds; what the user needs is the URL and the reason
+            raise StudyError(f"storage {shown(url)}: cannot be opened ({str(e).strip().splitlines()[0]})") from None
+        self.engine: sa.Engine = self._optuna.engine
+        if url.startswith("sqlite"):
+            # Readers (the dashboard) and the one writer do not wait for each other; a kill loses no commit.
+            with self.engine.connect() as connection:
+                connection.execute(sa.text("PRAGMA journal_mode=WAL"))
+            sa.event.listen(self.engine, "connect", _synchronous_normal)
+            self.engine.dispose()
+        tables.create(self.engine)
+
+    def names(self) -> list[str]:
+        """Studies that evomerge made, by name; control searches (NAME/control) too."""
+        return [s.study_name for s in self._optuna.get_all_studies() if _FINGERPRINT in s.user_attrs]
+
+    def create(self, name: str, parameters: Sequence[Parameter], fingerprint: Mapping[str, Any]) -> Study:
+        """Open a study, or make it; a study with another fingerprint is refused.
+
+        Raises:
+            StudyError: the study is there and was made with other settings (the message says which).
+        """
+        from optuna.exceptions import DuplicatedStudyError
+        from optuna.study import StudyDirection
+
+        try:
+            study_id = self._optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+            self._optuna.set_study_user_attr(study_id, _FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
+        except DuplicatedStudyError:
+            study_id = self._optuna.get_study_id_from_name(name)
+            stored = self._optuna.get_study_user_attrs(study_id).get(_FINGERPRINT)
+            if stored is None:
+                if self._optuna.get_n_trials(study_id):
+                    raise StudyError(
+                        f'storage {shown(self.url)}: study "{name}" was not made by evomerge; give another --study name'
+                    ) from None
+                # Killed between the two steps above.
+                self._optuna.set_study_user_attr(study_id, _FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
+                stored = json.dumps(fingerprint, sort_keys=True)
+            different = differences(json.loads(stored), json.loads(json.dumps(fingerprint)))
+            if different:
+                raise StudyError(
+                    f'study "{name}" in {shown(self.url)} was made with other settings: '
+                    + "; ".join(different)
+                    + ". Give the same settings to resume it, or another --study name"
+                ) from None
+        return Study(self, name, study_id, parameters)
+
+    def open(self, name: str) -> Study:
+        """An existing study, for reading.
+
+        Raises:
+            StudyError: there is none of that name.
+        """
+        if name not in self.names():
+            raise StudyError(f'storage {shown(self.url)}: no study "{name}"; {choose(name, self.names())}')
+        return Study(self, name, self._optuna.get_study_id_from_name(name), ())
+
+    @property
+    def optuna(self) -> Any:
+        """Optuna's own storage object."""
+        return self._optuna
+
+
+class Study:
+    """One study's candidates and scores. Made by `Store.create` or `Store.open`."""
+
+    def __init__(self, store: Store, name: str, study_id: int, parameters: Sequence[Parameter]) -> None:
+        self.name = name
+        self.url = store.url
+        self._storage = store.optuna
+        self._id = study_id
+        self._parameters = {p.name: p for p in parameters}
+        self._trial_ids: dict[int, int] = {}
+        self.scores = tables.ScoreTable(store.engine, study_id)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the study was made with."""
+        return dict(json.loads(self._storage.get_study_user_attrs(self._id)[_FINGERPRINT]))
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a small value with the study (seconds spent, winner, looks at the test items)."""
+        self._storage.set_study_user_attr(self._id, f"{_NOTES}:{key}", value)
+
+    def notes(self) -> dict[str, Any]:
+        """What `note` kept."""
+        attributes = self._storage.get_study_user_attrs(self._id)
+        return {k.removeprefix(f"{_NOTES}:"): v for k, v in attributes.items() if k.startswith(_NOTES)}
+
+    def trials(self) -> list[Trial]:
+        """Every candidate by number, with its search score."""
+        scores = self.scores.read("search")
+        found = []
+        for frozen in self._storage.get_all_trials(self._id, deepcopy=False):
+            self._trial_ids[frozen.number] = frozen._trial_id
+            attributes = dict(frozen.user_attrs)
+            found.append(
+                Trial(
+                    frozen.number,
+                    dict(frozen.params),
+                    State(frozen.state.name) if frozen.state.name != "WAITING" else State.RUNNING,
+                    scores.get(f"trial/{frozen.number}") if frozen.state.name == "COMPLETE" else None,
+                    attributes.pop("reason", None),
+                    attributes.pop("seconds", {}),
+                    attributes,
+                )
+            )
+        return sorted(found, key=lambda t: t.number)
+
+    def start(self, number: int, params: Mapping[str, Value], attributes: Mapping[str, Any]) -> None:
+        """Record that a candidate is being run (again, where an earlier run was cut off)."""
+        from optuna.trial import TrialState, create_trial
+
+        if number in self._trial_ids:
+            return
+        frozen = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions={name: _distribution(self._parameters[name]) for name in params},
+            user_attrs=dict(attributes),
+        )
+        frozen.datetime_start = frozen.datetime_start or datetime.datetime.now()
+        trial_id = self._storage.create_new_trial(self._id, frozen)
+        given = self._storage.get_trial_number_from_id(trial_id)
+        if given != number:
+            raise EvoMergeError(
+                f'study "{self.name}": candidate {number} was stored as {given}: another process writes this study'
+            )
+        self._trial_ids[number] = trial_id
+
+    def complete(self, number: int, score: Score, seconds: Mapping[str, float]) -> None:
+        """Record a candidate's score: the items first, then the trial, so that a told trial always has its items."""
+        from optuna.trial import TrialState
+
+        trial = self._trial_ids[number]
+        self.scores.write(f"trial/{number}", "search", score)
+        self._storage.set_trial_user_attr(trial, "seconds", dict(seconds))
+        for task in score.tasks if len(score.tasks) > 1 else ():
+            self._storage.set_trial_user_attr(trial, task.task, task.shown)
+        self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [score.value])
+
+    def fail(self, number: int, reason: str, seconds: Mapping[str, float]) -> None:
+        """Record why a candidate failed."""
+        from optuna.trial import TrialState
+
+        trial = self._trial_ids[number]
+        self._storage.set_trial_user_attr(trial, "reason", reason)
+        self._storage.set_trial_user_attr(trial, "seconds", dict(seconds))
+        self._storage.set_trial_state_values(trial, TrialState.FAIL)
+
+    def mark_winner(self, number: int, split_values: Mapping[Split, float]) -> None:
+        """Mark the winner for the dashboard: in the study's attributes and its note."""
+        self.note("winner", number)
+        values = ", ".join(f"{split} {value:.4f}" for split, value in split_values.items())
+        # optuna-dashboard shows this attribute as the study's note.
+        self._storage.set_study_system_attr(self._id, "dashboard:note_ver", str(number))
+        self._storage.set_study_system_attr(self._id, "dashboard:note_str:0", f"Winner: trial {number} ({values})")
+
+
+def shown(url: str) -> str:
+    """A storage URL without its password."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url
+
+
+def differences(stored: Any, given: Any, path: str = "") -> list[str]:
+    """What differs between two fingerprints, in words."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        keys = list(dict.fromkeys([*stored, *given]))
+        return [d for k in keys for d in differences(stored.get(k), given.get(k), f"{path}.{k}" if path else k)]
+    if stored == given:
+        return []
+    return [f"{path} is {_short(given)}, was {_short(stored)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _distribution(parameter: Parameter) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    match parameter:
+        case Float():
+            return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+        case Integer():
+            return IntDistribution(parameter.low, parameter.high)
+        case Categorical():
+            return CategoricalDistribution(parameter.choices)
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+def _synchronous_normal(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _check(url: str, create: bool) -> None:
+    """Refuse what is not a database of studies, before Optuna would write its tables into it."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise StudyError(f'storage "{url}": expected a URL such as sqlite:///study.db or postgresql://...') from None
+    if parsed.get_backend_name() == "sqlite":
+        path = Path(parsed.database or "")
+        if not path.exists():
+            if not create:
+                raise StudyError(f"storage {url}: no such file ({path})")
+            return
+        if path.is_dir():
+            raise StudyError(f"storage {url}: {path} is a folder, expected a database file")
+        with path.open("rb") as file:
+            head = file.read(len(_SQLITE))
+        if head and head != _SQLITE:
+            raise StudyError(f"storage {url}: {path} is not a SQLite database")
+        if not head and not create:
+            raise StudyError(f"storage {url}: {path} is empty")
+    engine = None
+    try:
+        engine = sa.create_engine(url)
+        names = sa.inspect(engine).get_table_names()
+    except (sa.exc.SQLAlchemyError, ImportError) as e:
+        raise StudyError(f"storage {shown(url)}: cannot be opened ({str(e).strip().splitlines()[0]})") from None
+    finally:
+        if engine is not None:
+            engine.dispose()
+    if names and "studies" not in names:
+        raise StudyError(f"storage {shown(url)}: is not a study (its tables: {', '.join(sorted(names)[:5])})")
+    if not names and not create:
+        raise StudyError(f"storage {shown(url)}: holds no study")

@@ -1,0 +1,143 @@
+"""result.json: its schema is the contract, its figures agree with SciPy's and with sums done by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evomerge.report import rows, to_dict
+from evomerge.report.result import hide_password, task_interval
+from evomerge.score import Score, TaskScore
+from evomerge.study.outcome import Measured, Outcome
+
+NUMBER = {"type": "number"}
+OPTIONAL = {"type": ["number", "null"]}
+
+
+def exactly(properties: dict) -> dict:
+    return {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
+    }  # fmt: skip
+
+
+TEST = {"score": NUMBER, "low": OPTIONAL, "high": OPTIONAL, "items": {"type": "integer"}}
+SCHEMA = exactly(
+    {
+        "study": {"type": "string"},
+        "storage": {"type": "string"},
+        "seed": {"type": "integer"},
+        "candidates": exactly({k: {"type": "integer"} for k in ("complete", "pruned", "failed")}),
+        "best": exactly(
+            {
+                "trial": {"type": "integer"},
+                "recipe_hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                "search": OPTIONAL,
+                "select": OPTIONAL,
+                "test": exactly(TEST),
+            }
+        ),
+        "baselines": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": exactly(
+                {"test": exactly(TEST), "difference": exactly({"mean": NUMBER, "low": OPTIONAL, "high": OPTIONAL})}
+            ),
+        },
+        "tasks": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": exactly({**TEST, "metric": {"type": "string"}}),
+            },
+        },
+        "seconds": NUMBER,
+    }
+)
+
+
+def test_follows_the_schema_after_a_round_trip_through_strict_json(outcome: Outcome) -> None:
+    import jsonschema
+
+    text = json.dumps(to_dict(outcome), allow_nan=False)
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert json.loads(text) == to_dict(outcome)
+
+
+def test_counts_and_best(outcome: Outcome) -> None:
+    data = to_dict(outcome)
+    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1}
+    best = data["best"]
+    assert (best["trial"], best["search"], best["select"]) == (3, 0.75, 0.5)
+    wilson = stats.binomtest(49, 100).proportion_ci(0.95, method="wilson")
+    assert best["test"] == pytest.approx({"score": 0.49, "low": wilson.low, "high": wilson.high, "items": 100})
+
+
+def test_baselines_are_base_sources_and_uniform_with_paired_differences(outcome: Outcome) -> None:
+    baselines = to_dict(outcome)["baselines"]
+    assert list(baselines) == ["base", "maths", "kovesh", "uniform"]
+    # best solves items 0..48, maths 0..35: the differences are 13 ones and 87 zeros
+    d = np.r_[np.ones(13), np.zeros(87)]
+    half = stats.norm.ppf(0.975) * stats.sem(d)
+    assert baselines["maths"]["difference"] == pytest.approx({"mean": 0.13, "low": 0.13 - half, "high": 0.13 + half})
+    assert baselines["maths"]["test"]["score"] == pytest.approx(0.36)
+
+
+def test_controls_are_baselines_too(outcome: Outcome) -> None:
+    control = Measured("random search", "control", outcome.measured[0].test)
+    more = replace(outcome, measured=(*outcome.measured[:-1], control, outcome.winner))
+    assert list(to_dict(more)["baselines"]) == ["base", "maths", "kovesh", "uniform", "random search"]
+
+
+def test_tasks_keep_their_authors_direction(outcome: Outcome) -> None:
+    other = to_dict(outcome)["tasks"]["other"]
+    assert list(other) == ["base", "maths", "kovesh", "uniform", "best"]
+    assert other["base"]["score"] == 0.5 and other["best"]["score"] == 0.25  # an error rate, not its negative
+    assert other["best"]["metric"] == "error"
+
+
+def test_a_flipped_interval_stays_ordered() -> None:
+    results = -np.array([1.0, 2.0, 3.0, 6.0], np.float32)
+    found = task_interval(TaskScore("loss", "loss", -3.0, 0.0, ("a", "b", "c", "d"), results, flipped=True))
+    assert found.mean == 3.0
+    assert found.low is not None and found.high is not None
+    assert found.low < 3.0 < found.high
+    assert found.high - 3.0 == pytest.approx(stats.norm.ppf(0.975) * stats.sem([1, 2, 3, 6]))
+
+
+def test_a_metric_without_items_has_no_interval(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
+    whole = Score((TaskScore("target", "f1", 0.6),))
+    data = to_dict(with_best(whole))
+    assert data["best"]["test"] == {"score": 0.6, "low": None, "high": None, "items": 0}
+    assert data["baselines"]["base"]["difference"]["low"] is None
+    assert data["baselines"]["base"]["difference"]["mean"] == pytest.approx(0.4)
+
+
+def test_models_of_one_name_do_not_hide_each_other(outcome: Outcome) -> None:
+    twin = replace(outcome.measured[1], name="uniform")
+    renamed = replace(outcome, measured=(outcome.measured[0], twin, *outcome.measured[2:]))
+    names = [r.name for r in rows(renamed)]
+    assert len(set(names)) == 5 and names[1] == "uniform" and names[3] == "uniform (uniform)"
+
+
+def test_not_a_number_becomes_null(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
+    data = to_dict(replace(with_best(Score((TaskScore("target", "f1", float("nan")),))), seconds=float("inf")))
+    assert data["best"]["test"]["score"] is None and data["seconds"] is None
+    json.dumps(data, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///runs/x.db", "sqlite:///runs/x.db"),
+        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("mysql+pymysql://me:a@b:c@host/db", "mysql+pymysql://me:***@host/db"),
+    ],
+)
+def test_passwords_are_not_written(url: str, shown: str) -> None:
+    assert hide_password(url) == shown

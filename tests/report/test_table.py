@@ -1,0 +1,73 @@
+"""The table and its verdict say what was measured, no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evomerge.report import table_text, verdict
+from evomerge.report.table import number
+from evomerge.score import Score, TaskScore
+from evomerge.study.outcome import Outcome
+
+
+def cells(text: str, model: str) -> list[str]:
+    line = next(x for x in text.splitlines() if x.startswith("│") and x.split("│")[1].strip() == model)
+    return [c.strip() for c in line.split("│")[1:-1]]
+
+
+def test_one_row_per_model_the_winner_last(outcome: Outcome) -> None:
+    text = table_text(outcome)
+    names = [x.split("│")[1].strip() for x in text.splitlines() if x.startswith("│")]
+    assert names == ["base", "maths", "kovesh", "uniform", "best"]
+    assert "100 held-out items" in text
+
+
+def test_figures_of_a_row(outcome: Outcome) -> None:
+    text = table_text(outcome)
+    model, value, interval, difference, _, other = cells(text, "maths")
+    assert (model, value, difference, other) == ("maths", "0.360", "+0.130", "0.500")
+    assert interval == "0.273 .. 0.458"  # Wilson, 36 of 100
+    assert cells(text, "best")[3:] == ["", "", "0.250"]
+
+
+def test_several_weighted_tasks_are_shown_each(outcome: Outcome) -> None:
+    def both(s: Score) -> Score:
+        return Score((s.tasks[0], replace(s.tasks[1], weight=1.0)))
+
+    more = replace(outcome, measured=tuple(replace(m, test=both(m.test)) for m in outcome.measured))
+    header = next(x for x in table_text(more).splitlines() if "model" in x)
+    assert [c.strip() for c in header.split("┃")[1:-1]] == [
+        "model", "score", "95 %", "best minus it", "95 %", "target", "other",
+    ]  # fmt: skip
+
+
+def test_verdict_names_who_is_not_beaten(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
+    # 49 against uniform's 47 of the same items: mean .02, standard error .014, so the interval reaches 0
+    assert verdict(outcome) == (
+        "The best found beats base, maths and kovesh; not beyond chance: uniform (paired intervals reach 0)."
+    )
+    solved = np.ones(100, np.float32)
+    target = replace(outcome.winner.test.tasks[0], value=1.0, results=solved)
+    assert "beats every model" in verdict(with_best(Score((target,))))
+    none = replace(target, value=0.0, results=np.zeros(100, np.float32))
+    assert verdict(with_best(Score((none,)))).startswith("The best found does not beat base, maths, kovesh and uniform")
+
+
+def test_without_intervals_nothing_is_claimed(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
+    assert "does not beat" in verdict(with_best(Score((TaskScore("target", "f1", 0.99),))))
+
+
+def test_looks_are_said(outcome: Outcome) -> None:
+    assert "have been read" not in table_text(outcome)
+    assert "have been read 3 times" in table_text(replace(outcome, looks=3))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (0.4874, "0.487"), (0.00758, "0.008"), (0.00042, "0.00042"), (12345.6, "1.23e+04"), (-3.5, "-3.500")]
+)
+def test_numbers_stay_readable(value: float, text: str) -> None:
+    assert number(value) == text

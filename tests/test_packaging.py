@@ -1,0 +1,81 @@
+"""The files around the code: versions pinned, the wheel whole, no trace of one machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import evomerge
+from evomerge import presets, zoo
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {canonicalize_name(n): v for n, _, v in (x.partition("==") for x in lines if x and x[0] != "#")}
+
+
+def requirements() -> list[Requirement]:
+    project = PROJECT["project"]
+    extras = [r for rs in project["optional-dependencies"].values() for r in rs]
+    return [Requirement(r) for r in [*project["dependencies"], *extras]]
+
+
+def test_constraints_are_pins_alone() -> None:
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
+    assert [x for x in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", x)] == []
+    assert len(lines) > 100
+
+
+def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
+    pinned = pins()
+    for requirement in requirements():
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is not in constraints.txt"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement} does not allow {pinned[name]}"
+
+
+def test_presets_and_zoo_are_found() -> None:
+    assert "quickstart" in presets.names("search_spaces")
+    assert all((zoo.path(n) / "model.safetensors").is_file() for n in zoo.NAMES)
+
+
+def test_ci_runs_make_test() -> None:
+    run = ROOT / ".ci" / "run"
+    assert run.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", str(run)]).returncode == 0
+    assert "make test" in run.read_text()
+
+
+def test_make_targets() -> None:
+    plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pytest" in plan
+    plan = subprocess.run(["make", "-n", "search", "BUDGET=7"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "evomerge search --budget 7" in plan.stdout
+
+
+@pytest.mark.slow
+def test_wheel_holds_presets_and_checkpoints(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert evomerge.__version__ in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {f"evomerge/search_spaces/{n}.yaml" for n in presets.names("search_spaces")} <= names
+    tasks = {f"evomerge/evaluators/zoo/{f.name}" for f in (ROOT / "evaluators" / "zoo").glob("*.*") if f.is_file()}
+    assert tasks and tasks <= names
+    assert {f"evomerge/zoo/checkpoints/{n}/model.safetensors" for n in zoo.NAMES} <= names
+    assert "evomerge/cli/starter/space.yaml" in names
+    assert not [n for n in names if n.startswith(("tests/", "search_spaces/", "evaluators/"))]

@@ -1,0 +1,73 @@
+"""The README's commands, run as they stand: blocks marked ```console runnable, in order, in one temporary folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"^```console([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def commands(*, slow: bool) -> list[list[str]]:
+    """The marked commands in the README's order; the quick ones are needed by the slow ones."""
+    found: list[list[str]] = []
+    for marks, body in BLOCK.findall(README.read_text(encoding="utf-8")):
+        if "runnable" in marks and (slow or "slow" not in marks):
+            found += [shlex.split(line[2:]) for line in body.splitlines() if line.startswith("$ ")]
+    return found
+
+
+def run_all(found: list[list[str]], folder: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(README.parent)}
+    for command in found:
+        assert command[0] == "evomerge", f"only evomerge's own commands can be run here: {command}"
+        done = subprocess.run(
+            [sys.executable, "-m", "evomerge", *command[1:]], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{shlex.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+def test_quick_commands(tmp_path: Path) -> None:
+    found = commands(slow=False)
+    assert len(found) >= 5
+    run_all(found, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_commands(tmp_path: Path) -> None:
+    found = commands(slow=True)
+    assert any(c[1] == "search" for c in found)
+    run_all(found, tmp_path)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from evomerge.cli.commands import COMMANDS
+
+    text = README.read_text(encoding="utf-8")
+    assert [c for c in COMMANDS if f"`evomerge {c}" not in text] == []
+
+
+def test_console_blocks_name_commands_that_exist() -> None:
+    """Unmarked blocks too (they need the network or much time): their evomerge commands and options parse."""
+    from evomerge.cli.commands import COMMANDS, parse
+    from evomerge.errors import InputError
+
+    for marks, body in BLOCK.findall(README.read_text(encoding="utf-8")):
+        for line in body.splitlines():
+            words = shlex.split(line.removeprefix("$ "))
+            if not line.startswith("$ ") or words[0] != "evomerge" or words[1] == "--help":
+                continue
+            if words[1] not in COMMANDS and not marks.strip().startswith("runnable"):
+                continue  # a command that is not in this tree yet; test_all_commands runs the marked ones
+            try:
+                parse(words[1:])
+            except InputError as e:
+                pytest.fail(f"{line}: {e}")
