@@ -40,14 +40,14 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)/python
 search: $(VENV)/run.stamp  ## Search for a merge on the embedded models (ARGS="--seed 1" adds options, BUDGET=100)
 	$(RUN)/evomerge search --budget $(BUDGET) $(ARGS)
 
+LINT := { $(RUN)/ruff check . && $(RUN)/mypy && $(RUN)/lint-imports; }
+
 lint: $(VENV)/dev.stamp  ## ruff, mypy and the import contracts
-	$(RUN)/ruff check .
-	$(RUN)/mypy
-	$(RUN)/lint-imports
+	$(LINT)
 
 # pytest runs even when lint fails, and last, so that its closing line is the last one.
 test: $(VENV)/dev.stamp  ## lint, then the quick tests
-	@$(MAKE) --no-print-directory lint; lint=$$?; \
+	@$(LINT); lint=$$?; \
 	$(RUN)/python -m pytest $(ARGS); tests=$$?; \
 	if [ $$lint -ne 0 ]; then echo "make test: lint failed (above)" >&2; fi; \
 	[ $$lint -eq 0 ] && [ $$tests -eq 0 ]

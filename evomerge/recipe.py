@@ -245,7 +245,7 @@ class Recipe(Frozen):
                 return {k: canonical(v, k) for k, v in value.items() if v is not None}
             if isinstance(value, list):
                 return [canonical(v, key) for v in value]
-            if key in ("model", "base_model", "tokenizer_source") and isinstance(value, str):
+            if key in ("model", "base_model", "tokenizer_source", "source") and isinstance(value, str):
                 return contents.get(value, value)
             if isinstance(value, int) and not isinstance(value, bool):
                 return float(value)
@@ -312,7 +312,7 @@ def _value_problem(parameter: Parameter, value: Scalar) -> str | None:
         return "expected a number"
     if x != x or x in (float("inf"), float("-inf")):
         return "expected a finite number"
-    if parameter.low is not None and x < parameter.low or parameter.high is not None and x > parameter.high:
+    if (parameter.low is not None and x < parameter.low) or (parameter.high is not None and x > parameter.high):
         return f"expected a number from {parameter.low:g} to {parameter.high:g}"
     return None
 

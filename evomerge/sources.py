@@ -22,8 +22,16 @@ from evomerge.recipe import ModelReference
 
 ZOO = "zoo:"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a hub snapshot may bring: no pickles, no code.
-HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+# What a hub snapshot may bring: no pickles, no code; and no second copy of the weights.
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+HUB_IGNORED = ["*/*", "consolidated*"]
+# What the hub client's errors mean, by name, so that it loads only when it is asked.
+_HUB_REASONS = {
+    "LocalEntryNotFoundError": "it cannot be reached, and the model is not in the local cache",
+    "RepositoryNotFoundError": "it has no such model, or a private one",
+    "RevisionNotFoundError": "it has the model, but not that revision",
+    "GatedRepoError": "access must be asked for on the model's page, and a token given (hf auth login)",
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -204,13 +212,15 @@ def _download(parsed: ModelReference, reference: str, hint: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(parsed.path, revision=parsed.revision, allow_patterns=HUB_FILES))
+        folder = snapshot_download(
+            parsed.path, revision=parsed.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED
+        )
     except Exception as e:  # the hub client raises many kinds: HTTP, cache, validation, connection
-        reason = " ".join(str(e).split())[:200]
+        reason = _HUB_REASONS.get(type(e).__name__, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
         raise SourceError(
-            f'model "{reference}": no such folder{hint}; and it could not be had from the Hugging Face hub: '
-            f"{type(e).__name__}: {reason}"
+            f'model "{reference}": no such folder{hint}; and not to be had from the Hugging Face hub: {reason}'
         ) from None
+    return Path(folder)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -311,7 +321,7 @@ def _mismatches(first: Source, other: Source, layers: bool) -> list[str]:
         names = [n for n in have if n not in lack]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            found.append(f'{who}: {side} tensor "{names[0]}"{more}; use models saved alike (heads tied in both or none)')
+            found.append(f'{who}: {side} tensor "{names[0]}"{more}; use models saved alike')
     return found[:20]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -64,18 +67,50 @@ def test_make_targets() -> None:
     assert "evomerge search --budget 7" in plan.stdout
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (made,) = out.glob("*.whl")
+    return made
+
+
 @pytest.mark.slow
-def test_wheel_holds_presets_and_checkpoints(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+def test_wheel_holds_presets_and_checkpoints(wheel: Path) -> None:
     assert evomerge.__version__ in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {f"evomerge/search_spaces/{n}.yaml" for n in presets.names("search_spaces")} <= names
+    assert {f"evomerge/evaluators/{n}.yaml" for n in presets.names("evaluators")} <= names
     tasks = {f"evomerge/evaluators/zoo/{f.name}" for f in (ROOT / "evaluators" / "zoo").glob("*.*") if f.is_file()}
     assert tasks and tasks <= names
     assert {f"evomerge/zoo/checkpoints/{n}/model.safetensors" for n in zoo.NAMES} <= names
     assert "evomerge/cli/starter/space.yaml" in names
     assert not [n for n in names if n.startswith(("tests/", "search_spaces/", "evaluators/"))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_searches_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    """A fresh environment with the wheel; its dependencies are this one's, by path, so that no network is needed."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    # .pth files inside a folder that a .pth names are not read: an editable evomerge over there stays unseen.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "elsewhere").mkdir()
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path / "elsewhere", env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        return done.stdout
+
+    where = run(str(python), "-c", "import evomerge; print(evomerge.__file__)").strip()
+    assert Path(where).is_relative_to(site)
+    command = str(tmp_path / "venv" / "bin" / "evomerge")
+    result = json.loads(run(command, "search", "--budget", "4", "--workers", "0", "--json"))
+    assert result["candidates"]["complete"] == 4
+    assert (tmp_path / "elsewhere" / "runs" / result["study"] / "model" / "model.safetensors").is_file()

@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never raises for what a user can cause."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    # Not list(argv): in this namespace `list` is the submodule of that command as soon as it has been imported.
+    argv = [*(sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in argv
     try:
         args = parse(argv)

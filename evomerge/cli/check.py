@@ -54,7 +54,7 @@ def locate(name: str) -> Path:
     if Path(name).exists():
         return Path(name)
     for kind in ("search_spaces", "evaluators"):
-        if name.startswith(f"{kind}/") and (found := presets.find(kind, name)):  # type: ignore[arg-type]
+        if name.startswith(f"{kind}/") and (found := presets.find(kind, name)):
             return found
     return Path(name)  # read_text() says what is wrong, with the nearest name
 

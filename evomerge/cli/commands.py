@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from evomerge import __version__
@@ -65,6 +65,17 @@ def add_command(subparsers: Subparsers[Parser], name: str, help: str, descriptio
     parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
     parser.set_defaults(parser=parser)
     return parser
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """An argument's `type` that takes one of some words; argparse's own `choices` does not name the nearest."""
+
+    def check(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f'unknown "{text}"; {choose(text, choices)}')
+        return text
+
+    return check
 
 
 def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:

@@ -48,7 +48,7 @@ class Progress:
     def say(self, text: str) -> None:
         """What is done now, or a fact worth a line."""
         self._stop()
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, name: str, budget: Budget, lines: Mapping[str, float], workers: int) -> None:
         """A search begins; see `Watcher`."""
@@ -59,7 +59,7 @@ class Progress:
         sources = {k: v for k, v in lines.items() if k != "uniform"}
         if lines:
             shown = ", ".join(f"{k} {v:.3f}" for k, v in lines.items())
-            self._console.print(f"{name}: {budget}; on the same items: {shown}", markup=False)
+            self._console.print(f"{name}: {budget}; on the same items: {shown}", markup=False, soft_wrap=True)
         if sources:
             top = max(sources, key=lambda k: sources[k])
             self._goal = (top, sources[top])
@@ -76,12 +76,12 @@ class Progress:
         elif self._best is None or trial.value > self._best[0]:
             self._best = (trial.value, trial.number)
             if not replayed and self._bar is None:
-                self._console.print(f"  {self._words()}", markup=False)
+                self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
                 return
         if self._bar is not None:
             self._bar.update(self._task, completed=self._share() * 100, words=self._words())
         elif not replayed and self._done % PLAIN_EVERY == 0:
-            self._console.print(f"  {self._words()}", markup=False)
+            self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
 
     def _share(self) -> float:
         return self._budget.share(self._done, time.monotonic() - self._started) if self._budget else 0.0
@@ -93,7 +93,7 @@ class Progress:
         if self._goal is not None:
             words.append(f"best source {self._goal[0]} {self._goal[1]:.3f}")
         left = self._left()
-        if left is not None:
+        if left:
             words.append(f"about {_time(left)} left")
         return ", ".join(words)
 
@@ -107,7 +107,7 @@ class Progress:
         return max(0.0, (self._budget.seconds or 0.0) - spent)
 
     def _line(self, text: str) -> None:
-        (self._bar.console if self._bar is not None else self._console).print(f"  {text}", markup=False)
+        (self._bar.console if self._bar is not None else self._console).print(f"  {text}", markup=False, soft_wrap=True)
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -123,7 +123,7 @@ class Progress:
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-            self._console.print(f"{self._name}: {self._words()}", markup=False)
+            self._console.print(f"{self._name}: {self._words()}", markup=False, soft_wrap=True)
             self._bar = None
 
 

@@ -44,7 +44,7 @@ def databases(folder: Path) -> list[Path]:
 def _only(runs: Path) -> Path:
     folders = _folders(runs)
     if not folders:
-        raise StudyError(f"{runs}/ holds no study; start one with: evomerge search --budget 100 (or give --storage URL)")
+        raise StudyError(f"{runs}/ holds no study; start one: evomerge search --budget 100 (or give --storage URL)")
     if len(folders) > 1:
         raise StudyError(f"{runs}/ holds {len(folders)} studies, name one: {', '.join(f.name for f in folders)}")
     return databases(folders[0])[0]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.commands import Parser, Subparsers, add_command, one_of
 from evomerge.cli.output import emit
 from evomerge.errors import InputError, choose
 
@@ -22,8 +22,8 @@ List the embedded models and tasks, small enough to try a whole search in minute
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
     parser = add_command(subparsers, "zoo", "list or copy the embedded models and tasks", DESCRIPTION)
-    parser.add_argument("action", metavar="copy", nargs="?", choices=("list", "copy"), default="list",
-                        help="nothing (list them), or copy")  # fmt: skip
+    actions = one_of(("list", "copy"))
+    parser.add_argument("action", metavar="copy", nargs="?", type=actions, default="list", help="without: list them")
     parser.add_argument("name", metavar="NAME", nargs="?", help="model to copy")
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder to write; must not exist")
     parser.set_defaults(run=run)

@@ -10,14 +10,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from evomerge.errors import CandidateError, RecipeError, SourceError
+from evomerge.errors import CandidateError, SourceError
 from evomerge.merging.checkpoint import write_checkpoint
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
-from evomerge.merging.layout import live_names
 from evomerge.merging.methods import function
 from evomerge.merging.plan import Input, Plan, TensorPlan
 from evomerge.merging.planner import Planner
+from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 CACHE_BYTES = 2 << 30
-# Masks and frequencies that old checkpoints hold and live models no longer have.
-_OLD_BUFFERS = ("inv_freq", "masked_bias")
 # What a kept group holds per element and source: the value, the task vector, its rank and its random draw.
 _KEPT_BYTES = 16
 
@@ -91,7 +89,7 @@ class Engine:
             RecipeError: the recipe has another number of layers, or tensors that the model has not.
         """
         plan = self.plan(recipe)
-        targets = _targets(plan, model)
+        targets = targets_of(plan, model)
         merge = self._merger(plan)
         for t, target in targets:
             merged = merge(t)
@@ -192,30 +190,6 @@ class Engine:
             merged = merged.to(dtype)
             _check_finite([(t.name, merged)])
         return merged
-
-
-def _targets(plan: Plan, model: PreTrainedModel) -> list[tuple[TensorPlan, Tensor]]:
-    """The live model's tensor for each planned one; a tied weight appears once."""
-    live: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    live.update(model.named_buffers(remove_duplicate=False))
-    names = live_names((t.name for t in plan.tensors), live, model.base_model_prefix)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    shape = f"the recipe has {len(plan.layers)} layers and the live model {layers}"
-    remedy = "build a live model for this recipe (live_model_for)"
-    if layers == len(plan.layers):
-        remedy = f"live models of type {model.config.model_type} name their weights unlike its checkpoints"
-    found: list[tuple[TensorPlan, Tensor]] = []
-    for t in plan.tensors:
-        name = names[t.name]
-        if name is not None and tuple(live[name].shape) == t.shape:
-            found.append((t, live[name]))
-        elif name is not None or not (t.dtype not in TORCH_DTYPES or t.name.endswith(_OLD_BUFFERS)):
-            raise RecipeError(f'{shape}: no place for tensor "{t.name}" of shape {list(t.shape)}; {remedy}')
-    written = {id(target) for _, target in found}
-    missing = [n for n, p in model.named_parameters() if id(p) not in written]
-    if missing:
-        raise RecipeError(f'{shape}: no tensor for its "{missing[0]}" (nor for {len(missing) - 1} more); {remedy}')
-    return found
 
 
 def _check_finite(tensors: list[tuple[str, Tensor]]) -> None:

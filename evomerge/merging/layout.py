@@ -7,7 +7,7 @@ No hand-written family files: the layers are the run of numbered modules as long
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,20 +83,3 @@ class Layout:
     def inside(self, names: Iterable[str], layer: int) -> list[str]:
         """The tensors of one layer, in the order given."""
         return [name for name in names if self.layer(name) == layer]
-
-
-def live_names(checkpoint: Iterable[str], live: Mapping[str, object], prefix: str) -> dict[str, str | None]:
-    """For each checkpoint name, the live model's; None where the live model has none.
-
-    The names are equal but for checkpoints that were saved without (or with) the model's base prefix, as old
-    GPT-2 checkpoints are.
-
-    Args:
-        live: Parameters and buffers of the live model, by name.
-        prefix: The model's `base_model_prefix`, without dot ("model", "transformer").
-    """
-    found: dict[str, str | None] = {}
-    for name in checkpoint:
-        choices = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-        found[name] = next((c for c in choices if c in live), None)
-    return found

@@ -29,10 +29,10 @@ def largest(values: Tensor, keep: int) -> Tensor:
     if values.dtype == torch.float32:
         # Magnitudes of IEEE numbers are in the order of their bits.
         size = values.contiguous().view(torch.int32) & _NO_SIGN
-        limit = _nth_largest_bits(size, keep)
+        limit: float = _nth_largest_bits(size, keep)
     else:
         size = values.abs()
-        limit = size.kthvalue(count - keep + 1).values.item()
+        limit = float(size.kthvalue(count - keep + 1).values)
     mask = size > limit
     equal = torch.nonzero(size == limit).flatten()
     mask[equal[: keep - int(mask.sum())]] = True

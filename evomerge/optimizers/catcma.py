@@ -21,7 +21,7 @@ class CatCma:
     """CatCMA with margin; categories start at equal probability.
 
     It is told ranks, not scores: its penalty for leaving the bounds scales with the spread of what it is told, which is
-    nothing in a generation of ties.
+    nothing where half a generation ties.
 
     Args:
         sigma: First standard deviation, as a share of every range; default 1/6.
@@ -88,10 +88,9 @@ class CatCma:
     def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
         """See `Optimizer.tell`. A generation of nothing but ties teaches nothing and leaves the distribution alone."""
         solutions, told = self._flight.tell(params, scores)
-        worth = ranks(told)
-        if len(np.unique(worth)) < 2:
+        if len(set(told)) < 2:
             return
-        self._es.tell(list(zip(solutions, worth.tolist(), strict=True)))
+        self._es.tell(list(zip(solutions, ranks(told).tolist(), strict=True)))
         self._done = bool((self._floats or self._integers) and self._es.should_stop())
 
     def _mean(self, params: Mapping[str, Value]) -> Any:

@@ -79,9 +79,9 @@ def losses(scores: Sequence[float | None]) -> npt.NDArray[np.float64]:
     return np.array([worst if s is None else -s for s in scores], dtype=np.float64)
 
 
-def ranks(scores: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """Losses as ranks from 0 (best), ties at their mean; shape (n,)."""
-    values = losses(scores)
-    below = (values[None, :] < values[:, None]).sum(axis=1)
-    tied = (values[None, :] == values[:, None]).sum(axis=1)
-    return np.asarray(below + (tied - 1) / 2, dtype=np.float64)
+def ranks(scores: Sequence[float | None]) -> npt.NDArray[np.int64]:
+    """Ranks from 0 (best), shape (n,); ties in the order of the asks, which is random."""
+    order = np.argsort(losses(scores), kind="stable")
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.arange(len(order))
+    return found

@@ -21,18 +21,20 @@ class Entry:
     Attributes:
         cls: `module:class`.
         categorical: Whether it takes categorical parameters.
+        least: Smallest population that its update can use.
     """
 
     cls: str
     categorical: bool
+    least: int
     summary: str
 
 
 OPTIMIZERS: dict[str, Entry] = {
-    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, "CMA-ES (pycma): floats and integers"),
-    "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, "CatCMA with margin (cmaes): categories too"),
-    "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, "tree-structured Parzen estimator (Optuna)"),
-    "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, "uniform random search (Optuna)"),
+    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers"),
+    "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too"),
+    "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)"),
+    "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, 1, "uniform random search (Optuna)"),
 }
 
 
@@ -88,8 +90,8 @@ def _check(name: str, parameters: Sequence[Parameter], seed: int, population: in
             problems.append(f"{p.name}: low = {p.low:g} must be below high = {p.high:g}")
         if isinstance(p, Categorical) and len(p.choices) < 2:
             problems.append(f"{p.name}: expected at least two choices, got {', '.join(p.choices) or 'none'}")
-    if population is not None and population < 2:
-        problems.append(f"population = {population}: expected at least 2")
+    if population is not None and population < (least := OPTIMIZERS[name].least):
+        problems.append(f'population = {population}: optimizer "{name}" needs at least {least}')
     if sigma is not None and not 0 < sigma <= 1:
         problems.append(f"sigma = {sigma:g}: expected a share of the range, above 0 and at most 1")
     if seed < 0:

@@ -20,6 +20,7 @@ def write_history_png(outcome: Outcome, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no display
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
@@ -40,7 +41,7 @@ def write_history_png(outcome: Outcome, path: Path) -> None:
     axes.set_xlabel("candidate")
     axes.set_ylabel("score on the search items")
     axes.set_title(f"{outcome.study} (seed {outcome.seed})")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=DPI, format="png", metadata={"Software": "evomerge"})
 

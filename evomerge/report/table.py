@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
-from evomerge.report.result import Row, rows
+from evomerge.report.result import rows
 from evomerge.score import Interval
 from evomerge.study.outcome import Outcome
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+HEADER = 10  # characters of a header before it is folded
 
 
 def table(outcome: Outcome) -> Table:
@@ -25,8 +29,8 @@ def table(outcome: Outcome) -> Table:
     title = f"{outcome.study}: {shown[-1].test.items:,} held-out items"
     made = Table(title=title, caption=caption(outcome), title_justify="left", caption_justify="left")
     made.add_column("model", no_wrap=True)
-    for header in (target, "95 %", "best minus it", "95 %", *others):
-        made.add_column(header, justify="right")
+    for header in (_folded(target), "95 %", "best minus it", "95 %", *map(_folded, others)):
+        made.add_column(header, justify="right", no_wrap=True)
     for row in shown:
         cells = [number(row.test.mean), span(row.test), signed(row.difference), span(row.difference, sign=True)]
         cells += [number(row.tasks[t].mean) if t in row.tasks else "" for t in others]
@@ -34,14 +38,34 @@ def table(outcome: Outcome) -> Table:
     return made
 
 
-def table_text(outcome: Outcome, width: int = 140) -> str:
-    """The table as plain text."""
-    from rich.console import Console
+def table_text(outcome: Outcome, width: int | None = None) -> str:
+    """The table as plain text.
 
-    console = Console(width=width, color_system=None, force_terminal=False)
+    Args:
+        width: In characters, default that of the terminal, or 140 where there is none. A table that needs more gets
+            it: lines that the terminal wraps are ugly, figures cut off are wrong.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+    made = table(outcome)
+    console = Console(width=10_000, color_system=None, force_terminal=False)
+    console.width = max(width, Measurement.get(console, console.options, made).maximum)
     with console.capture() as capture:
-        console.print(table(outcome))
-    return capture.get().rstrip()
+        console.print(made)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _folded(task: str) -> str:
+    """A task's name on several lines, broken after underscores, so that a column is little wider than its figures."""
+    lines = [""]
+    for part in task.replace("_", "_ ").split():
+        if lines[-1] and len(lines[-1]) + len(part) > HEADER:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def columns(outcome: Outcome) -> tuple[str, list[str]]:
@@ -70,22 +94,21 @@ def looks(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """One honest sentence: whom the winner beats beyond chance, and whom it does not."""
-    others = [r for r in rows(outcome) if r.difference is not None]
-    beaten = [r for r in others if _above(r)]
-    rest = [r.name for r in others if not _above(r)]
+    """One or two honest sentences: whom the winner beats beyond chance, whom it does not, who beats it."""
+    others = [(r.name, r.difference) for r in rows(outcome) if r.difference is not None]
+    beaten = [name for name, d in others if d.low is not None and d.low > 0]
+    better = [name for name, d in others if d.high is not None and d.high < 0]
+    open_ = [name for name, _ in others if name not in beaten and name not in better]
     if not others:
         return "Nothing was measured next to the best found."
-    if not rest:
+    if len(beaten) == len(others):
         return "The best found beats every model here, every paired interval above 0."
-    if not beaten:
-        return f"The best found does not beat {_list(rest)} beyond chance (paired intervals reach 0)."
-    names = _list([r.name for r in beaten])
-    return f"The best found beats {names}; not beyond chance: {_list(rest)} (paired intervals reach 0)."
-
-
-def _above(row: Row) -> bool:
-    return row.difference is not None and row.difference.low is not None and row.difference.low > 0
+    words = [f"The best found beats {_list(beaten)}." if beaten else "The best found beats none of the models here."]
+    if open_:
+        words.append(f"Not beyond chance, either way (no paired interval, or one around 0): {_list(open_)}.")
+    if better:
+        words.append(f"It is worse than {_list(better)}.")
+    return " ".join(words)
 
 
 def _list(names: list[str]) -> str:

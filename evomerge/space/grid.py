@@ -145,7 +145,8 @@ class Grid:
 
     def positions(self, axes: Collection[str]) -> tuple[str, ...]:
         """All positions of a parameter: embeddings, then layer groups in order, in each the modules, then the head."""
-        edge = {"own": (EMBEDDINGS, HEAD), "together": (EMBEDDINGS,), "layers": ()}[self.edges]
+        # Pruned to nothing, a group is none: its tensors go with the layers beside them.
+        edge = [e.part for i in (0, self.slices - 1) for e in self.entries(i) if e.part in (EMBEDDINGS, HEAD)]
         names = [self.position(axes, 0, EMBEDDINGS)] if EMBEDDINGS in edge else []
         names += [self.position(axes, g, part) for g in range(len(self.groups)) for part in self.parts]
         names += [self.position(axes, 0, HEAD)] if HEAD in edge else []

@@ -192,13 +192,16 @@ class Study:
         self._storage.set_trial_user_attr(trial, "seconds", dict(seconds))
         self._storage.set_trial_state_values(trial, TrialState.FAIL)
 
-    def mark_winner(self, number: int, split_values: Mapping[Split, float]) -> None:
-        """Mark the winner for the dashboard: in the study's attributes and its note."""
+    def mark_winner(self, number: int, values: Mapping[Split, float]) -> None:
+        """Mark the winner: in our notes, and as the first line of the study's note in the dashboard."""
+        import optuna
+        import optuna_dashboard
+
         self.note("winner", number)
-        values = ", ".join(f"{split} {value:.4f}" for split, value in split_values.items())
-        # optuna-dashboard shows this attribute as the study's note.
-        self._storage.set_study_system_attr(self._id, "dashboard:note_ver", str(number))
-        self._storage.set_study_system_attr(self._id, "dashboard:note_str:0", f"Winner: trial {number} ({values})")
+        study = optuna.load_study(study_name=self.name, storage=self._storage)
+        own = [line for line in optuna_dashboard.get_note(study).splitlines() if not line.startswith("Winner: ")]
+        words = ", ".join(f"{split} {value:.4f}" for split, value in values.items())
+        optuna_dashboard.save_note(study, "\n".join([f"Winner: trial {number} ({words})", *own]))
 
 
 def shown(url: str) -> str:

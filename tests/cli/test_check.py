@@ -51,7 +51,7 @@ def test_mergekit_evolves_configuration_is_a_space(command: Callable, tmp_path: 
     [
         ("merge_method: tise\nmodels: [{model: zoo:maths}]\n", 'did you mean "ties"'),
         ("merge_method: linear\nmodels: [{model: zoo:math, parameters: {weight: 1}}]\n", "zoo:math"),
-        ("merge_method: linear\nmodles: []\n", 'did you mean "models"'),
+        ("merge_method: linear\nmodls: []\n", 'did you mean "models"'),
         ("a: [1\n", "YAML syntax error"),
         ("colour: blue\n", "neither a recipe, a space nor an evaluator"),
         ("", "expected a mapping"),

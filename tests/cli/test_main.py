@@ -59,7 +59,8 @@ def test_no_command(command: Callable) -> None:
 def test_json_error_is_one_value_on_stdout(command: Callable) -> None:
     done = command("zoo", "copy", "mats", "out", "--json")
     assert done.code == 2
-    assert done.json == {"error": 'no model "mats" in the zoo; did you mean "maths"? Valid: base, maths, kovesh, sorting'}
+    words = 'no model "mats" in the zoo; did you mean "maths"? Valid: base, maths, kovesh, sorting'
+    assert done.json == {"error": words}
     assert "mats" in done.err
 
 

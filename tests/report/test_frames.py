@@ -38,7 +38,11 @@ def test_items_round_trip(outcome: Outcome, tmp_path: Path) -> None:
 
 
 def test_no_trials_still_have_columns(tmp_path: Path) -> None:
-    for made, columns in ((trials_frame, ["number", "state", "value", "reason"]), (items_frame, ["trial", "task", "metric", "item", "result"])):
+    expected = (
+        (trials_frame, ["number", "state", "value", "reason"]),
+        (items_frame, ["trial", "task", "metric", "item", "result"]),
+    )
+    for made, columns in expected:
         made(()).to_parquet(tmp_path / "e.parquet", index=False)
         frame = pd.read_parquet(tmp_path / "e.parquet")
         assert list(frame.columns) == columns and frame.empty

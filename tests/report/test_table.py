@@ -34,6 +34,20 @@ def test_figures_of_a_row(outcome: Outcome) -> None:
     assert cells(text, "best")[3:] == ["", "", "0.250"]
 
 
+def test_long_names_of_tasks_fold_and_figures_do_not(outcome: Outcome) -> None:
+    def more(s: Score) -> Score:
+        others = tuple(replace(s.tasks[1], task=f"a_task_of_a_long_name_{i}") for i in range(4))
+        return Score((replace(s.tasks[0], task="the_skill_that_the_search_is_after"), *others))
+
+    wide = replace(outcome, measured=tuple(replace(m, test=more(m.test)) for m in outcome.measured))
+    text = table_text(wide, width=120)
+    assert max(map(len, text.splitlines())) <= 130 and " a_task_of_ " in text
+    for width in (120, 40):  # too narrow a terminal loses no figure
+        assert cells(table_text(wide, width), "maths") == [
+            "maths", "0.360", "0.273 .. 0.458", "+0.130", "+0.064 .. +0.196", "0.500", "0.500", "0.500", "0.500",
+        ]  # fmt: skip
+
+
 def test_several_weighted_tasks_are_shown_each(outcome: Outcome) -> None:
     def both(s: Score) -> Score:
         return Score((s.tasks[0], replace(s.tasks[1], weight=1.0)))
@@ -48,17 +62,20 @@ def test_several_weighted_tasks_are_shown_each(outcome: Outcome) -> None:
 def test_verdict_names_who_is_not_beaten(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
     # 49 against uniform's 47 of the same items: mean .02, standard error .014, so the interval reaches 0
     assert verdict(outcome) == (
-        "The best found beats base, maths and kovesh; not beyond chance: uniform (paired intervals reach 0)."
+        "The best found beats base, maths and kovesh. "
+        "Not beyond chance, either way (no paired interval, or one around 0): uniform."
     )
     solved = np.ones(100, np.float32)
     target = replace(outcome.winner.test.tasks[0], value=1.0, results=solved)
     assert "beats every model" in verdict(with_best(Score((target,))))
     none = replace(target, value=0.0, results=np.zeros(100, np.float32))
-    assert verdict(with_best(Score((none,)))).startswith("The best found does not beat base, maths, kovesh and uniform")
+    assert verdict(with_best(Score((none,)))) == (
+        "The best found beats none of the models here. It is worse than base, maths, kovesh and uniform."
+    )
 
 
 def test_without_intervals_nothing_is_claimed(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
-    assert "does not beat" in verdict(with_best(Score((TaskScore("target", "f1", 0.99),))))
+    assert "beats none" in verdict(with_best(Score((TaskScore("target", "f1", 0.99),))))
 
 
 def test_looks_are_said(outcome: Outcome) -> None:
@@ -67,7 +84,8 @@ def test_looks_are_said(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0.000"), (0.4874, "0.487"), (0.00758, "0.008"), (0.00042, "0.00042"), (12345.6, "1.23e+04"), (-3.5, "-3.500")]
+    ("value", "text"),
+    [(0.0, "0.000"), (0.00758, "0.008"), (0.00042, "0.00042"), (12345.6, "1.23e+04"), (-3.5, "-3.500")],
 )
 def test_numbers_stay_readable(value: float, text: str) -> None:
     assert number(value) == text

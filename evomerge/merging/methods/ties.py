@@ -10,9 +10,7 @@ from torch import Tensor
 from evomerge.merging.group import Group
 
 
-def ties(
-    group: Group, *, weight: Sequence[float], density: Sequence[float], lambda_: float, normalize: bool
-) -> Tensor:
+def ties(group: Group, *, weight: Sequence[float], density: Sequence[float], lambda_: float, normalize: bool) -> Tensor:
     """W_0 + lambda sum m_i w_i topk(d_i) / sum m_i w_i, with m_i = [sign(w_i d_i) = sign(sum w_j d_j)].
 
     Args:

@@ -1,0 +1,66 @@
+"""What tests of whole searches share: the zoo's models with an evaluator that takes a moment, and the command line."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from evomerge import presets
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def small_evaluator(tmp_path_factory):
+    """The quickstart's evaluator on 40 items per split."""
+    data = {
+        "include_path": str(presets.folder("evaluators") / "zoo"),
+        "tasks": [{"name": "kovesh_problems"}, {"name": "kovesh_direction", "weight": 0}],
+        "splits": {
+            "search": {"share": 0.2, "items": 40},
+            "select": {"share": 0.3, "items": 40},
+            "test": {"share": 0.5, "items": 60},
+        },
+        "batch_size": 64,
+    }
+    path = tmp_path_factory.mktemp("evaluator") / "small.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture(scope="session")
+def evomerge():
+    """Runs the command line in a fresh process; returns the process with `.result`, what --json printed."""
+
+    def run(*args, cwd=None, timeout=280, check=True):
+        command = [sys.executable, "-m", "evomerge", *map(str, args)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        if check:
+            assert done.returncode == 0, done.stderr[-3000:]
+        done.result = json.loads(done.stdout) if "--json" in args and done.stdout.strip() else None
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def here():
+    """The same in this process, for tests that need no fresh one: imports are paid for once."""
+    from evomerge.cli import main
+
+    def run(*args, check=True):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(a) for a in args])
+        if check:
+            assert code == 0, err.getvalue()[-3000:]
+        result = json.loads(out.getvalue()) if "--json" in args and out.getvalue().strip() else None
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue(), result=result)
+
+    return run

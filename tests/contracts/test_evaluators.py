@@ -1,0 +1,88 @@
+"""Every evaluator of the table keeps the same promises."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from evomerge import presets, zoo
+from evomerge.errors import CandidateError
+from evomerge.evaluation import EVALUATORS, SPLITS, load_evaluator, open_evaluator
+from evomerge.merging.live import live_model, load_tokenizer
+
+SCORE = """
+def score(model, tokenizer, items):
+    ids = [tokenizer(i["prompt"], return_tensors="pt").input_ids for i in items]
+    return [float(-model(x, labels=x).loss) for x in ids]
+"""
+
+
+def lm_eval(folder):
+    splits = {s: {"share": 0.3, "items": 30} for s in SPLITS}
+    return {"include_path": str(presets.folder("evaluators") / "zoo"), "tasks": ["kovesh_problems"], "splits": splits}
+
+
+def python(folder):
+    (folder / "score.py").write_text(SCORE)
+    (folder / "items.jsonl").write_text("\n".join(json.dumps({"prompt": f"strun kunt {i} nesh"}) for i in range(20)))
+    return {"function": "score.py:score", "items": "items.jsonl", "tasks": ["score"]}
+
+
+MAKERS = {"lm_eval": lm_eval, "python": python}
+
+
+@pytest.fixture(params=list(EVALUATORS))
+def file(request, tmp_path):
+    torch.set_num_threads(1)
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({"kind": request.param} | MAKERS[request.param](tmp_path)))
+    return load_evaluator(path)
+
+
+@pytest.fixture
+def model():
+    return live_model(zoo.path("kovesh"), dtype=torch.float32)
+
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer(zoo.path("kovesh"))
+
+
+def test_items_are_disjoint_between_splits(file):
+    evaluator = open_evaluator(file)
+    found = [set(ids) for split in SPLITS for ids in evaluator.items(split).values()]
+    assert all(found) and len(set.union(*found)) == sum(map(len, found))
+
+
+def test_a_score_has_one_result_per_item(file, model, tokenizer):
+    evaluator = open_evaluator(file)
+    for split in SPLITS:
+        for task in evaluator.evaluate(model, tokenizer, split).tasks:
+            assert task.items == evaluator.items(split)[task.task] and len(task.results) == len(task.items)
+            assert task.value == pytest.approx(float(task.results.mean()), abs=1e-6)
+
+
+def test_scores_are_repeatable_and_leave_the_model_as_it_was(file, model, tokenizer):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    first = open_evaluator(file).evaluate(model, tokenizer, "search")
+    evaluator = open_evaluator(file)
+    evaluator.evaluate(model, tokenizer, "test")
+    again = evaluator.evaluate(model, tokenizer, "search")
+    assert [t.results.tolist() for t in first.tasks] == [t.results.tolist() for t in again.tasks]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not model._forward_hooks and not model.training
+
+
+def test_nan_weights_fail(file, model, tokenizer):
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(CandidateError):
+        open_evaluator(file).evaluate(model, tokenizer, "search")
+
+
+def test_the_fingerprint_is_plain_data_that_devices_do_not_change(file):
+    data = json.dumps(file.fingerprint(), sort_keys=True)
+    again = type(file)(file.config.model_copy(update={"device": "cuda", "batch_size": 3}), file.name, file.folder, file.file)
+    assert json.dumps(again.fingerprint(), sort_keys=True) == data

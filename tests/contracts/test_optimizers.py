@@ -1,0 +1,332 @@
+"""What every optimizer of the table promises (`Optimizer`). A new one needs its line in the table and nothing here."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.errors import EvoMergeError, SpaceError
+from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer
+from evomerge.score import Value
+from evomerge.space import Categorical, Float, Integer, Parameter
+
+ROOT = Path(__file__).parents[2]
+FLOATS: tuple[Parameter, ...] = (
+    Float("weight.a", -1.0, 2.0, 0.5),
+    Float("weight.b", 0.0, 1.0, 1.0),  # starts on its bound
+    Float("lambda", 1e-3, 10.0, 0.1, log=True),
+)
+NUMBERS: tuple[Parameter, ...] = (*FLOATS, Integer("k", 1, 6, 2))
+MIXED: tuple[Parameter, ...] = (Categorical("method", ("linear", "ties", "slerp"), "linear"), *NUMBERS)
+SPACES: dict[str, tuple[Parameter, ...]] = {
+    "floats": FLOATS,
+    "one float": FLOATS[:1],
+    "numbers": NUMBERS,
+    "integer": NUMBERS[3:],
+    "mixed": MIXED,
+    "category": MIXED[:1],
+}
+
+
+def takes(name: str, space: str) -> bool:
+    return OPTIMIZERS[name].categorical or not any(isinstance(p, Categorical) for p in SPACES[space])
+
+
+CASES = [(name, space) for name in OPTIMIZERS for space in SPACES if takes(name, space)]
+every = pytest.mark.parametrize(("name", "space"), CASES, ids=[f"{n}, {s}" for n, s in CASES])
+each = pytest.mark.parametrize("name", list(OPTIMIZERS))
+
+
+def quality(params: Mapping[str, Value]) -> float:
+    """A sphere around weight.a = 1.1, weight.b = 0.3, lambda = 0.01, k = 5, method = ties; the best is 0."""
+    p: Any = dict(params)
+    out = -((p.get("weight.a", 1.1) - 1.1) ** 2) - (p.get("weight.b", 0.3) - 0.3) ** 2
+    out -= 0.2 * (math.log10(p.get("lambda", 0.01)) + 2) ** 2 + 0.1 * (p.get("k", 5) - 5) ** 2
+    return out - (p.get("method", "ties") != "ties")
+
+
+def run(
+    optimizer: Optimizer, generations: int, score: Callable[[Mapping[str, Value]], float | None] = quality
+) -> list[tuple[dict[str, Value], float | None]]:
+    """Some generations; every candidate with its score."""
+    log: list[tuple[dict[str, Value], float | None]] = []
+    for _ in range(generations):
+        asked = optimizer.ask(optimizer.generation)
+        scores = [score(p) for p in asked]
+        optimizer.tell(asked, scores)
+        log += zip(asked, scores, strict=True)
+    return log
+
+
+def best(log: Sequence[tuple[dict[str, Value], float | None]]) -> float:
+    return max(s for _, s in log if s is not None)
+
+
+def sometimes(params: Mapping[str, Value]) -> float | None:
+    """Fails in a part of the space."""
+    return None if float(params.get("weight.a", params.get("k", 0))) > 1.6 else quality(params)  # type: ignore[arg-type]
+
+
+@every
+def test_asks_in_bounds_order_and_type(name: str, space: str) -> None:
+    parameters = SPACES[space]
+    optimizer = make_optimizer(name, parameters, seed=1)
+    assert optimizer.name == name
+    assert optimizer.generation >= 2
+    assert not optimizer.done
+    log = run(optimizer, 6)
+    assert len(log) == 6 * optimizer.generation
+    for params, _ in log:
+        assert list(params) == [p.name for p in parameters]
+        for p in parameters:
+            assert p.problem(params[p.name]) is None
+            assert type(params[p.name]) is {Float: float, Integer: int, Categorical: str}[type(p)]
+    assert len({json.dumps(p) for p, _ in log}) > 1
+
+
+@every
+def test_same_seed_same_sequence_other_seed_other(name: str, space: str) -> None:
+    a, b, c = (run(make_optimizer(name, SPACES[space], seed=s), 4) for s in (7, 7, 8))
+    assert a == b
+    assert space in ("category", "integer") or a != c
+
+
+@each
+def test_same_sequence_in_a_fresh_process(name: str) -> None:
+    space = "mixed" if OPTIMIZERS[name].categorical else "numbers"
+    here = run(make_optimizer(name, SPACES[space], seed=5), 4, sometimes)
+    code = (
+        "import importlib.util, json, sys\n"
+        f"spec = importlib.util.spec_from_file_location('suite', {str(Path(__file__))!r})\n"
+        "suite = importlib.util.module_from_spec(spec); spec.loader.exec_module(suite)\n"
+        f"made = suite.make_optimizer({name!r}, suite.SPACES[{space!r}], seed=5)\n"
+        "print(json.dumps(suite.run(made, 4, suite.sometimes)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(here))
+
+
+@every
+def test_replay_equals_continued(name: str, space: str) -> None:
+    whole = make_optimizer(name, SPACES[space], seed=2)
+    log = run(whole, 3, sometimes)
+    replayed = make_optimizer(name, SPACES[space], seed=2)
+    told = iter(json.loads(json.dumps(log)))  # as a database gives them back
+    for _ in range(3):
+        asked = replayed.ask(replayed.generation)
+        stored = [next(told) for _ in asked]
+        assert [p for p, _ in stored] == asked
+        replayed.tell([p for p, _ in stored], [s for _, s in stored])
+    assert run(whole, 3) == run(replayed, 3)
+
+
+@every
+def test_pickles_mid_generation(name: str, space: str) -> None:
+    one = make_optimizer(name, SPACES[space], seed=3)
+    run(one, 2)
+    asked = one.ask(one.generation)
+    two: Optimizer = pickle.loads(pickle.dumps(one))
+    for optimizer in (one, two):
+        optimizer.tell(asked, [quality(p) for p in asked])
+    assert run(one, 2) == run(two, 2)
+
+
+@every
+def test_global_generators_are_neither_read_nor_touched(name: str, space: str) -> None:
+    def state() -> tuple[Any, Any]:
+        return random.getstate(), [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+
+    random.seed(1)
+    np.random.seed(1)
+    before = state()
+    a = run(make_optimizer(name, SPACES[space], seed=4), 3)
+    assert state() == before
+    random.seed(2)
+    np.random.seed(2)
+    assert run(make_optimizer(name, SPACES[space], seed=4), 3) == a
+
+
+@every
+def test_a_failure_is_told_as_worse_than_every_score(name: str, space: str) -> None:
+    """Told None or NaN, an optimizer goes on as if told a score below all others; told something good it does not."""
+
+    def sequence(stand_in: float | None) -> list[Any]:
+        def score(params: Mapping[str, Value]) -> float | None:
+            found = sometimes(params)
+            return stand_in if found is None else found
+
+        return [p for p, _ in run(make_optimizer(name, SPACES[space], seed=6), 6, score)]
+
+    failed = sequence(None)
+    assert failed == sequence(float("nan"))
+    if name == "random":
+        assert failed == sequence(1e3)
+        return
+    assert failed == sequence(-1e3)
+    assert failed != sequence(1e3) or space in ("category", "integer")
+
+
+@each
+def test_failures_are_avoided(name: str) -> None:
+    if name == "random":
+        pytest.skip("random search learns nothing")
+
+    def score(params: Mapping[str, Value]) -> float | None:
+        return None if float(params["weight.a"]) < 0.2 else 0.5  # half the space fails, the rest ties
+
+    log = run(make_optimizer(name, FLOATS, seed=0), 25, score)
+    failed = [s is None for _, s in log]
+    assert sum(failed[len(failed) // 2 :]) < sum(failed[: len(failed) // 2])
+
+
+@every
+def test_survives_generations_that_fail_or_tie_altogether(name: str, space: str) -> None:
+    optimizer = make_optimizer(name, SPACES[space], seed=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run(optimizer, 2, lambda _: None)
+        run(optimizer, 2, lambda _: 0.25)
+        run(optimizer, 1, lambda _: float("inf"))
+    assert not optimizer.done
+    for params, _ in run(optimizer, 3):
+        assert all(p.problem(params[p.name]) is None for p in SPACES[space])
+
+
+@every
+def test_enqueued_come_first_as_they_are_and_are_told(name: str, space: str) -> None:
+    parameters = SPACES[space]
+    mine: list[dict[str, Value]] = [
+        {p.name: p.choices[-1] if isinstance(p, Categorical) else p.high for p in parameters},
+        {p.name: p.init for p in parameters},
+        {p.name: p.choices[0] if isinstance(p, Categorical) else p.low for p in parameters},
+    ]
+    optimizer = make_optimizer(name, parameters, seed=1, population=6)
+    for params in mine:
+        optimizer.enqueue(params)
+    given = mine if name != "tpe" else [mine[0] | {p.name: p.init for p in parameters}, *mine]  # it starts at the start
+    asked = optimizer.ask(6)
+    assert asked[: len(given)] == given
+    optimizer.tell(asked, [quality(p) for p in asked])
+    log = run(optimizer, 2)
+    assert all(p.problem(params[p.name]) is None for params, _ in log for p in parameters)
+    with pytest.raises(EvoMergeError, match="before the first generation"):
+        optimizer.enqueue(mine[0])
+
+
+@each
+def test_more_enqueued_than_a_generation_holds(name: str) -> None:
+    optimizer = make_optimizer(name, FLOATS, seed=1, population=4)
+    mine = [{"weight.a": i / 10, "weight.b": 0.5, "lambda": 0.1} for i in range(7)]
+    for params in mine:
+        optimizer.enqueue(params)
+    log = [p for p, _ in run(optimizer, 4)]
+    places = [log.index(p) for p in mine]  # type: ignore[arg-type]
+    assert places == sorted(places)
+    assert places[-1] < 12
+
+
+@each
+def test_enqueue_refuses_what_is_not_in_the_space(name: str) -> None:
+    optimizer = make_optimizer(name, FLOATS, seed=1)
+    with pytest.raises(SpaceError, match=r"weight\.a = 7: outside \[-1, 2\]"):
+        optimizer.enqueue({"weight.a": 7, "weight.b": 0.5, "lambda": 0.1})
+
+
+@each
+def test_ask_and_tell_take_turns(name: str) -> None:
+    optimizer = make_optimizer(name, FLOATS, seed=1)
+    n = optimizer.generation
+    with pytest.raises(EvoMergeError, match="no generation is asked for"):
+        optimizer.tell([], [])
+    with pytest.raises(EvoMergeError, match=f"has {n} candidates, {n + 1} were asked for"):
+        optimizer.ask(n + 1)
+    asked = optimizer.ask(n)
+    with pytest.raises(EvoMergeError, match="has not been told"):
+        optimizer.ask(n)
+    with pytest.raises(EvoMergeError, match=f"expected the {n} asked last"):
+        optimizer.tell(asked[:-1], [0.0] * (n - 1))
+    with pytest.raises(EvoMergeError, match=f"expected the {n} asked last"):
+        optimizer.tell([*asked[:-1], {**asked[-1], "weight.b": 0.123}], [0.0] * n)
+    asked_copy = [dict(p) for p in asked]
+    asked[0].clear()  # the caller's copy is the caller's
+    optimizer.tell(asked_copy, [0.0] * n)
+
+
+@each
+@pytest.mark.parametrize("space", ["floats", "mixed"])
+def test_improves(name: str, space: str) -> None:
+    """The search gets nearer than uniform draws do at equal budget (but random search itself)."""
+    if not takes(name, space):
+        pytest.skip("refuses categories")
+    budget = 160
+
+    def reached(which: str, seed: int) -> float:
+        optimizer = make_optimizer(which, SPACES[space], seed=seed)
+        return best(run(optimizer, budget // optimizer.generation))
+
+    found = np.median([reached(name, seed) for seed in range(3)])
+    assert found > quality({p.name: p.init for p in SPACES[space]}) / 2
+    if name != "random":
+        assert found > np.median([reached("random", seed) for seed in range(3)])
+
+
+@each
+def test_population_is_the_generation(name: str) -> None:
+    assert make_optimizer(name, FLOATS, seed=1, population=14).generation == 14
+    least = OPTIMIZERS[name].least
+    log = run(make_optimizer(name, FLOATS, seed=1, population=least), 5)
+    assert len(log) == 5 * least
+    with pytest.raises(SpaceError, match=f"needs at least {least}"):
+        make_optimizer(name, FLOATS, seed=1, population=least - 1)
+
+
+def test_categories_are_refused_with_who_can_take_them() -> None:
+    can = [n for n, entry in OPTIMIZERS.items() if entry.categorical]
+    for name in OPTIMIZERS:
+        if name in can:
+            continue
+        with pytest.raises(SpaceError) as caught:
+            make_optimizer(name, MIXED, seed=1)
+        assert str(caught.value) == (
+            f'optimizer "{name}" cannot take categorical parameters (method); these can: {", ".join(can)}'
+        )
+
+
+def test_default() -> None:
+    assert default_optimizer(FLOATS) == default_optimizer(NUMBERS) == "cma"
+    assert default_optimizer(MIXED) == "catcma"
+    assert make_optimizer("auto", MIXED, seed=1).name == "catcma"
+    assert make_optimizer("auto", FLOATS, seed=1).name == "cma"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "cmaes"}, 'unknown optimizer "cmaes"; did you mean "cma"? Valid: auto, cma, catcma, tpe, random'),
+        ({"parameters": ()}, "the space has nothing to search: every parameter is fixed"),
+        ({"population": 1}, 'population = 1: optimizer "cma" needs at least 4'),
+        ({"sigma": 0.0}, "sigma = 0: expected a share of the range, above 0 and at most 1"),
+        ({"sigma": 3.0}, "sigma = 3: expected a share of the range, above 0 and at most 1"),
+        ({"seed": -1}, "seed = -1: expected 0 or more"),
+        ({"initial": {"weight.a": 0.5}}, 'parameter "weight.b" has no value\nparameter "lambda" has no value'),
+        ({"parameters": (Integer("k", 2, 2, 2),)}, "k: low = 2 must be below high = 2"),
+        ({"name": "tpe", "parameters": (Categorical("m", ("a",), "a"),)}, "m: expected at least two choices, got a"),
+    ],
+)
+def test_bad_input(keys: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"name": "cma", "parameters": FLOATS, "seed": 1, **keys}
+    with pytest.raises(SpaceError) as caught:
+        make_optimizer(given.pop("name"), given.pop("parameters"), given.pop("seed"), **given)
+    assert str(caught.value) == message

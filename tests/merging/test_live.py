@@ -1,0 +1,83 @@
+"""Live models and tokenizers from folders, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.errors import RecipeError, SourceError
+from evomerge.merging.engine import Engine
+from evomerge.merging.live import live_model, load_tokenizer
+from evomerge.recipe import parse_recipe
+from evomerge.sources import open_source, open_sources
+
+
+def test_ready_for_inference(family: tuple[str, str, str]) -> None:
+    model = live_model(open_source(family[0]))
+    assert model.dtype == torch.bfloat16 and not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert live_model(Path(family[0]), torch.float32).dtype == torch.float32
+
+
+def test_building_does_not_touch_the_checkpoint(family: tuple[str, str, str]) -> None:
+    file = Path(family[0]) / "model.safetensors"
+    before = file.read_bytes()
+    recipe = parse_recipe(
+        f"{{merge_method: passthrough, models: [{{model: {family[1]}}}], parameters: {{scale: 0.5}}}}"
+    )
+    live = live_model(family[0])  # in the checkpoint's own type: nothing forces a copy
+    Engine(open_sources(recipe.references())).build_into(recipe, live)
+    assert file.read_bytes() == before
+    assert torch.equal(live.state_dict()["model.norm.weight"], load_file(f"{family[1]}/model.safetensors")[
+        "model.norm.weight"] / 2)  # fmt: skip
+
+
+def test_code_in_a_checkpoint_is_not_run(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make(seed=1), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(SourceError, match="transformers cannot load it"):
+        live_model(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_tokenizer(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make(seed=1), tmp_path / "model"))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(SourceError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(folder)
+
+
+def test_a_checkpoint_saved_without_its_prefix(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make(seed=1, tied=True), tmp_path / "model"))
+    tensors = {n.removeprefix("model."): t for n, t in load_file(folder / "model.safetensors").items()}
+    tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as old checkpoints have
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    recipe = parse_recipe(f"{{merge_method: passthrough, models: [{{model: {folder}}}], parameters: {{scale: 0.5}}}}")
+    live = live_model(make(seed=2, tied=True))
+    Engine(open_sources(recipe.references())).build_into(recipe, live)
+    assert torch.equal(live.state_dict()["model.norm.weight"], tensors["norm.weight"] / 2)
+
+
+def test_a_tensor_too_many_or_too_few(make: Callable[..., Path], tmp_path: Path) -> None:
+    live = live_model(make(seed=2))
+    for change, words in (("extra", "no place for tensor"), ("lack", 'no tensor for its "model.norm.weight"')):
+        folder = Path(shutil.copytree(make(seed=1), tmp_path / change))
+        tensors = load_file(folder / "model.safetensors")
+        if change == "extra":
+            tensors["model.layers.0.more.weight"] = torch.ones(3)
+        else:
+            del tensors["model.norm.weight"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        recipe = parse_recipe(f"{{merge_method: passthrough, models: [{{model: {folder}}}]}}")
+        with pytest.raises(RecipeError, match=words):
+            Engine(open_sources(recipe.references())).build_into(recipe, live)

@@ -1,0 +1,307 @@
+"""References to models, and every way in which a model can be missing, incomplete or refused."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from evomerge import zoo
+from evomerge.errors import SourceError
+from evomerge.header import read_header
+from evomerge.sources import check_fit, open_source, open_sources
+
+
+def header_bytes(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def checkpoint(folder: Path, layers: int = 2, width: int = 4, seed: int = 0, **config: Any) -> Path:
+    """A folder that looks like a llama checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    tensors = {"model.embed_tokens.weight": random.normal(size=(11, width)).astype(np.float32),
+               "model.norm.weight": random.normal(size=width).astype(np.float32)}  # fmt: skip
+    for i in range(layers):
+        tensors[f"model.layers.{i}.mlp.up_proj.weight"] = random.normal(size=(6, width)).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    data = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layers,
+            "hidden_size": width, "vocab_size": 11, "tie_word_embeddings": True} | config  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+
+# ---- what is found
+
+
+def test_zoo() -> None:
+    sources = open_sources(f"zoo:{n}" for n in zoo.NAMES)
+    assert list(sources) == [f"zoo:{n}" for n in zoo.NAMES] and [s.name for s in sources.values()] == list(zoo.NAMES)
+    base = sources["zoo:base"]
+    assert (base.architecture, base.num_layers, base.tied) == ("LlamaForCausalLM", 4, True)
+    assert base.path == zoo.path("base") and base.bytes == 912_192
+    check_fit(sources)
+    assert len({s.content_hash() for s in sources.values()}) == 4
+
+
+def test_a_folder_is_looked_for_here_and_beside_the_recipe(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_source(str(model)).path == model
+    assert open_source("model", root=model.parent).path == model
+    monkeypatch.chdir(model.parent)
+    assert open_source("./model/").name == "model"
+    assert open_source("model").path.resolve() == model.resolve()
+
+
+def test_headers_agree_with_the_library(model: Path) -> None:
+    header = read_header(model / "model.safetensors")
+    content = (model / "model.safetensors").read_bytes()
+    for name, array in load_file(model / "model.safetensors").items():
+        info = header[name]
+        assert (info.shape, info.dtype, info.elements) == (array.shape, "F32", array.size)
+        assert content[info.start : info.end] == array.tobytes()
+
+
+def test_number_of_layers_under_other_names(tmp_path: Path) -> None:
+    text = {"num_hidden_layers": 2, "hidden_size": 4}
+    inner = checkpoint(tmp_path / "vlm", text_config=text, num_hidden_layers=None)
+    assert open_source(str(inner)).num_layers == 2
+    assert open_source(str(checkpoint(tmp_path / "gpt", num_hidden_layers=None, n_layer=2))).num_layers == 2
+    with pytest.raises(SourceError, match="says no number of layers"):
+        _ = open_source(str(checkpoint(tmp_path / "none", num_hidden_layers=None))).num_layers
+
+
+def test_content_hash(model: Path, tmp_path: Path) -> None:
+    first = open_source(str(model)).content_hash()
+    assert len(first) == 64
+    moved = Path(shutil.copytree(model, tmp_path / "elsewhere"))
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({"transformers_version": "9", **config}, indent=4))
+    tensors = load_file(moved / "model.safetensors")
+    names = list(tensors)
+    (moved / "model.safetensors").unlink()
+    files = {"a.safetensors": names[1:], "b.safetensors": names[:1]}
+    for file, some in files.items():
+        save_file({n: tensors[n] for n in some}, moved / file)
+    index = {"weight_map": {n: f for f, some in files.items() for n in some}}
+    (moved / "model.safetensors.index.json").write_text(json.dumps(index))
+    source = open_source(str(moved))
+    assert source.content_hash() == first, "place, cut into files and formatting are no content"
+    assert pickle.loads(pickle.dumps(source)).content_hash() == first
+    tensors[names[0]].view(np.uint8).reshape(-1)[0] ^= 1
+    save_file({n: tensors[n] for n in files["b.safetensors"]}, moved / "b.safetensors")
+    assert open_source(str(moved)).content_hash() != first, "one bit"
+    (model / "config.json").write_text(json.dumps({**config, "rope_theta": 5.0}))
+    assert open_source(str(model)).content_hash() != first
+
+
+def test_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        for file in ("pytorch_model.bin", "modeling_x.py", "model.pt", "tokenizer.pkl", "original/a.safetensors"):
+            allowed = any(fnmatch.fnmatch(file, p) for p in allow_patterns)
+            assert not allowed or any(fnmatch.fnmatch(file, p) for p in ignore_patterns), file
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert open_source("someone/some-model@v2").name == "some-model"
+    assert open_source("someone/some-model").path == model
+    assert asked == [("someone/some-model", "v2"), ("someone/some-model", None)]
+
+
+def test_it_loads_no_torch() -> None:
+    code = (
+        "import sys; from evomerge.sources import open_sources, check_fit\n"
+        "s = open_sources(['zoo:base', 'zoo:maths']); check_fit(s); [x.content_hash() for x in s.values()]\n"
+        "print([m for m in ('torch', 'ray', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# ---- what is refused
+
+
+def refused(reference: str | Path, **options: Any) -> str:
+    with pytest.raises(SourceError) as e:
+        open_source(str(reference), **options)
+    assert e.value.exit_code == 2 and "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_missing(model: Path) -> None:
+    assert f'did you mean "{model}"?' in refused(model.parent / "modle")
+    assert "no such folder" in refused("/nowhere/at/all")
+    assert refused("./modle", root=model.parent).endswith(f'did you mean "{model}"?')
+    assert 'did you mean "zoo:maths"?' in refused("maths")
+    assert 'did you mean "kovesh"? Valid: base, maths' in refused("zoo:kovsh")
+    hub = refused("someone/model")
+    assert "not to be had from the Hugging Face hub: ConnectionError: no route to the hub" in hub
+    assert "is a file, expected the folder" in refused(model / "config.json")
+    assert "expected path[@revision]" in refused("a@")
+
+
+def test_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("a long story of connections")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert refused("someone/model").endswith("it cannot be reached, and the model is not in the local cache")
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as e:
+        open_sources(["zoo:bse", str(tmp_path / "x" / "y"), "zoo:base", "zoo:bse"])
+    assert len(str(e.value).splitlines()) == 2
+
+
+def test_adapters_and_quantised_models(model: Path, tmp_path: Path) -> None:
+    assert 'adapters ("+some/lora") are not supported yet' in refused(f"{model}+some/lora")
+    assert "is quantised" in refused(checkpoint(tmp_path / "q", quantization_config={"bits": 4}))
+    (model / "config.json").unlink()
+    assert "has no config.json" in refused(model)
+    (model / "adapter_config.json").write_text("{}")
+    assert "is an adapter, not a model" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles(model: Path, name: str) -> None:
+    (model / "model.safetensors").rename(model / name)
+    message = refused(model)
+    assert name in message and "refused; convert it to safetensors" in message
+
+
+def test_bad_configuration(model: Path) -> None:
+    for text, words in (("{", "not JSON"), ("[1]", "expected a JSON object"), ("\xff", "not JSON")):
+        (model / "config.json").write_bytes(text.encode("latin-1"))
+        assert words in refused(model)
+
+
+def test_interrupted_downloads(model: Path) -> None:
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    for size in (len(whole) - 1, 8 + length - 3, 8 + length, 5, 0):
+        file.write_bytes(whole[:size])
+        assert f"interrupted download: the file has {size:,} bytes" in refused(model)
+    file.write_bytes(whole[:-1])
+    assert f"its header needs {len(whole):,}" in refused(model)
+    file.unlink()
+    (model / "model.safetensors.incomplete").write_bytes(whole[:90])
+    assert "interrupted download: only model.safetensors.incomplete (90 bytes)" in refused(model)
+    (model / "model.safetensors.incomplete").unlink()
+    assert "has no model.safetensors and no model.safetensors.index.json" in refused(model)
+
+
+def test_indexes(model: Path) -> None:
+    index = model / "model.safetensors.index.json"
+    file = (model / "model.safetensors").rename(model / "one.safetensors")
+    for content, words in (
+        ({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, "names two.safetensors, which is not there"),
+        ({"weight_map": {"a": "../model/one.safetensors"}}, "refused"),
+        ({"weight_map": {"a": str(file)}}, "refused"),
+        ({"weight_map": {"a": "..\\one.safetensors"}}, "refused"),
+        ({"weight_map": {"a": "one.bin"}}, "refused"),
+        ({"weight_map": {"a": 3}}, 'expected a "weight_map"'),
+        ({"weight_map": {}}, 'expected a "weight_map"'),
+        ([], 'expected a "weight_map"'),
+    ):
+        index.write_text(json.dumps(content))
+        assert words in refused(model), content
+    index.write_text("{")
+    assert "not JSON" in refused(model)
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    assert len(open_source(str(model)).tensors) == 4
+
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+LIES = {
+    "header is not JSON": header_bytes(b"{nonsense", b"0" * 8),
+    "is a list": header_bytes([], b""),
+    "its header claims": struct.pack("<Q", 1 << 60) + b"{}",
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    'damaged at tensor "w"': header_bytes({"w": {**GOOD, "data_offsets": [0, 7]}}, b"0" * 8),
+    'damaged at tensor "v"': header_bytes({"v": {**GOOD, "data_offsets": [-8, 0]}}, b"0" * 8),
+    'damaged at tensor "u"': header_bytes({"u": {**GOOD, "shape": [2.0]}}, b"0" * 8),
+    'damaged at tensor "t"': header_bytes({"t": 5}, b"0" * 8),
+    'damaged at tensor "s"': header_bytes({"s": {**GOOD, "shape": [-2]}}, b"0" * 8),
+    "unknown type 'F99'": header_bytes({"w": {**GOOD, "dtype": "F99"}}, b"0" * 8),
+    "'../../etc/passwd' is not a name": header_bytes({"../../etc/passwd": GOOD}, b"0" * 8),
+    "'a\\nb' is not a name": header_bytes({"a\nb": GOOD}, b"0" * 8),
+    "interrupted download": header_bytes({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}),
+    "hold no tensor": header_bytes({"__metadata__": {"format": "pt"}}),
+}
+
+
+@pytest.mark.parametrize("words", LIES)
+def test_headers_that_lie(model: Path, words: str) -> None:
+    (model / "model.safetensors").write_bytes(LIES[words])
+    assert words in refused(model)
+
+
+# ---- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: checkpoint(f, model_type="mistral", architectures=["MistralForCausalLM"]),
+         "architecture MistralForCausalLM against LlamaForCausalLM; models of different architecture"),
+        (lambda f: checkpoint(f, width=8), "hidden_size 8 against 4"),
+        (lambda f: checkpoint(f, vocab_size=12), "vocab_size 12 against 11; models with different vocabularies"),
+        (lambda f: checkpoint(f, layers=3), "3 layers against 2; use `slices:`"),
+        (lambda f: checkpoint(f, width=8, hidden_size=4),
+         'tensor "model.embed_tokens.weight" has shape [11, 8] against [11, 4]'),
+    ],
+)  # fmt: skip
+def test_mismatches(model: Path, tmp_path: Path, change: Callable[[Path], Path], words: str) -> None:
+    sources = open_sources([str(model), str(change(tmp_path / "other"))])
+    with pytest.raises(SourceError) as e:
+        check_fit(sources)
+    assert words in str(e.value) and '"' + str(tmp_path / "other") + '" does not fit' in str(e.value)
+
+
+def test_other_layers_may_be_chosen(model: Path, tmp_path: Path) -> None:
+    check_fit(open_sources([str(model), str(checkpoint(tmp_path / "deep", layers=5))]), layers=False)
+
+
+def test_lacking_and_extra_tensors(model: Path, tmp_path: Path) -> None:
+    other = checkpoint(tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.extra"] = tensors.pop("model.norm.weight")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # tied: whether it is stored does not matter
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(SourceError) as e:
+        check_fit(list(open_sources([str(model), str(other)]).values()))
+    lines = str(e.value).splitlines()
+    assert len(lines) == 2
+    assert 'lacks tensor "model.norm.weight"' in lines[0] and 'has the extra tensor "model.layers.0.extra"' in lines[1]
