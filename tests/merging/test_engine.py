@@ -99,12 +99,13 @@ def test_masks_depend_on_seed_content_and_tensor_alone(family: Family, tmp_path:
     import shutil
 
     recipe = recipe_of("dare_linear", family)
-    first = dict(engine_of(recipe).tensors(recipe))
+    engine = engine_of(recipe)
+    first = dict(engine.tensors(recipe))
     moved = tuple(str(shutil.copytree(f, tmp_path / str(i))) for i, f in enumerate(family))
     again = recipe_of("dare_linear", moved)  # type: ignore[arg-type]
     assert_equal(first, dict(engine_of(again).tensors(again)))
     other = recipe.with_extras(seed=1)
-    changed = dict(engine_of(recipe).tensors(other))
+    changed = dict(engine.tensors(other))
     assert not torch.equal(first["lm_head.weight"], changed["lm_head.weight"])
     base = load_file(Path(family[0]) / "model.safetensors")
     kept = [(first[f"model.layers.{i}.mlp.up_proj.weight"] != base[f"model.layers.{i}.mlp.up_proj.weight"])
