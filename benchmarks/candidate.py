@@ -180,7 +180,9 @@ def report(
     print(f"  build + record: {share:.1%} of it (limit 15 %)")
     print("mergekit-evolve's way:            " + "  ".join(f"{k} {v:.4f}" for k, v in theirs.items()))
     ours_rate, peer_rate = 60 * len(trials) / wall, 60 * len(trials) / peer_wall
-    print(f"candidates per minute: {ours_rate:.1f} against {peer_rate:.1f}: {ours_rate / peer_rate:.1f}x (to reach: 3x)")
+    print(
+        f"candidates per minute: {ours_rate:.1f} against {peer_rate:.1f}: {ours_rate / peer_rate:.1f}x (to reach: 3x)"
+    )
     print(f"largest difference between the two sides' scores: {gap:.4f}")
     result = {
         "candidates": len(trials), "items": items, "workers": args.workers, "seconds": steps,

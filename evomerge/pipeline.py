@@ -170,7 +170,8 @@ class Plan:
             f"seed {self.options.seed}",
             f"budget {self.options.budget}, each on {items} items of {tasks} task{'s' if tasks != 1 else ''}; "
             f"{workers or 1} worker{'s' if workers > 1 else ''}",
-            f"reads {_size(read)} once, about {_size(memory)} of memory per worker, writes {_size(largest)} to {self.out}",
+            f"reads {_size(read)} once, about {_size(memory)} of memory per worker",
+            f"writes {_size(largest)} to {self.out}",
         ]
 
 
@@ -204,7 +205,9 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     notes, fingerprint = study.notes(), study.fingerprint
     number = trial if trial is not None else notes.get("winner")
     if number is None:
-        raise StudyError(f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N')
+        raise StudyError(
+            f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N'
+        )
     trials = {t.number: t for t in study.trials()}
     if number not in trials:
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
@@ -298,7 +301,9 @@ def _export(sources: Mapping[str, Source], recipe: Recipe, out: Path, overwrite:
 
 def _references(config: SpaceConfig) -> list[str]:
     """Every model that the space names, the base first."""
-    return list(dict.fromkeys([*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)]))
+    return list(
+        dict.fromkeys([*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)])
+    )
 
 
 def _space_config(options: Options) -> tuple[SpaceConfig, Sequence[Any]]:

@@ -40,7 +40,9 @@ def evomerge():
 
     def run(*args, cwd=None, timeout=280, check=True):
         command = [sys.executable, "-m", "evomerge", *map(str, args)]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )
         if check:
             assert done.returncode == 0, done.stderr[-3000:]
         done.result = json.loads(done.stdout) if "--json" in args and done.stdout.strip() else None

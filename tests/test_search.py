@@ -1,5 +1,6 @@
 """The main job, end to end: real models, real tasks, real workers."""
 
+import contextlib
 import os
 import random
 import signal
@@ -32,7 +33,18 @@ def whole(evomerge, small_evaluator, tmp_path_factory):
     """An uninterrupted search with one worker, in this machine's quickest way."""
     out = tmp_path_factory.mktemp("whole") / "out"
     done = evomerge(
-        "search", "--evaluator", small_evaluator, "--budget", BUDGET, "--workers", 0, "--study", "s", "--out", out, "--json"
+        "search",
+        "--evaluator",
+        small_evaluator,
+        "--budget",
+        BUDGET,
+        "--workers",
+        0,
+        "--study",
+        "s",
+        "--out",
+        out,
+        "--json",
     )
     return out, done.result
 
@@ -90,7 +102,18 @@ def test_evaluate_agrees_with_the_table(whole, here, small_evaluator):
 def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator, tmp_path):
     out, result = whole
     done = evomerge(
-        "search", "--evaluator", small_evaluator, "--budget", BUDGET, "--workers", 2, "--study", "s", "--out", tmp_path, "--json"
+        "search",
+        "--evaluator",
+        small_evaluator,
+        "--budget",
+        BUDGET,
+        "--workers",
+        2,
+        "--study",
+        "s",
+        "--out",
+        tmp_path,
+        "--json",
     )
     assert sequence(tmp_path) == sequence(out)
     same = ("study", "seed", "candidates", "best", "baselines", "tasks")
@@ -99,7 +122,17 @@ def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator
 
 def test_killed_five_times_it_goes_on_to_the_same_end(whole, evomerge, small_evaluator, tmp_path):
     out, result = whole
-    args = ["search", "--evaluator", str(small_evaluator), "--budget", str(BUDGET), "--study", "s", "--out", str(tmp_path)]
+    args = [
+        "search",
+        "--evaluator",
+        str(small_evaluator),
+        "--budget",
+        str(BUDGET),
+        "--study",
+        "s",
+        "--out",
+        str(tmp_path),
+    ]
     draw = random.Random(int.from_bytes(os.urandom(4), "little"))
     database = tmp_path / "study.db"
     for kill in range(5):
@@ -117,10 +150,8 @@ def test_killed_five_times_it_goes_on_to_the_same_end(whole, evomerge, small_eva
         process.send_signal(signal.SIGKILL)
         process.wait()
         # Ray's processes notice their driver's death by themselves; a killed session must not leave them either.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     done = evomerge(*args, "--workers", 2, "--json")
     assert sequence(tmp_path) == sequence(out)
     assert done.result["best"] == result["best"] and done.result["baselines"] == result["baselines"]
@@ -150,9 +181,29 @@ def test_another_seed_is_another_sequence_and_another_study(whole, here, small_e
 
 def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):
     done = here(
-        "search", "--evaluator", small_evaluator, "--budget", 4, "--workers", 0, "--controls", "--out", tmp_path, "--json"
+        "search",
+        "--evaluator",
+        small_evaluator,
+        "--budget",
+        4,
+        "--workers",
+        0,
+        "--controls",
+        "--out",
+        tmp_path,
+        "--json",
     )
-    names = ["base", "maths", "kovesh", "sorting", "uniform", "vector maths", "vector kovesh", "vector sorting", "random search"]
+    names = [
+        "base",
+        "maths",
+        "kovesh",
+        "sorting",
+        "uniform",
+        "vector maths",
+        "vector kovesh",
+        "vector sorting",
+        "random search",
+    ]
     assert list(done.result["baselines"]) == names
     listed = here("list", tmp_path, "--json").result
     assert {row["complete"] for row in listed} == {4} and len(listed) == 5

@@ -22,7 +22,9 @@ COLUMNS = ("study", "sampler", "seed", "complete", "failed", "running", "search"
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
     parser = add_command(subparsers, "list", "show studies side by side", DESCRIPTION)
-    parser.add_argument("runs", metavar="DIR", nargs="?", type=Path, default=RUNS, help=f"output folders (default {RUNS})")
+    parser.add_argument(
+        "runs", metavar="DIR", nargs="?", type=Path, default=RUNS, help=f"output folders (default {RUNS})"
+    )
     parser.add_argument("--storage", metavar="URL", help="a database instead")
     parser.set_defaults(run=run)
 

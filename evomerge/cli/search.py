@@ -27,7 +27,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--budget", required=True, help='candidates ("200"), or wall time of all runs together ("30m", "1h30m")'
     )
     what = parser.add_argument_group("what to merge and how to score it")
-    what.add_argument("--evaluator", metavar="E", help="evaluator: a YAML file or a preset's name (default: quickstart)")
+    what.add_argument(
+        "--evaluator", metavar="E", help="evaluator: a YAML file or a preset's name (default: quickstart)"
+    )
     what.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
     what.add_argument(
         "--models", nargs="+", default=[], metavar="MODEL", help="sources: folders, hub ids, zoo:NAME (path@revision)"
@@ -35,13 +37,15 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     what.add_argument("--base", metavar="MODEL", help="the model that the sources were fine-tuned from")
     how = parser.add_argument_group("how to search")
     how.add_argument("--sampler", default="auto", help="auto, cma, catcma, tpe or random (default: auto)")
-    how.add_argument("--seed", type=_seed, default=0, help="seed of the whole search, DARE's masks included (default: 0)")
-    how.add_argument("--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)")
+    how.add_argument(
+        "--seed", type=_seed, default=0, help="seed of the whole search, DARE's masks included (default: 0)"
+    )
+    how.add_argument(
+        "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
+    )
     how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
     how.add_argument("--patience", type=_positive, metavar="N", help="stop after N candidates without a better one")
-    how.add_argument(
-        "--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first"
-    )
+    how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
     how.add_argument(
         "--controls", action="store_true", help="also search each task vector alone, and at random, at equal budget"
     )
@@ -50,7 +54,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     where.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/STUDY)")
     where.add_argument("--storage", metavar="URL", help="database (default: one SQLite file in the output folder)")
     where.add_argument("--workers", type=_natural, metavar="N", help="default: one per GPU, else per CPU; 0: no Ray")
-    where.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)")
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
+    )
     where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
     parser.set_defaults(run=run)
 
@@ -79,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
         outcome = search(options, progress)
     out = outcome.model.parent
     write_outputs(outcome, out)
-    emit(args, to_dict(outcome), table_text(outcome) + f"\n{out}/: model/, recipe.yaml, README.md, result.json, history.png")
+    emit(
+        args,
+        to_dict(outcome),
+        table_text(outcome) + f"\n{out}/: model/, recipe.yaml, README.md, result.json, history.png",
+    )
     return 0
 
 

@@ -261,6 +261,3 @@ def _first_line(error: BaseException) -> str:
 def _short_choice(name: str, known: Iterable[str]) -> str:
     choices = list(known)
     return choose(name, choices).partition(" Valid:")[0] if len(choices) > 24 else choose(name, choices)
-
-
-

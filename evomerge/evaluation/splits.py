@@ -41,7 +41,9 @@ def place(item: str, split_seed: int) -> float:
     return int(hashlib.sha256(f"{split_seed}:{item}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def divide(contents: Iterable[Mapping[str, Any]], splits: Splits, split_seed: int, task: str) -> dict[Split, list[Item]]:
+def divide(
+    contents: Iterable[Mapping[str, Any]], splits: Splits, split_seed: int, task: str
+) -> dict[Split, list[Item]]:
     """Divide a task's items into search, select and test.
 
     Args:

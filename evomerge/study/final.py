@@ -53,7 +53,11 @@ def score_all(pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job]) -
 
 
 def choose_winner(
-    pool: Pool, study: Study, trials: list[Trial], decode: Callable[[Mapping[str, object]], Recipe], hash_: Callable[[Recipe], str]
+    pool: Pool,
+    study: Study,
+    trials: list[Trial],
+    decode: Callable[[Mapping[str, object]], Recipe],
+    hash_: Callable[[Recipe], str],
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.
 
@@ -69,7 +73,7 @@ def choose_winner(
     scores = score_all(pool, study, "select", jobs)
     scored = [(t, s) for t in finalists.values() if isinstance(s := scores[f"trial/{t.number}"], Score)]
     if not scored:
-        raise EvoMergeError(f"none of the best candidates could be scored again: {list(scores.values())[0]}")
+        raise EvoMergeError(f"none of the best candidates could be scored again: {next(iter(scores.values()))}")
     # best() put the higher search score first, and max keeps the first among equals.
     return max(scored, key=lambda pair: pair[1].value)
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from evomerge.errors import InputError, StudyError
 
 LOCK = ".lock"
+_DATABASES = (".db", ".sqlite", ".sqlite3")
 
 
 def default_storage(out: Path) -> str:
@@ -21,8 +22,18 @@ def default_storage(out: Path) -> str:
 
 
 def storage_url(text: str) -> str:
-    """A storage as the user writes it: an SQLAlchemy URL, or the path of a SQLite file."""
-    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
+    """A storage as the user writes it: an SQLAlchemy URL, or the path of a SQLite file.
+
+    Raises:
+        StudyError: it is neither.
+    """
+    if "://" in text:
+        return text
+    if Path(text).suffix not in _DATABASES:
+        raise StudyError(
+            f'--storage "{text}": expected a URL (sqlite:///FILE, postgresql://...) or a file ending in .db'
+        )
+    return f"sqlite:///{Path(text).resolve()}"
 
 
 def prepare(out: Path, storage: str) -> None:
@@ -39,8 +50,8 @@ def prepare(out: Path, storage: str) -> None:
     for option, path in paths.items():
         if temporary is not None and path.is_relative_to(temporary):
             raise InputError(
-                f"{option} {path}: lies in the temporary copy of the folder in which a Ray job runs, and would vanish with "
-                "the job; give --out an absolute path on storage that stays, e.g. --out /shared/runs/STUDY"
+                f"{option} {path}: lies in the temporary copy of the folder in which a Ray job runs, and would "
+                "vanish with the job; give --out an absolute path on storage that stays, e.g. --out /shared/runs/STUDY"
             )
     for option, folder in ("--out", out), ("--storage", database.parent if database is not None else out):
         _writable(folder, option)
@@ -72,7 +83,9 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StudyError(f"{out}: a search is running there ({holder}); wait for it, or give another --out") from None
+            raise StudyError(
+                f"{out}: a search is running there ({holder}); wait for it, or give another --out"
+            ) from None
         except OSError:
             # Some shared file systems have no locks; the numbering of trials still catches a second writer.
             yield

@@ -50,9 +50,7 @@ class Cluster:
 class RayPool:
     """Workers as Ray actors, one job at a time each; a worker that dies is replaced."""
 
-    def __init__(
-        self, cluster: Cluster, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile
-    ) -> None:
+    def __init__(self, cluster: Cluster, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -124,9 +122,7 @@ class RayPool:
 class _Worker:
     """The actor's class: makes its Builder when it starts."""
 
-    def __init__(
-        self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None
-    ) -> None:
+    def __init__(self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None) -> None:
         from evomerge.study.builder import Builder
 
         # Raised from __init__, an error would reach the driver as a dead actor without its words.

@@ -84,5 +84,7 @@ def test_nan_weights_fail(file, model, tokenizer):
 
 def test_the_fingerprint_is_plain_data_that_devices_do_not_change(file):
     data = json.dumps(file.fingerprint(), sort_keys=True)
-    again = type(file)(file.config.model_copy(update={"device": "cuda", "batch_size": 3}), file.name, file.folder, file.file)
+    again = type(file)(
+        file.config.model_copy(update={"device": "cuda", "batch_size": 3}), file.name, file.folder, file.file
+    )
     assert json.dumps(again.fingerprint(), sort_keys=True) == data

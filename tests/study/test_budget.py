@@ -8,13 +8,22 @@ from evomerge.study.budget import Budget
 
 @pytest.mark.parametrize(
     ("text", "candidates", "seconds"),
-    [("200", 200, None), ("90s", None, 90), ("10m", None, 600), ("1h30m", None, 5400), ("1.5h", None, 5400), ("2D", None, 172800)],
+    [
+        ("200", 200, None),
+        ("90s", None, 90),
+        ("10m", None, 600),
+        ("1h30m", None, 5400),
+        ("1.5h", None, 5400),
+        ("2D", None, 172800),
+    ],
 )
 def test_candidates_or_time(text, candidates, seconds):
     assert Budget.parse(text) == Budget(candidates, seconds)
 
 
-@pytest.mark.parametrize("text", ["0", "-5", "+0", "0m", "0.0h", "soon", "", "10 parsecs", "1e3", "nan", "m", "1.5", "10m5"])
+@pytest.mark.parametrize(
+    "text", ["0", "-5", "+0", "0m", "0.0h", "soon", "", "10 parsecs", "1e3", "nan", "m", "1.5", "10m5"]
+)
 def test_nonsense_is_refused(text):
     with pytest.raises(InputError, match="--budget"):
         Budget.parse(text)

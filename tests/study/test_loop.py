@@ -62,7 +62,14 @@ def search(url, budget, pool=None, name="s", sampler="cma", watcher=None, **opti
     study = Store(url, create=True).create(name, PARAMETERS, {})
     optimizer = make_optimizer(sampler, PARAMETERS, 7)
     return Search(
-        study, optimizer, decode, lambda r: r.hash(), pool or Pool(), Budget.parse(str(budget)), watcher or Silent(), **options
+        study,
+        optimizer,
+        decode,
+        lambda r: r.hash(),
+        pool or Pool(),
+        Budget.parse(str(budget)),
+        watcher or Silent(),
+        **options,
     ).run()
 
 
@@ -165,5 +172,3 @@ def test_the_watcher_hears_of_every_candidate_once(url):
     second = Counter()
     search(url, 10, watcher=second)
     assert sorted(second.heard) == [(n, n < 8) for n in range(10)]
-
-

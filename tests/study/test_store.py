@@ -146,4 +146,7 @@ def test_passwords_are_not_shown():
 
 
 def test_differences_name_the_deepest_key():
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c is 3, was 2", "d is 4, was null"]
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
+        "a.c is 3, was 2",
+        "d is 4, was null",
+    ]

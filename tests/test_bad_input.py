@@ -1,0 +1,196 @@
+"""Bad input: one clear line, exit code 2, nothing left behind."""
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evomerge import presets, zoo
+
+SPACE = {
+    "kind": "parameter",
+    "method": "task_arithmetic",
+    "base_model": "zoo:base",
+    "sources": ["zoo:maths", "zoo:kovesh"],
+    "parameters": {"weight": {"low": 0.0, "high": 1.5}},
+}
+EVALUATOR = {"include_path": str(presets.folder("evaluators") / "zoo"), "tasks": ["kovesh_problems"]}
+
+
+@pytest.fixture
+def refused(here, tmp_path, monkeypatch):
+    """Runs a search that must be refused; returns its message."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args, space=None, evaluator=None, budget="4", words=()):
+        command = ["search"]
+        if space is not None:
+            (tmp_path / "space.yaml").write_text(space if isinstance(space, str) else yaml.safe_dump(space))
+            command.append("space.yaml")
+        if evaluator is not None:
+            (tmp_path / "evaluator.yaml").write_text(yaml.safe_dump(evaluator))
+            command += ["--evaluator", "evaluator.yaml"]
+        done = here(*command, "--workers", 0, "--budget", budget, *args, "--json", check=False)
+        assert done.returncode == 2, done.stderr
+        message = done.result["error"]
+        assert f"evomerge: error: {message}" in done.stderr and "Traceback" not in done.stderr
+        assert len(message.splitlines()) == 1, message
+        assert not list(tmp_path.glob("**/study.db")) and not list(tmp_path.glob("**/model"))
+        for word in words:
+            assert word in message, message
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize("budget", ["0", "-3", "soon", "0m", "1.5", ""])
+def test_budget(refused, budget):
+    refused(budget=budget, words=["--budget", "expected a number of candidates"])
+
+
+def test_missing_file_names_the_nearest(refused, tmp_path):
+    (tmp_path / "my_space.yaml").write_text("{}")
+    refused("my_spice.yaml", words=["my_spice.yaml: no such file", "my_space.yaml"])
+
+
+def test_syntax_error_has_line_and_column(refused):
+    refused(space="kind: parameter\nsources: [a, b\n", words=["space.yaml:3:1: YAML syntax error"])
+
+
+def test_unknown_key(refused):
+    refused(
+        space=SPACE | {"granularty": {}}, words=['space.yaml:2: unknown key "granularty"; did you mean "granularity"?']
+    )
+
+
+def test_unknown_method(refused):
+    refused(space=SPACE | {"method": "tise"}, words=["space.yaml", "tise", 'did you mean "ties"'])
+
+
+def test_unknown_sampler(refused):
+    refused("--sampler", "cmaes", words=["cmaes", "cma"])
+
+
+def test_low_above_high(refused):
+    refused(space=SPACE | {"parameters": {"weight": {"low": 2, "high": 1}}}, words=["low = 2 must be below high = 1"])
+
+
+def test_model_that_is_not_there(refused, tmp_path):
+    refused(space=SPACE | {"sources": ["zoo:maths", "zoo:koveshh"]}, words=["zoo:koveshh", "zoo:kovesh"])
+    (tmp_path / "my-model").mkdir()
+    refused(space=SPACE | {"sources": ["zoo:maths", "./my-modle"]}, words=["./my-modle", "my-model"])
+
+
+def test_sources_that_do_not_fit_each_other(refused, tmp_path):
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    done = refused_lines(refused, SPACE | {"sources": ["zoo:maths", "./other"]})
+    assert "hidden" in done and "./other" in done
+
+
+def refused_lines(refused, space):
+    """Several mismatches may be listed, a line each: all of one file's problems at once."""
+    try:
+        return refused(space=space)
+    except AssertionError as e:
+        if "splitlines" in str(e):
+            return str(e)
+        raise
+
+
+def test_unknown_task_and_metric(refused):
+    task = [{"name": "kovesh_problems", "metric": "exact_mach"}]
+    refused(evaluator=EVALUATOR | {"tasks": task}, words=['no metric "exact_mach"; did you mean "exact_match"'])
+    refused(evaluator=EVALUATOR | {"metrics": []}, words=['unknown key "metrics"'])
+
+
+def test_unknown_task_names_the_nearest(refused):
+    refused(
+        evaluator=EVALUATOR | {"tasks": ["kovesh_problem"]},
+        words=['unknown task "kovesh_problem"', '"kovesh_problems"'],
+    )
+
+
+def test_output_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("--out", tmp_path / "file" / "out", words=["--out", "cannot be written"])
+
+
+def test_storage_that_is_no_study(refused, tmp_path):
+    (tmp_path / "notes.txt").write_text("these are notes, and no database at all")
+    refused("--storage", f"sqlite:///{tmp_path / 'notes.txt'}", words=["notes.txt", "is not a SQLite database"])
+    refused("--storage", "postgres//nowhere", words=["postgres//nowhere"])
+
+
+def test_pickle_checkpoint(refused, tmp_path):
+    shutil.copytree(zoo.path("maths"), tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
+    refused(space=SPACE | {"sources": ["zoo:kovesh", "./pickled"]}, words=["pickled", "safetensors"])
+
+
+def test_interrupted_download(refused, tmp_path):
+    shutil.copytree(zoo.path("maths"), tmp_path / "half")
+    file = tmp_path / "half" / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    refused(space=SPACE | {"sources": ["zoo:kovesh", "./half"]}, words=["interrupted download", "model.safetensors"])
+    head = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    assert head  # the other half of the fixture was a whole checkpoint
+
+
+def test_missing_shard(refused, tmp_path):
+    shutil.copytree(zoo.path("maths"), tmp_path / "sharded")
+    (tmp_path / "sharded" / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(space=SPACE | {"sources": ["zoo:kovesh", "./sharded"]}, words=["model-00001-of-00002.safetensors"])
+
+
+def test_enqueued_recipe_that_does_not_fit_the_space(refused, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "merge_method: slerp\nbase_model: zoo:base\nmodels: [{model: zoo:maths}]\nparameters: {t: 0.5}\n"
+    )
+    refused("--enqueue", "mine.yaml", words=["--enqueue mine.yaml"])
+
+
+def test_options_that_exclude_each_other(refused):
+    refused("--tasks", "kovesh_problems", "--evaluator", "quickstart", words=["--tasks", "--evaluator"])
+    refused("--base", "zoo:base", words=["--base needs --models"])
+    refused("--models", "zoo:maths", "zoo:kovesh", words=["--models needs --tasks or --evaluator"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--workers", "-1"), ("--seed", "x"), ("--patience", "0"), ("--sigma", "wide")]
+)
+def test_numbers(refused, option, value):
+    refused(option, value, words=[option])
+
+
+def test_a_job_is_refused_an_output_that_would_vanish_with_it(here, tmp_path, monkeypatch):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1234"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    done = here("search", "--workers", 0, "--budget", 2, check=False)
+    assert done.returncode == 2 and "vanish with the job; give --out an absolute path" in done.stderr
+    done = here(
+        "search", "--workers", 0, "--budget", 2, "--out", tmp_path / "kept", "--storage", "study.db", check=False
+    )
+    assert done.returncode == 2 and "--storage" in done.stderr and "would vanish" in done.stderr
+    assert not list(copy.iterdir())
+
+
+def test_a_second_search_in_the_same_folder_is_told_who_holds_it(here, tmp_path):
+    from evomerge.study.place import locked
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        done = here("search", "--workers", 0, "--budget", 2, "--out", out, check=False)
+    assert done.returncode == 2 and "a search is running there" in done.stderr
