@@ -14,7 +14,7 @@ from evomerge.evaluation.config import Split
 from evomerge.recipe import Recipe
 from evomerge.score import Score, Trial
 from evomerge.study.job import Job
-from evomerge.study.loop import best
+from evomerge.study.loop import Decode, best
 from evomerge.study.outcome import Measured, Role
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool
@@ -56,7 +56,7 @@ def choose_winner(
     pool: Pool,
     study: Study,
     trials: list[Trial],
-    decode: Callable[[Mapping[str, object]], Recipe],
+    decode: Decode,
     hash_: Callable[[Recipe], str],
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.

@@ -1,31 +1,26 @@
-"""What runs one after the other: check everything, search, control searches, selection, the one test, the export."""
+"""A search before it starts: every option looked up, every file and model checked, the cost worked out."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evomerge.errors import InputError, SpaceError, StudyError
+from evomerge.errors import InputError, SpaceError
 from evomerge.evaluation import SPLITS, EvaluatorFile, evaluator_for, load_evaluator, open_evaluator
-from evomerge.optimizers import default_optimizer, make_optimizer
+from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.recipe import InputModel, Recipe, load_recipe
-from evomerge.score import Score, Value
+from evomerge.score import Value
 from evomerge.sources import Source, check_fit, open_sources
 from evomerge.space import Space, SpaceConfig, default_space, load_space
-from evomerge.study import final, place
+from evomerge.study import place
 from evomerge.study.budget import Budget
 from evomerge.study.final import Baseline
-from evomerge.study.loop import Search, check_some_complete
-from evomerge.study.outcome import Measured, Outcome
-from evomerge.study.store import Store, Study
-from evomerge.study.watcher import Silent, Watcher
-from evomerge.study.workers import Cluster, LocalPool, Pool, RayPool
-
-if TYPE_CHECKING:
-    from evomerge.score import Trial
+from evomerge.study.store import Study
+from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
 FINGERPRINT_VERSION = 1
@@ -71,7 +66,7 @@ class Plan:
         config, mergekit_tasks = _space_config(options)
         self.evaluator = _evaluator(options, mergekit_tasks)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        self.sources = open_sources(_references(config), root=root)
+        self.sources = open_sources(references(config), root=root)
         check_fit(self.sources)
         self.config = config
         self.space = self.bind(config)
@@ -103,7 +98,7 @@ class Plan:
         """The model whose architecture, tokenizer and configuration candidates have."""
         return self.config.base_model or self.config.sources[0].model
 
-    def optimizer(self, space: Space, sampler: str | None = None, enqueue: bool = True) -> Any:
+    def optimizer(self, space: Space, sampler: str | None = None, enqueue: bool = True) -> Optimizer:
         """A fresh optimizer over a space, with the recipes of one's own first."""
         options = self.options
         made = make_optimizer(
@@ -135,7 +130,7 @@ class Plan:
         """A recipe's hash, given the content of the sources."""
         return recipe.hash(self.contents)
 
-    def decode(self, space: Space) -> Any:
+    def decode(self, space: Space) -> Callable[[Mapping[str, Value]], Recipe]:
         """Parameters to recipe, over a space."""
         return lambda params: space.decode(params, seed=self.options.seed)
 
@@ -175,131 +170,7 @@ class Plan:
         ]
 
 
-def search(options: Options, watcher: Watcher | None = None) -> Outcome:
-    """Run or resume a search, to the exported winner and its held-out evidence.
-
-    Raises:
-        InputError: what was given is wrong; nothing was started.
-        EvoMergeError: every candidate failed, or a source cannot be scored.
-    """
-    watcher = watcher or Silent()
-    watcher.say("checking space, evaluator and sources")
-    plan = Plan(options)
-    with place.locked(plan.out):
-        store = Store(plan.storage, create=True)
-        study = store.create(plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler))
-        plan.keep(study, plan.config)
-        pool = _pool(plan, watcher)
-        try:
-            return _run(plan, store, study, pool, watcher)
-        finally:
-            pool.close()
-
-
-def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> int:
-    """Write a candidate of a study as a plain checkpoint; the winner, where none is named. Returns its number.
-
-    Raises:
-        InputError: no such candidate, no winner yet, or the sources are gone or have changed.
-    """
-    notes, fingerprint = study.notes(), study.fingerprint
-    number = trial if trial is not None else notes.get("winner")
-    if number is None:
-        raise StudyError(
-            f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N'
-        )
-    trials = {t.number: t for t in study.trials()}
-    if number not in trials:
-        raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
-    config = SpaceConfig.model_validate(notes["space"])
-    sources = open_sources(_references(config))
-    model = sources[config.base_model or config.sources[0].model]
-    space = config.bind(model.num_layers, list(model.tensors))
-    recipe = space.decode(trials[number].params, seed=fingerprint["seed"]).with_extras(
-        sources=fingerprint["sources"], provenance={"study": study.name, "trial": number, "seed": fingerprint["seed"]}
-    )
-    _export(sources, recipe, out, overwrite)
-    return int(number)
-
-
-def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -> Outcome:
-    for line in plan.cost(pool.size):
-        watcher.say(line)
-    watcher.say("scoring the sources on the search items")
-    baselines = plan.baselines()
-    lines = {name: s.value for name, s in final.search_scores(pool, study, baselines).items()}
-    budget, options = plan.options.budget, plan.options
-    watcher.begin("search", budget, lines, pool.size)
-    decode = plan.decode(plan.space)
-    trials, stopped = Search(
-        study, plan.optimizer(plan.space), decode, plan.hash, pool, budget, watcher, options.patience
-    ).run()
-    check_some_complete(trials)
-    seconds = float(study.notes().get("seconds", 0.0))
-    controls = _controls(plan, store, pool, len(trials), lines, watcher) if options.controls else []
-    watcher.say("choosing the winner on the select items")
-    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
-    recipe = decode(winner.params)
-    watcher.say("scoring the winner and what it must beat on the test items")
-    measured, looks = final.measure(pool, study, baselines, winner, recipe, select)
-    measured[-1:-1] = controls
-    signed = recipe.with_extras(
-        sources=plan.contents, provenance={"study": plan.name, "trial": winner.number, "seed": options.seed}
-    )
-    model = plan.out / "model"
-    watcher.say(f"writing {model}")
-    _export(plan.sources, signed, model, overwrite=True)
-    return Outcome(
-        study=plan.name, storage=plan.storage, seed=options.seed, space=plan.config.name, evaluator=plan.evaluator.name,
-        trials=tuple(trials), best=winner, recipe=signed, recipe_hash=plan.hash(recipe),
-        measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
-        stopped=stopped, seconds=seconds, model=model, lines=lines,
-    )  # fmt: skip
-
-
-def _controls(
-    plan: Plan, store: Store, pool: Pool, candidates: int, lines: Mapping[str, float], watcher: Watcher
-) -> list[Measured]:
-    """Search each task vector alone, and the whole space at random, at the main search's budget.
-
-    Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
-    """
-    searches: list[tuple[str, Space, str]] = []
-    names = [s.name for s in plan.config.sources]
-    if len(names) > 1 and plan.config.base_model:
-        for name in names:
-            alone = plan.bind(plan.config.only(name))
-            sampler = plan.sampler if plan.options.sampler != "auto" else default_optimizer(alone.parameters)
-            searches.append((f"vector {name}", alone, sampler))
-    searches.append(("random search", plan.space, "random"))
-    measured = []
-    for name, space, sampler in searches:
-        study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, sampler))
-        plan.keep(study, space.config)
-        budget = Budget(candidates=candidates)
-        watcher.begin(f"control: {name}", budget, lines, pool.size)
-        decode = plan.decode(space)
-        optimizer = plan.optimizer(space, sampler, enqueue=False)
-        trials, _ = Search(study, optimizer, decode, plan.hash, pool, budget, watcher).run()
-        check_some_complete(trials)
-        measured.append(_control(name, study, pool, trials, decode, plan))
-    return measured
-
-
-def _control(name: str, study: Study, pool: Pool, trials: list[Trial], decode: Any, plan: Plan) -> Measured:
-    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
-    recipe = decode(winner.params)
-    found, _ = final.measure(pool, study, [], winner, recipe, select)
-    return Measured(name, "control", found[-1].test, winner.score, select, recipe)
-
-
-def _export(sources: Mapping[str, Source], recipe: Recipe, out: Path, overwrite: bool) -> None:
-    from evomerge.merging.engine import Engine
-
-    Engine({r: sources[r] for r in recipe.references()}).write(recipe, out, overwrite=overwrite)
-
-
-def _references(config: SpaceConfig) -> list[str]:
+def references(config: SpaceConfig) -> list[str]:
     """Every model that the space names, the base first."""
     return list(
         dict.fromkeys([*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)])
@@ -334,8 +205,6 @@ def _evaluator(options: Options, mergekit_tasks: Sequence[Any]) -> EvaluatorFile
 
 def _items(file: EvaluatorFile) -> dict[str, dict[str, Any]]:
     """Number and hash of the items of every task and split: part of what a study is."""
-    import hashlib
-
     opened = open_evaluator(file)
     weights = {t.name: t.weight for t in file.config.tasks}
     found: dict[str, dict[str, Any]] = {}
@@ -346,14 +215,6 @@ def _items(file: EvaluatorFile) -> dict[str, dict[str, Any]]:
             if split != "search" or weights.get(task, 1.0)
         }
     return found
-
-
-def _pool(plan: Plan, watcher: Watcher) -> Pool:
-    arguments = (plan.sources, plan.live, plan.evaluator)
-    if plan.options.cluster.workers == 0:
-        return LocalPool(*arguments)
-    watcher.say("starting the workers")
-    return RayPool(plan.options.cluster, *arguments)
 
 
 def _bytes(source: Source) -> int:
@@ -373,6 +234,3 @@ def _size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} TB"
-
-
-__all__ = ["Options", "Plan", "Score", "search"]

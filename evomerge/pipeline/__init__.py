@@ -1,0 +1,7 @@
+"""What runs one after the other: check everything, search, control searches, selection, the one test, the export."""
+
+from evomerge.pipeline.export import export
+from evomerge.pipeline.main_job import search
+from evomerge.pipeline.plan import Options, Plan
+
+__all__ = ["Options", "Plan", "export", "search"]
