@@ -22,6 +22,8 @@ from evomerge.methods import IGNORED_PARAMETERS, METHODS, Method, Parameter
 
 Scalar = bool | int | float | str
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+# The keys whose value is a model reference, wherever they stand.
+MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,19 @@ class Recipe(Frozen):
         """A copy whose `evomerge:` key has these values."""
         return self.model_copy(update={"evomerge": self.evomerge.model_copy(update=values)})
 
+    def with_references(self, names: Mapping[str, str]) -> Recipe:
+        """A copy that calls the models by other references; those not in `names` keep theirs."""
+
+        def renamed(value: Any, key: str = "") -> Any:
+            if isinstance(value, dict):
+                # Under `sources` (the content hashes of `evomerge:`) the references are the keys.
+                return {names.get(k, k) if key == "sources" else k: renamed(v, k) for k, v in value.items()}
+            if isinstance(value, list):
+                return [renamed(v, key) for v in value]
+            return names.get(value, value) if key in MODEL_KEYS and isinstance(value, str) else value
+
+        return Recipe.model_validate(renamed(self.to_dict()))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data without what is default, in the schema's order."""
         return self.model_dump(mode="json", exclude_defaults=True)
@@ -245,7 +260,7 @@ class Recipe(Frozen):
                 return {k: canonical(v, k) for k, v in value.items() if v is not None}
             if isinstance(value, list):
                 return [canonical(v, key) for v in value]
-            if key in ("model", "base_model", "tokenizer_source", "source") and isinstance(value, str):
+            if key in MODEL_KEYS and isinstance(value, str):
                 return contents.get(value, value)
             if isinstance(value, int) and not isinstance(value, bool):
                 return float(value)

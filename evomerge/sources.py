@@ -50,6 +50,7 @@ class Source:
         path: Its folder.
         config: config.json as it is.
         tensors: Every tensor by name, sorted.
+        local: Whether the reference is a folder of the user's (neither the zoo's nor the hub's).
         name: Short name for tables and parameters: the last part of the reference.
     """
 
@@ -57,6 +58,12 @@ class Source:
     path: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    local: bool = False
+
+    @property
+    def full_reference(self) -> str:
+        """A reference that names this model from any folder: a local one by its full path."""
+        return str(self.path.resolve()) if self.local else self.reference
 
     @property
     def name(self) -> str:
@@ -166,35 +173,36 @@ def open_source(reference: str, root: Path | None = None) -> Source:
             f'model "{reference}": adapters ("+{parsed.lora}") are not supported yet; merge the adapter into its model '
             "first (peft: model.merge_and_unload().save_pretrained(FOLDER)) and name that folder"
         )
-    path = _folder(parsed, reference, root)
+    path, local = _folder(parsed, reference, root)
     config = _config(path)
     tensors: dict[str, TensorInfo] = {}
     for file in _files(path):
         tensors.update(read_header(file))
     if not tensors:
         raise SourceError(f"{path}: its safetensors files hold no tensor")
-    source = Source(reference, path, config, dict(sorted(tensors.items())))
+    source = Source(reference, path, config, dict(sorted(tensors.items())), local)
     if "quantization_config" in config:
         raise SourceError(f"{path}: is quantised; merging needs the weights in bfloat16, float16 or float32")
     return source
 
 
-def _folder(parsed: ModelReference, reference: str, root: Path | None) -> Path:
+def _folder(parsed: ModelReference, reference: str, root: Path | None) -> tuple[Path, bool]:
+    """Where a model lies, and whether that is a folder of the user's."""
     name = parsed.path
     if name.startswith(ZOO):
         known = name.removeprefix(ZOO)
         if known not in zoo.NAMES:
             raise SourceError(f'model "{reference}": no such model in the zoo; {choose(known, zoo.NAMES)}')
-        return zoo.path(known)
+        return zoo.path(known), False
     path = Path(name).expanduser()
     for folder in (path, root / path if root else path):
         if folder.is_dir():
-            return folder
+            return folder, True
         if folder.exists():
             raise SourceError(f'model "{reference}": {folder} is a file, expected the folder of a checkpoint')
     if not _HUB_ID.fullmatch(name):
         raise SourceError(f'model "{reference}": no such folder{_hint(path, root)}')
-    return _download(parsed, reference, _hint(path, root))
+    return _download(parsed, reference, _hint(path, root)), False
 
 
 def _hint(path: Path, root: Path | None) -> str:

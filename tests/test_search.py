@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evomerge import zoo
 from evomerge.evaluation import load_evaluator
 from evomerge.recipe import load_recipe
 from evomerge.sources import open_sources
@@ -239,3 +241,37 @@ def test_without_any_yaml(here, tmp_path):
         "--budget", 2, "--workers", 0, "--out", tmp_path, "--json",
     )  # fmt: skip
     assert list(done.result["baselines"]) == ["base", "maths", "kovesh", "uniform"]
+
+
+def test_a_search_over_folders_beside_its_space_rebuilds_from_anywhere(here, small_evaluator, tmp_path, monkeypatch):
+    for name in ("base", "maths", "kovesh"):
+        shutil.copytree(zoo.path(name), tmp_path / "mine" / name)
+    space = tmp_path / "mine" / "space.yaml"
+    space.write_text(
+        "method: task_arithmetic\nbase_model: ./base\nsources: [./maths, ./kovesh]\n"
+        "parameters: {weight: {low: 0, high: 1.5}}\ndtype: float32\nout_dtype: bfloat16\n"
+    )
+    args = ("search", space, "--evaluator", small_evaluator, "--workers", 0, "--budget", 4, "--out", tmp_path / "o")
+    first = here(*args, "--json").result
+    assert list(first["baselines"]) == ["base", "maths", "kovesh", "uniform"]
+    # From another folder, the models moved along with their space: the same study.
+    monkeypatch.chdir(tmp_path / "mine")
+    assert here(*args, "--json").result["best"] == first["best"]
+    here("merge", tmp_path / "o" / "recipe.yaml", tmp_path / "again")
+    here("export", tmp_path / "o", tmp_path / "exported", "--trial", first["best"]["trial"])
+    made = (tmp_path / "o" / "model" / "model.safetensors").read_bytes()
+    for again in ("again", "exported"):
+        assert (tmp_path / again / "model.safetensors").read_bytes() == made
+
+
+def test_a_source_that_changed_is_another_study(here, small_evaluator, tmp_path):
+    for name in ("base", "maths"):
+        shutil.copytree(zoo.path(name), tmp_path / name)
+    args = (
+        "search", "--models", tmp_path / "maths", "--base", tmp_path / "base", "--evaluator", small_evaluator,
+        "--workers", 0, "--budget", 2, "--study", "s", "--out", tmp_path / "o",
+    )  # fmt: skip
+    here(*args)
+    shutil.copytree(zoo.path("kovesh"), tmp_path / "maths", dirs_exist_ok=True)
+    done = here(*args, check=False)
+    assert done.returncode == 2 and "sources.named.maths is" in done.stderr

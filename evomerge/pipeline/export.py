@@ -32,8 +32,12 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     sources = open_sources(references(config))
     model = sources[config.base_model or config.sources[0].model]
     space = config.bind(model.num_layers, list(model.tensors))
+    stored = fingerprint["sources"]
+    contents = {s.model: stored["named"][s.name] for s in config.sources}
+    if config.base_model:
+        contents[config.base_model] = stored["base"]
     recipe = space.decode(trials[number].params, seed=fingerprint["seed"]).with_extras(
-        sources=fingerprint["sources"], provenance={"study": study.name, "trial": number, "seed": fingerprint["seed"]}
+        sources=contents, provenance={"study": study.name, "trial": number, "seed": fingerprint["seed"]}
     )
     write_checkpoint(sources, recipe, out, overwrite)
     return int(number)

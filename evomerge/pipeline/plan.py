@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from evomerge.evaluation import SPLITS, EvaluatorFile, evaluator_for, load_evalu
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.recipe import InputModel, Recipe, load_recipe
 from evomerge.score import Value
-from evomerge.sources import Source, check_fit, open_sources
+from evomerge.sources import Source, check_fit, open_source, open_sources
 from evomerge.space import Space, SpaceConfig, default_space, load_space
 from evomerge.study import place
 from evomerge.study.budget import Budget
@@ -66,12 +66,15 @@ class Plan:
         config, mergekit_tasks = _space_config(options)
         self.evaluator = _evaluator(options, mergekit_tasks)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        self.sources = open_sources(references(config), root=root)
-        check_fit(self.sources)
-        self.config = config
-        self.space = self.bind(config)
+        opened = open_sources(references(config), root=root)
+        check_fit(opened)
+        # From here on local folders go by their full path, so that recipes rebuild from any folder.
+        places = {r: s.full_reference for r, s in opened.items()}
+        self.sources = {places[r]: replace(s, reference=places[r]) for r, s in opened.items()}
+        self.config = _placed(config, places)
+        self.space = self.bind(self.config)
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
-        self.enqueued = [self._encoded(path) for path in options.enqueue]
+        self.enqueued = [self._encoded(path, places) for path in options.enqueue]
         self.sampler = default_optimizer(self.space.parameters) if options.sampler == "auto" else options.sampler
         # Made once to refuse a sampler that cannot take the space before anything is written.
         self.optimizer(self.space)
@@ -81,10 +84,11 @@ class Plan:
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
         place.prepare(self.out, self.storage)
 
-    def _encoded(self, path: Path) -> dict[str, Value]:
+    def _encoded(self, path: Path, places: Mapping[str, str]) -> dict[str, Value]:
         recipe = load_recipe(path)
+        local = {r: open_source(r, path.parent).full_reference for r in recipe.references() if r not in places}
         try:
-            return self.space.encode(recipe)
+            return self.space.encode(recipe.with_references({**places, **local}))
         except SpaceError as e:
             raise SpaceError(f"--enqueue {path}: {e}") from None
 
@@ -111,12 +115,18 @@ class Plan:
     def fingerprint(self, space: Space, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
         options = self.options
+        # Models count by their content and short name, not by where they lie.
+        named = space.fingerprint() | {"sources": list(space.names)}
+        named.pop("base_model", None)
         return {
             "version": FINGERPRINT_VERSION,
-            "space": space.fingerprint(),
+            "space": named,
             "evaluator": self.evaluator.fingerprint(),
             "items": self.items,
-            "sources": self.contents,
+            "sources": {
+                **({"base": self.contents[self.config.base_model]} if self.config.base_model else {}),
+                "named": {s.name: self.contents[s.model] for s in self.config.sources},
+            },
             "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma},
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
@@ -175,6 +185,14 @@ def references(config: SpaceConfig) -> list[str]:
     return list(
         dict.fromkeys([*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)])
     )
+
+
+def _placed(config: SpaceConfig, places: Mapping[str, str]) -> SpaceConfig:
+    """A space whose models go by other references, under the same short names."""
+    sources = tuple(s.model_copy(update={"model": places[s.model]}) for s in config.sources)
+    base = places[config.base_model] if config.base_model else None
+    tokenizer = places.get(config.tokenizer_source or "", config.tokenizer_source)
+    return config.model_copy(update={"sources": sources, "base_model": base, "tokenizer_source": tokenizer})
 
 
 def _space_config(options: Options) -> tuple[SpaceConfig, Sequence[Any]]:
