@@ -79,7 +79,7 @@ class Progress:
                 self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
                 return
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._share() * 100, words=self._words())
+            self._bar.update(self._task, completed=self._share() * 100, words=self._short())
         elif not replayed and self._done % PLAIN_EVERY == 0:
             self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
 
@@ -96,6 +96,16 @@ class Progress:
         if left:
             words.append(f"about {_time(left)} left")
         return ", ".join(words)
+
+    def _short(self) -> str:
+        """The same for the live line, which must fit a terminal of 80 columns."""
+        words = f"{self._done} done" + (f", {self._failed} failed" if self._failed else "")
+        if self._best is not None:
+            words += f", best {self._best[0]:.3f}"
+        if self._goal is not None:
+            words += f" ({self._goal[0]} {self._goal[1]:.3f})"
+        left = self._left()
+        return f"{words}, {_time(left)} left" if left else words
 
     def _left(self) -> float | None:
         """Seconds left, from the candidates of this run; None before the first ones are done."""
@@ -114,7 +124,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
-            SpinnerColumn(), TextColumn(self._name), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"),
+            SpinnerColumn(), TextColumn(self._name), BarColumn(bar_width=16), TextColumn("{task.fields[words]}"),
             console=self._console, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task(self._name, total=100, words="starting")

@@ -82,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
         enqueue=args.enqueue,
     )  # fmt: skip
     with Progress() as progress:
-        outcome = search(options, progress)
+        try:
+            outcome = search(options, progress)
+        except KeyboardInterrupt:
+            progress.say("interrupted: the same command goes on where it was")
+            raise
     out = outcome.model.parent
     write_outputs(outcome, out)
     emit(
