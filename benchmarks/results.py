@@ -54,7 +54,7 @@ def options(folder: Path, out: Path, seed: int, args: argparse.Namespace) -> Opt
     """The search over one zoo."""
     return Options(
         budget=Budget(candidates=args.budget),
-        space="quickstart",
+        space=args.space,
         models=[str(folder / name) for name in SOURCES],
         base=str(folder / "base"),
         evaluator="quickstart",
@@ -160,6 +160,7 @@ def markdown(zoos: Mapping[int, Any], quick: Mapping[int, Any], args: argparse.N
         "",
         f"## The zoo and its controls, {args.budget} candidates, {len(zoos)} training seeds",
         "",
+        f"Search space: `{args.space}`.",
         "To hold: 10 points above the best source, 5 above the uniform merge, 5 above each single task vector.",
         "",
         "| training seed | above best source | above uniform | above best single vector | above random search |",
@@ -188,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="models, studies; resumable")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    parser.add_argument("--space", default="task_arithmetic_layerwise", help="preset or file, over the trained models")
     parser.add_argument("--budget", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md and results.json go")
