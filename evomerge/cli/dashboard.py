@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import socketserver
-from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -36,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Check the storage, print the address, serve until interrupted."""
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: expected a port from 0 to 65535")
+    from evomerge.study.database import shown
+
     url = args.storage or f"sqlite:///{find_database(args.study).resolve()}"
     names = study_names(url)
     if args.storage and args.study and args.study not in names:
@@ -52,45 +53,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def study_names(url: str) -> list[str]:
-    """Names of the studies in a storage; creates nothing.
+    """Names of the studies in a storage, Optuna's own included; creates nothing.
 
     Raises:
         StudyError: the URL names no database that exists, or one without Optuna's tables, or without a study.
     """
     import sqlalchemy as sa
 
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        hint = f"; for a file: sqlite:///{url}" if "://" not in url else ""
-        raise StudyError(f'--storage "{url}": expected a database URL{hint}') from None
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
-        raise StudyError(f'--storage "{url}": no such file: {parsed.database}')  # SQLite itself would create it
-    try:
-        engine = sa.create_engine(parsed)
-        with engine.connect() as connection:
-            tables = set(sa.inspect(connection).get_table_names())
-            if not {"studies", "trials", "version_info"} <= tables:
-                raise StudyError(f"{shown(url)}: is a database, but not of a study (no Optuna tables in it)")
-            names = [str(row[0]) for row in connection.execute(sa.text("SELECT study_name FROM studies"))]
-        engine.dispose()
-    except sa.exc.NoSuchModuleError:
-        raise StudyError(f"{shown(url)}: unknown kind of database; expected sqlite, postgresql or mysql") from None
-    except ModuleNotFoundError as e:
-        raise StudyError(f"{shown(url)}: the driver is not installed: pip install {e.name}") from None
-    except sa.exc.SQLAlchemyError as e:
-        reason = str(getattr(e, "orig", None) or e).splitlines()[0]
-        raise StudyError(f"{shown(url)}: cannot be opened as a database: {reason}") from None
+    from evomerge.study.database import shown, table_names
+
+    table_names(url)
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        names = [str(row[0]) for row in connection.execute(sa.text("SELECT study_name FROM studies"))]
+    engine.dispose()
     if not names:
-        raise StudyError(f"{shown(url)}: holds no study yet")
+        raise StudyError(f"storage {shown(url)}: holds no study yet")
     return sorted(names)
-
-
-def shown(url: str) -> str:
-    """A storage URL for messages, its password hidden."""
-    import sqlalchemy as sa
-
-    return sa.make_url(url).render_as_string(hide_password=True)
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):

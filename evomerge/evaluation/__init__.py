@@ -1,6 +1,7 @@
 """A live model becomes a Score: lm-eval tasks or a Python function, on one split of the items."""
 
 from evomerge.evaluation.config import (
+    EVALUATORS,
     SPLITS,
     EvaluatorConfig,
     EvaluatorFile,
@@ -8,7 +9,7 @@ from evomerge.evaluation.config import (
     evaluator_for,
     load_evaluator,
 )
-from evomerge.evaluation.evaluator import EVALUATORS, Evaluator, open_evaluator
+from evomerge.evaluation.evaluator import Evaluator, open_evaluator
 
 __all__ = [
     "EVALUATORS",

@@ -16,7 +16,11 @@ from evomerge.errors import EvaluatorError, choose
 
 Split = Literal["search", "select", "test"]
 SPLITS: tuple[Split, ...] = ("search", "select", "test")
-KINDS = ("lm_eval", "python")
+# The one table of evaluators: kind -> module:class. A kind's own keys are fields of EvaluatorConfig.
+EVALUATORS: dict[str, str] = {
+    "lm_eval": "evomerge.evaluation.harness:HarnessEvaluator",
+    "python": "evomerge.evaluation.function:FunctionEvaluator",
+}
 
 
 class TaskConfig(Frozen):
@@ -74,7 +78,7 @@ class EvaluatorConfig(Frozen):
         confirm_run_unsafe_code: Whether tasks that run generated code may do so.
     """
 
-    kind: Literal["lm_eval", "python"] = "lm_eval"
+    kind: str = "lm_eval"
     tasks: list[TaskConfig] = Field(min_length=1)
     split_seed: int = 0
     splits: Splits = Splits()
@@ -99,8 +103,8 @@ class EvaluatorConfig(Frozen):
     @field_validator("kind", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        if value not in KINDS:
-            raise ValueError(f"unknown kind of evaluator; {choose(str(value), KINDS)}")
+        if value not in EVALUATORS:
+            raise ValueError(f"unknown kind of evaluator; {choose(str(value), list(EVALUATORS))}")
         return value
 
     @field_validator("tasks", mode="before")

@@ -1,4 +1,4 @@
-"""What every evaluator offers, and the one table of them."""
+"""What every evaluator offers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-from evomerge.evaluation.config import EvaluatorFile, Split
+from evomerge.evaluation.config import EVALUATORS, EvaluatorFile, Split
 from evomerge.score import Score
 
 
@@ -30,12 +30,6 @@ class Evaluator(Protocol):
         Raises:
             CandidateError: the model's logits are NaN or infinite, or a result is not a finite number.
         """
-
-
-EVALUATORS: dict[str, str] = {
-    "lm_eval": "evomerge.evaluation.harness:HarnessEvaluator",
-    "python": "evomerge.evaluation.function:FunctionEvaluator",
-}
 
 
 def open_evaluator(file: EvaluatorFile) -> Evaluator:

@@ -116,4 +116,4 @@ def _pool(plan: Plan, watcher: Watcher) -> Pool:
     if plan.options.cluster.workers == 0:
         return LocalPool(*arguments)
     watcher.say("starting the workers")
-    return RayPool(plan.options.cluster, *arguments)
+    return RayPool(plan.options.cluster, *arguments, say=watcher.say)

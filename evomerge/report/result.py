@@ -79,6 +79,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item. What is unknown is null.
     """
+    from evomerge.study import database
+
     shown = rows(outcome)
     winner = outcome.winner
     states = [t.state for t in outcome.trials]
@@ -86,7 +88,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     search = winner.search if winner.search is not None else outcome.best.score
     data = {
         "study": outcome.study,
-        "storage": hide_password(outcome.storage),
+        "storage": database.shown(outcome.storage),
         "seed": outcome.seed,
         "candidates": {
             "complete": states.count(State.COMPLETE),
@@ -116,15 +118,6 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     }
     finite: dict[str, Any] = _finite(data)
     return finite
-
-
-def hide_password(url: str) -> str:
-    """A database URL without its password: what is written may be published."""
-    head, separator, rest = url.partition("://")
-    user, at, place = rest.rpartition("@")
-    if not separator or not at or ":" not in user:
-        return url
-    return f"{head}://{user.split(':', 1)[0]}:***@{place}"
 
 
 def _finite(value: Any) -> Any:

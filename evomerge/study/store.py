@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,8 +15,8 @@ from evomerge.evaluation.config import Split
 from evomerge.score import Score, State, Trial, Value
 from evomerge.space import Categorical, Float, Integer, Parameter
 from evomerge.study import tables
+from evomerge.study.database import shown, table_names
 
-_SQLITE = b"SQLite format 3\x00"
 _FINGERPRINT = "evomerge:fingerprint"
 _NOTES = "evomerge:notes"
 
@@ -39,7 +38,9 @@ class Store:
         self.url = url
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        _check(url, create)
+        there = table_names(url, missing_ok=create)
+        if not create and not there >= tables.NAMES:
+            raise StudyError(f"storage {shown(url)}: holds no study of evomerge")
         try:
             self._optuna = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
         except Exception as e:  # drivers and SQLAlchemy raise many kinds; what the user needs is the URL and the reason
@@ -51,7 +52,8 @@ class Store:
                 connection.execute(sa.text("PRAGMA journal_mode=WAL"))
             sa.event.listen(self.engine, "connect", _synchronous_normal)
             self.engine.dispose()
-        tables.create(self.engine)
+        if create:
+            tables.create(self.engine)
 
     def names(self) -> list[str]:
         """Studies that evomerge made, by name; control searches (NAME/control) too."""
@@ -204,14 +206,6 @@ class Study:
         optuna_dashboard.save_note(study, "\n".join([f"Winner: trial {number} ({words})", *own]))
 
 
-def shown(url: str) -> str:
-    """A storage URL without its password."""
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url
-
-
 def differences(stored: Any, given: Any, path: str = "") -> list[str]:
     """What differs between two fingerprints, in words."""
     if isinstance(stored, dict) and isinstance(given, dict):
@@ -245,38 +239,3 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 def _synchronous_normal(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _check(url: str, create: bool) -> None:
-    """Refuse what is not a database of studies, before Optuna would write its tables into it."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise StudyError(f'storage "{url}": expected a URL such as sqlite:///study.db or postgresql://...') from None
-    if parsed.get_backend_name() == "sqlite":
-        path = Path(parsed.database or "")
-        if not path.exists():
-            if not create:
-                raise StudyError(f"storage {url}: no such file ({path})")
-            return
-        if path.is_dir():
-            raise StudyError(f"storage {url}: {path} is a folder, expected a database file")
-        with path.open("rb") as file:
-            head = file.read(len(_SQLITE))
-        if head and head != _SQLITE:
-            raise StudyError(f"storage {url}: {path} is not a SQLite database")
-        if not head and not create:
-            raise StudyError(f"storage {url}: {path} is empty")
-    engine = None
-    try:
-        engine = sa.create_engine(url)
-        names = sa.inspect(engine).get_table_names()
-    except (sa.exc.SQLAlchemyError, ImportError) as e:
-        raise StudyError(f"storage {shown(url)}: cannot be opened ({str(e).strip().splitlines()[0]})") from None
-    finally:
-        if engine is not None:
-            engine.dispose()
-    if names and "studies" not in names:
-        raise StudyError(f"storage {shown(url)}: is not a study (its tables: {', '.join(sorted(names)[:5])})")
-    if not names and not create:
-        raise StudyError(f"storage {shown(url)}: holds no study")

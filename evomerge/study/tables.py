@@ -44,6 +44,9 @@ _scores = sa.Table(
 )
 
 
+NAMES = {_item_sets.name, _scores.name}
+
+
 def create(engine: sa.Engine) -> None:
     """Make the tables where they are not there yet."""
     _metadata.create_all(engine)

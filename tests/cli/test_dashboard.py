@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.cli.dashboard import open_server, shown
+from evomerge.cli.dashboard import open_server
 
 
 @pytest.fixture
@@ -67,14 +67,10 @@ def test_storages_that_are_none(command: Callable, tmp_path: Path, storage: str)
     assert "no such file" in command("dashboard", "--storage", f"sqlite:///{missing}").error
     assert not missing.exists()  # SQLite would have made it
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
-    assert "not of a study" in command("dashboard", "--storage", f"sqlite:///{tmp_path / 'other.db'}").error
+    assert "is not a study" in command("dashboard", "--storage", f"sqlite:///{tmp_path / 'other.db'}").error
     (tmp_path / "text.db").write_text("no database at all, only some text that is long enough to have a header" * 9)
-    assert "cannot be opened" in command("dashboard", "--storage", f"sqlite:///{tmp_path / 'text.db'}").error
+    assert "is not a SQLite database" in command("dashboard", "--storage", f"sqlite:///{tmp_path / 'text.db'}").error
     assert f"sqlite:///{missing}" in command("dashboard", "--storage", missing).error
     assert "unknown kind of database" in command("dashboard", "--storage", "sqlight:///x").error
     assert 'did you mean "mine"' in command("dashboard", "mien", "--storage", storage).error
     assert "from 0 to 65535" in command("dashboard", "--storage", storage, "--port", 99999).error
-
-
-def test_passwords_are_hidden() -> None:
-    assert shown("postgresql://me:s3cret@host/db") == "postgresql://me:***@host/db"

@@ -128,8 +128,8 @@ def test_what_is_no_study_is_refused_and_left_alone(tmp_path):
     assert before == (text.read_bytes(), other.read_bytes())
     for url, words in (
         (f"sqlite:///{tmp_path / 'gone.db'}", "no such file"),
-        ("nonsense", "expected a URL"),
-        ("nodb://host/x", "cannot be opened"),
+        ("nonsense", "expected a database URL"),
+        ("nodb://host/x", "unknown kind of database"),
     ):
         with pytest.raises(StudyError, match=words):
             Store(url)
@@ -137,8 +137,10 @@ def test_what_is_no_study_is_refused_and_left_alone(tmp_path):
 
 def test_a_study_of_optuna_alone_is_not_taken_over(url):
     optuna.create_study(study_name="s", storage=url).optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="holds no study of evomerge"):
+        Store(url)
     with pytest.raises(StudyError, match="was not made by evomerge"):
-        Store(url).create("s", PARAMETERS, {})
+        Store(url, create=True).create("s", PARAMETERS, {})
 
 
 def test_passwords_are_not_shown():

@@ -1,0 +1,75 @@
+"""Looking at a database before it is used: nothing is created, and what is no study is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from evomerge.errors import StudyError
+
+_SQLITE = b"SQLite format 3\x00"
+OPTUNA_TABLES = {"studies", "trials", "version_info"}
+
+
+def shown(url: str) -> str:
+    """A storage URL for messages and results, its password hidden."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url
+
+
+def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
+    """The tables of a database; none where it is new.
+
+    Args:
+        missing_ok: Whether a SQLite file that is not there yet, or a database without tables, may be made.
+
+    Raises:
+        StudyError: no URL, no such file, no driver, not reachable, or a database of something else than Optuna.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        hint = f"; for a file: sqlite:///{url}" if "://" not in url else ""
+        raise StudyError(f'storage "{url}": expected a database URL{hint}') from None
+    if parsed.get_backend_name() == "sqlite" and not _sqlite_file(url, Path(parsed.database or ""), missing_ok):
+        return set()
+    engine = None
+    try:
+        engine = sa.create_engine(parsed)
+        names = set(sa.inspect(engine).get_table_names())
+    except sa.exc.NoSuchModuleError:
+        known = "expected sqlite, postgresql or mysql"
+        raise StudyError(f"storage {shown(url)}: unknown kind of database; {known}") from None
+    except ModuleNotFoundError as e:
+        raise StudyError(f"storage {shown(url)}: its driver is not installed: pip install {e.name}") from None
+    except sa.exc.SQLAlchemyError as e:
+        reason = str(getattr(e, "orig", None) or e).strip().splitlines()[0]
+        raise StudyError(f"storage {shown(url)}: cannot be opened ({reason})") from None
+    finally:
+        if engine is not None:
+            engine.dispose()
+    if names and not names >= OPTUNA_TABLES:
+        raise StudyError(f"storage {shown(url)}: is not a study (its tables: {', '.join(sorted(names)[:5])})")
+    if not names and not missing_ok:
+        raise StudyError(f"storage {shown(url)}: holds no study")
+    return names
+
+
+def _sqlite_file(url: str, path: Path, missing_ok: bool) -> bool:
+    """Whether a SQLite file is there with something in it; SQLite itself would create a missing one."""
+    if not path.exists():
+        if not missing_ok:
+            raise StudyError(f"storage {url}: no such file ({path})")
+        return False
+    if path.is_dir():
+        raise StudyError(f"storage {url}: {path} is a folder, expected a database file")
+    with path.open("rb") as file:
+        head = file.read(len(_SQLITE))
+    if head and head != _SQLITE:
+        raise StudyError(f"storage {url}: {path} is not a SQLite database")
+    if not head and not missing_ok:
+        raise StudyError(f"storage {url}: {path} is empty")
+    return bool(head)
