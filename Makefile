@@ -20,9 +20,9 @@ help:  ## List the targets
 # The first Python from 3.11 on that really starts (a pyenv shim may be there and not start).
 $(RUN)/python:
 	@found=""; for p in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
-	  if "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then found=$$p; break; fi; \
+	  if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then found=$$p; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then echo "make: needs Python 3.11, 3.12 or 3.13; none found (name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11)" >&2; exit 2; fi; \
+	if [ -z "$$found" ]; then echo "make: needs Python 3.11 or newer; none found (name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11)" >&2; exit 2; fi; \
 	echo "Making $(VENV) with $$("$$found" --version)" >&2; \
 	"$$found" -m venv $(VENV) || { echo "make: \"$$found -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 2; }
 

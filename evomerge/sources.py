@@ -294,12 +294,12 @@ def check_fit(sources: Mapping[str, Source] | Sequence[Source], *, layers: bool 
         layers: Whether layers are paired one to one, so that their number must agree (False: slices choose them).
 
     Raises:
-        SourceError: every mismatch with the first model, one line each.
+        SourceError: every mismatch with the first model, in one message.
     """
     models = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
     problems = [p for other in models[1:] for p in _mismatches(models[0], other, layers)]
     if problems:
-        raise SourceError("\n".join(problems))
+        raise SourceError("the sources do not fit each other: " + "; ".join(problems))
 
 
 def _mismatches(first: Source, other: Source, layers: bool) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evomerge import zoo
+from evomerge import presets, zoo
 from evomerge.evaluation import load_evaluator
 from evomerge.recipe import load_recipe
 from evomerge.sources import open_sources
@@ -123,6 +124,7 @@ def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator
 
 
 def test_killed_five_times_it_goes_on_to_the_same_end(whole, evomerge, small_evaluator, tmp_path):
+    """kill -9 of the driver at five moments drawn over the whole of a run: start, search, select, test, export."""
     out, result = whole
     args = [
         "search",
@@ -136,40 +138,94 @@ def test_killed_five_times_it_goes_on_to_the_same_end(whole, evomerge, small_eva
         str(tmp_path),
     ]
     draw = random.Random(int.from_bytes(os.urandom(4), "little"))
-    database = tmp_path / "study.db"
+    # A whole run is timed first, so that the moments fit however busy the machine is.
+    started = time.monotonic()
+    evomerge(*args[:-1], tmp_path / "timed", "--workers", 2)
+    length = time.monotonic() - started
     for kill in range(5):
-        # The first kills come at a random moment of the start; the later ones after a random number of candidates.
         # --workers 1 and 2 by turns: a resumed search need not have the workers that the first one had.
         process = subprocess.Popen(
             [sys.executable, "-m", "evomerge", *args, "--workers", str(1 + kill % 2)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        wanted, deadline = draw.randrange(0, 5), time.monotonic() + 120
-        before = finished(database)
-        while process.poll() is None and finished(database) < before + wanted and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(draw.random() * 0.5)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.05, 1.0) * length)
         process.send_signal(signal.SIGKILL)
         process.wait()
         # Ray's processes notice their driver's death by themselves; a killed session must not leave them either.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    done = evomerge(*args, "--workers", 2, "--json")
-    assert sequence(tmp_path) == sequence(out)
-    assert done.result["best"] == result["best"] and done.result["baselines"] == result["baselines"]
+    ends_alike(evomerge(*args, "--workers", 2, "--json").result, tmp_path, result, out)
 
 
-def finished(database):
-    """Complete candidates on record, read without disturbing the writer."""
-    import sqlite3
+def ends_alike(result, folder, expected, out):
+    """A search that was cut off ended as the uninterrupted one: candidates, scores, looks, bytes."""
+    assert sequence(folder) == sequence(out)
+    same = ("study", "seed", "candidates", "best", "baselines", "tasks")
+    assert {k: result[k] for k in same} == {k: expected[k] for k in same}
+    weights = "model/model.safetensors"
+    assert (folder / weights).read_bytes() == (out / weights).read_bytes()
+    looked = [Store(f"sqlite:///{f / 'study.db'}").open("s").notes()["looked"] for f in (folder, out)]
+    assert looked[0] == looked[1] == [result["best"]["trial"]]
 
-    if not database.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
-            return connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
+
+# Where a process ends itself as kill -9 would, on the Nth call of a function: the moments between two writes.
+MOMENTS = [
+    ("sqlalchemy.engine.default", "DefaultDialect.do_execute", 12),  # Optuna's tables half made
+    ("sqlalchemy.engine.default", "DefaultDialect.do_execute", 40),
+    ("optuna.storages", "RDBStorage.set_study_user_attr", 1),  # the study made, its fingerprint not yet
+    ("evomerge.study.tables", "ScoreTable.write", 3),  # some sources scored
+    ("optuna.storages", "RDBStorage.create_new_trial", 2),  # a candidate about to be recorded
+    ("optuna.storages", "RDBStorage.set_trial_state_values", 4),  # its items written, its trial not yet told
+    ("evomerge.study.final", "measure", 1),  # select done, test not begun
+    ("evomerge.study.store", "Study.mark_winner", 1),  # test done, the winner not marked
+    ("safetensors.torch", "save_file", 1),  # a finalist's checkpoint half written
+    ("evomerge.pipeline.main_job", "write_checkpoint", 1),  # all but the export done
+]
+
+SUICIDE = """
+import os, sys, importlib
+module, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+owner = importlib.import_module(module)
+*path, last = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+real = getattr(owner, last)
+def counted(*args, **kwargs):
+    global left
+    left -= 1
+    if left == 0:
+        os._exit(9)
+    return real(*args, **kwargs)
+setattr(owner, last, counted)
+from evomerge.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_ended_between_any_two_writes_it_goes_on_to_the_same_end(whole, here, small_evaluator, tmp_path):
+    out, result = whole
+    args = [
+        "search",
+        "--evaluator",
+        str(small_evaluator),
+        "--budget",
+        str(BUDGET),
+        "--study",
+        "s",
+        "--out",
+        str(tmp_path),
+    ]
+    args += ["--workers", "0"]
+    ended = []
+    for module, name, calls in MOMENTS:
+        command = [sys.executable, "-c", SUICIDE, module, name, str(calls), *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
+        assert done.returncode in (0, 9), done.stderr[-2000:]
+        ended.append(done.returncode)
+    assert ended.count(9) >= len(MOMENTS) - 1, ended
+    ends_alike(here(*args, "--json").result, tmp_path, result, out)
 
 
 def test_another_seed_is_another_sequence_and_another_study(whole, here, small_evaluator, tmp_path):
@@ -226,7 +282,7 @@ def test_a_recipe_of_ones_own_comes_first(here, small_evaluator, tmp_path):
     assert {v for k, v in params.items() if "sorting" in k} == {0.0}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "catcma"])
+@pytest.mark.parametrize("sampler", ["catcma", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tpe", "random"))])
 def test_other_samplers_run_and_resume(here, small_evaluator, tmp_path, sampler):
     args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--sampler", sampler, "--study", "s")
     here(*args, "--budget", 5, "--out", tmp_path / "a")
@@ -325,3 +381,61 @@ def test_an_evaluator_that_raises_fails_its_candidate_alone(here, tmp_path):
     assert done.result["candidates"]["failed"] >= 1 and done.result["candidates"]["complete"] >= 5
     failed = [t for t in Store(f"sqlite:///{tmp_path / 'o' / 'study.db'}").open("s").trials() if t.reason]
     assert {t.reason for t in failed} == {"ValueError: no luck"}
+
+
+def test_a_changed_task_is_another_study(here, small_evaluator, tmp_path):
+    """The prompts of a task are part of what a score means, though its items and its name stay the same."""
+    tasks = tmp_path / "tasks"
+    shutil.copytree(presets.folder("evaluators") / "zoo", tasks)
+    evaluator = tmp_path / "e.yaml"
+    evaluator.write_text(small_evaluator.read_text().replace(str(presets.folder("evaluators") / "zoo"), str(tasks)))
+    args = ("search", "--evaluator", evaluator, "--workers", 0, "--study", "s", "--out", tmp_path / "o")
+    here(*args, "--budget", 2)
+    file = tasks / "kovesh_problems.yaml"
+    file.write_text(file.read_text().replace("{{prompt}}", "drevin {{prompt}}"))
+    done = here(*args, "--budget", 3, check=False)
+    assert done.returncode == 2 and "tasks.kovesh_problems is" in done.stderr
+
+
+def test_sources_called_base_and_uniform_keep_their_own_scores(here, small_evaluator, tmp_path):
+    for folder, name in (("base", "maths"), ("uniform", "sorting")):
+        shutil.copytree(zoo.path(name), tmp_path / "m" / folder)
+    found = here(
+        "search", "--models", tmp_path / "m" / "base", tmp_path / "m" / "uniform", "--base", "zoo:base", "--evaluator",
+        small_evaluator, "--budget", 2, "--workers", 0, "--out", tmp_path / "o", "--json",
+    ).result["baselines"]  # fmt: skip
+    assert list(found) == ["base", "m_base", "m_uniform", "uniform"]
+    for name, model in (("base", "zoo:base"), ("m_base", "zoo:maths"), ("m_uniform", "zoo:sorting")):
+        alone = here("evaluate", model, "--evaluator", small_evaluator, "--split", "test", "--json").result
+        assert found[name]["test"]["score"] == alone["score"]
+
+
+def test_a_function_that_draws_draws_the_same_every_time(here, tmp_path):
+    (tmp_path / "score.py").write_text(
+        "import random\nimport numpy as np\nimport torch\n"
+        "def score(model, tokenizer, split):\n"
+        "    noise = random.random() + np.random.rand() + float(torch.rand(1))\n"
+        "    return {f'{split}-{i}': float(model.model.norm.weight[i]) + noise for i in range(8)}\n"
+    )
+    (tmp_path / "e.yaml").write_text("kind: python\nfunction: score.py:score\ntasks: [norm]\n")
+    args = ("search", "--evaluator", tmp_path / "e.yaml", "--workers", 0, "--budget", 3, "--json", "--out")
+    first, second = (here(*args, tmp_path / name).result for name in "ab")
+    assert first["best"] == second["best"] and first["baselines"] == second["baselines"]
+
+
+def test_random_search_as_a_control_of_random_search_is_another_one(here, small_evaluator, tmp_path):
+    args = ("search", "linear", "--evaluator", small_evaluator, "--workers", 0, "--sampler", "random", "--controls")
+    done = here(*args, "--budget", 3, "--study", "s", "--out", tmp_path, "--json")
+    # A normalised average of one source is that source: no vector is searched alone.
+    assert [n for n in done.result["baselines"] if "vector" in n] == [] and "1 more searches" in done.stderr
+    assert [t[1] for t in sequence(tmp_path)] != [t[1] for t in sequence(tmp_path, "s/random search")]
+
+
+def test_list_goes_on_past_what_is_no_study(here, whole, tmp_path):
+    out, _ = whole
+    shutil.copytree(out, tmp_path / "runs" / "good")
+    (tmp_path / "runs" / "bad").mkdir()
+    with sqlite3.connect(tmp_path / "runs" / "bad" / "mlflow.db") as connection:
+        connection.execute("create table experiments (name text)")
+    done = here("list", tmp_path / "runs", "--json")
+    assert [row["study"] for row in done.result] == ["s"] and "mlflow.db: is not a study" in done.stderr

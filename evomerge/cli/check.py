@@ -28,7 +28,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("tasks", "evaluator"),
     ("function", "evaluator"),
 )
-_KINDS = {"parameter": "space", "dataflow": "space", "hybrid": "space", "lm_eval": "evaluator", "python": "evaluator"}
+_SPACES = ("parameter", "dataflow", "hybrid")
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
@@ -56,6 +56,8 @@ def locate(name: str) -> Path:
     for kind in ("search_spaces", "evaluators"):
         if name.startswith(f"{kind}/") and (found := presets.find(kind, name)):
             return found
+    if "/" not in name and (found := presets.find("search_spaces", name) or presets.find("evaluators", name)):
+        return found
     return Path(name)  # read_text() says what is wrong, with the nearest name
 
 
@@ -67,8 +69,12 @@ def kind_of(path: Path) -> str:
     for key, kind in _KEYS:
         if key in data:
             return kind
-    if data.get("kind") in _KINDS:
-        return _KINDS[str(data["kind"])]
+    from evomerge.evaluation.config import EVALUATORS
+
+    if data.get("kind") in EVALUATORS:
+        return "evaluator"
+    if data.get("kind") in _SPACES:
+        return "space"
     known = ", ".join(f'"{key}" ({kind})' for key, kind in _KEYS)
     raise InputError(f"{path}: neither a recipe, a space nor an evaluator; expected one of the keys {known}")
 

@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: expected a port from 0 to 65535")
     from evomerge.study.database import shown
+    from evomerge.study.place import storage_url
 
-    url = args.storage or f"sqlite:///{find_database(args.study).resolve()}"
+    url = storage_url(args.storage) if args.storage else f"sqlite:///{find_database(args.study).resolve()}"
     names = study_names(url)
     if args.storage and args.study and args.study not in names:
         raise StudyError(f'{shown(url)}: holds no study "{args.study}"; {choose(args.study, names)}')

@@ -67,6 +67,7 @@ def _main_study(names: list[str], asked: str) -> str:
 
 def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:
     from evomerge.errors import InputError
+    from evomerge.evaluation import SPLITS
     from evomerge.report.frames import items_frame, trials_frame
     from evomerge.report.outputs import write_atomically
 
@@ -76,6 +77,7 @@ def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:
             raise InputError(f"{path}: exists; give another OUT, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     trials = study.trials()
+    scores = [(subject, split, s) for split in SPLITS for subject, s in study.scores.read(split).items()]
     write_atomically(paths[0], lambda part: trials_frame(trials).to_parquet(part, index=False))
-    write_atomically(paths[1], lambda part: items_frame(trials).to_parquet(part, index=False))
+    write_atomically(paths[1], lambda part: items_frame(scores).to_parquet(part, index=False))
     return [str(p) for p in paths]

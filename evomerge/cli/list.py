@@ -31,7 +31,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read every study, print a row each."""
-    from evomerge.errors import InputError
+    from evomerge.cli.progress import say
+    from evomerge.errors import InputError, StudyError
     from evomerge.study.place import storage_url
     from evomerge.study.store import Store
 
@@ -44,7 +45,14 @@ def run(args: argparse.Namespace) -> int:
         urls = [f"sqlite:///{file.resolve()}" for folder in folders for file in databases(folder)]
     rows = []
     for url in urls:
-        store = Store(url)
+        try:
+            store = Store(url)
+        except StudyError as e:
+            # One file that is no study, or one cut off while it was made, must not hide the others.
+            if args.storage:
+                raise
+            say(args, f"left out: {e}")
+            continue
         rows += [summary(store.open(name)) for name in store.names()]
     emit(args, rows, _table(rows) if rows else f"no studies in {args.runs}/")
     return 0

@@ -38,6 +38,7 @@ class Progress:
         self._budget: Budget | None = None
         self._started = 0.0
         self._fresh = 0
+        self._before = 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -50,13 +51,13 @@ class Progress:
         self._stop()
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], workers: int) -> None:
+    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], spent: float) -> None:
         """A search begins; see `Watcher`."""
         self._stop()
         self._name, self._budget, self._best = name, budget, None
         self._done = self._failed = self._fresh = 0
-        self._started = time.monotonic()
-        sources = {k: v for k, v in lines.items() if k != "uniform"}
+        self._started, self._before = time.monotonic(), spent
+        sources = {k: v for k, v in lines.items() if k not in ("base", "uniform")}
         if lines:
             shown = ", ".join(f"{k} {v:.3f}" for k, v in lines.items())
             self._console.print(f"{name}: {budget}; on the same items: {shown}", markup=False, soft_wrap=True)
@@ -84,7 +85,7 @@ class Progress:
             self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
 
     def _share(self) -> float:
-        return self._budget.share(self._done, time.monotonic() - self._started) if self._budget else 0.0
+        return self._budget.share(self._done, self._before + time.monotonic() - self._started) if self._budget else 0.0
 
     def _words(self) -> str:
         words = [f"{self._done} candidates" + (f" ({self._failed} failed)" if self._failed else "")]
@@ -114,7 +115,7 @@ class Progress:
         spent = time.monotonic() - self._started
         if self._budget.candidates is not None:
             return spent / self._fresh * max(0, self._budget.candidates - self._done)
-        return max(0.0, (self._budget.seconds or 0.0) - spent)
+        return max(0.0, (self._budget.seconds or 0.0) - self._before - spent)
 
     def _line(self, text: str) -> None:
         (self._bar.console if self._bar is not None else self._console).print(f"  {text}", markup=False, soft_wrap=True)

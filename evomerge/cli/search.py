@@ -36,7 +36,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     what.add_argument("--base", metavar="MODEL", help="the model that the sources were fine-tuned from")
     how = parser.add_argument_group("how to search")
-    how.add_argument("--sampler", default="auto", help="auto, cma, catcma, tpe or random (default: auto)")
+    from evomerge.optimizers import OPTIMIZERS
+
+    words = "; ".join(f"{name}: {entry.summary}" for name, entry in OPTIMIZERS.items())
+    how.add_argument("--sampler", default="auto", metavar="NAME", help=f"{words} (default: auto)")
     how.add_argument(
         "--seed", type=_seed, default=0, help="seed of the whole search, DARE's masks included (default: 0)"
     )

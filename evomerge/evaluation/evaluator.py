@@ -22,6 +22,9 @@ class Evaluator(Protocol):
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
 
+    def definition(self) -> Mapping[str, str]:
+        """Hash per task of what the evaluator's file does not hold (a task's own configuration and code)."""
+
     def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
         """Score a model (a transformers causal language model in eval mode) with its tokenizer.
 

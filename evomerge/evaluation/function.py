@@ -20,6 +20,7 @@ import torch
 from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, divide
 from evomerge.score import Score, TaskScore
 
@@ -41,22 +42,27 @@ class FunctionEvaluator:
         """Ids of each task's items in a split (none where the function brings its own)."""
         return {t.name: tuple(i.id for i in self._split[split]) for t in self._config.tasks}
 
+    def definition(self) -> dict[str, str]:
+        """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
+        return {}
+
     def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`."""
-        torch.manual_seed(self._config.seed)
+        seed_all(self._config.seed)
         argument: Any = split
         if self._config.items:
             argument = [self._contents[i.index] for i in self._split[split]]
         with finite_logits(model), torch.inference_mode():
             returned = self._function(model, tokenizer, argument)
         tasks = self._config.tasks
+        shown = [t for t in tasks if t.weight or split != "search"]
         if len(tasks) > 1:
             names = [t.name for t in tasks]
             if not isinstance(returned, Mapping) or any(n not in returned for n in names):
                 raise CandidateError(
                     f"{self._config.function} returned {_kind(returned)}, expected a mapping with the tasks {names}"
                 )
-            return Score(tuple(self._score(t, returned[t.name], split) for t in tasks))
+            return Score(tuple(self._score(t, returned[t.name], split) for t in shown))
         named = isinstance(returned, Mapping) and set(returned) == {tasks[0].name}
         return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split),))
 

@@ -10,10 +10,10 @@ import copy
 import io
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ import torch
 from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.finite import finite_logits
-from evomerge.evaluation.splits import Item, divide
+from evomerge.evaluation.seeds import seed_all
+from evomerge.evaluation.splits import Item, content_id, divide
 from evomerge.score import Score, TaskScore
 
 CPU_BATCH = 64
@@ -82,6 +83,13 @@ class HarnessEvaluator:
         """Ids of each task's items in a split."""
         return {t.name: tuple(i.id for i in t.items[split]) for t in self._tasks}
 
+    def definition(self) -> dict[str, str]:
+        """Hash of each task as lm-eval has it (templates, functions' source, metrics), lm-eval's version included."""
+        return {
+            t.name: content_id({"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()})
+            for t in self._tasks
+        }
+
     def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`."""
         lm = self._language_model(model, tokenizer)
@@ -89,7 +97,7 @@ class HarnessEvaluator:
         for task in tasks:
             if split not in task.requests:
                 task.requests[split] = self._build(task, split, lm)
-        _seed(self._config.seed)
+        seed_all(self._config.seed)
         requests: dict[str, list[Any]] = {}
         for task in tasks:
             for request in task.requests[split]:
@@ -123,6 +131,10 @@ class HarnessEvaluator:
                     add_bos_token=config.add_bos_token,
                     trust_remote_code=config.trust_remote_code,
                 )
+            if size == "auto":
+                # lm-eval would search again in every call; found once, a batch is the same for every candidate.
+                with _quiet():
+                    self._harness.batch_size_per_gpu = self._harness._detect_batch_size()
         return self._harness
 
     def _load(self) -> list[tuple[TaskConfig, str, Any, float]]:
@@ -235,13 +247,6 @@ def task_score(
         if np.isfinite(numbers).all() and math.isclose(float(numbers.mean()), value, rel_tol=1e-6, abs_tol=1e-9):
             results = (sign * numbers).astype(np.float32)
     return TaskScore(name, metric, sign * value, weight, tuple(i.id for i in items), results, flipped=not higher)
-
-
-def _seed(seed: int) -> None:
-    """Sampling tasks draw the same numbers for every candidate."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 CACHE_BYTES = 2 << 30
 # What a kept group holds per element and source: the value, the task vector, its rank and its random draw.
-_KEPT_BYTES = 16
+KEPT_BYTES = 16
 
 
 class Engine:
@@ -133,7 +133,7 @@ class Engine:
         """The function that computes one of the plan's tensors, in the type of computation."""
         method = function(plan.recipe.merge_method)
         double = plan.recipe.dtype == "float64"
-        cost = sum(_KEPT_BYTES * len(t.reads) * plan.info(t.reads[0]).elements for t in plan.tensors)
+        cost = sum(KEPT_BYTES * len(t.reads) * plan.info(t.reads[0]).elements for t in plan.tensors)
         keep = cost <= self.cache_bytes
         if keep and self._kept + cost > self.cache_bytes:
             wanted = {self._key(plan, t, double) for t in plan.tensors}
@@ -172,7 +172,7 @@ class Engine:
         )
         if keep:
             self._groups[key] = group
-            self._kept += _KEPT_BYTES * len(t.reads) * group.elements
+            self._kept += KEPT_BYTES * len(t.reads) * group.elements
         return group
 
     def _read(self, item: Input) -> Tensor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from evomerge.optimizers import default_optimizer
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.plan import Options, Plan
 from evomerge.score import Trial
-from evomerge.space import Space
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
 from evomerge.study.loop import Decode, Search, check_some_complete
@@ -17,6 +15,12 @@ from evomerge.study.outcome import Measured, Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Silent, Watcher
 from evomerge.study.workers import LocalPool, Pool, RayPool
+
+ENDED = {
+    "budget": "the budget is spent",
+    "patience": "no better one for as long as --patience allows",
+    "converged": "the optimizer has converged",
+}
 
 
 def search(options: Options, watcher: Watcher | None = None) -> Outcome:
@@ -29,7 +33,7 @@ def search(options: Options, watcher: Watcher | None = None) -> Outcome:
     watcher = watcher or Silent()
     watcher.say("checking space, evaluator and sources")
     plan = Plan(options)
-    with place.locked(plan.out):
+    with place.locked(plan.out, plan.storage):
         store = Store(plan.storage, create=True)
         study = store.create(plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler))
         plan.keep(study, plan.config)
@@ -45,15 +49,20 @@ def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -
         watcher.say(line)
     watcher.say("scoring the sources on the search items")
     baselines = plan.baselines()
-    lines = {name: s.value for name, s in final.search_scores(pool, study, baselines).items()}
+    scores, each = final.search_scores(pool, study, baselines)
+    lines = {name: s.value for name, s in scores.items()}
     budget, options = plan.options.budget, plan.options
-    watcher.begin("search", budget, lines, pool.size)
+    if each is not None and budget.candidates is not None:
+        searches = 1 + (len(plan.control_searches()) if options.controls else 0)
+        watcher.say(f"about {_minutes(each * budget.candidates * searches / pool.size)} of evaluation, by the sources'")
+    watcher.begin("search", budget, lines, _spent(study))
     decode = plan.decode(plan.space)
     trials, stopped = Search(
         study, plan.optimizer(plan.space), decode, plan.hash, pool, budget, watcher, options.patience
     ).run()
     check_some_complete(trials)
-    seconds = float(study.notes().get("seconds", 0.0))
+    seconds = _spent(study)
+    watcher.say(f"the search ended after {len(trials)} candidates: {ENDED[stopped]}")
     controls = _controls(plan, store, pool, len(trials), lines, watcher) if options.controls else []
     watcher.say("choosing the winner on the select items")
     winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
@@ -82,22 +91,14 @@ def _controls(
 
     Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
     """
-    searches: list[tuple[str, Space, str]] = []
-    names = [s.name for s in plan.config.sources]
-    if len(names) > 1 and plan.config.base_model:
-        for name in names:
-            alone = plan.bind(plan.config.only(name))
-            sampler = plan.sampler if plan.options.sampler != "auto" else default_optimizer(alone.parameters)
-            searches.append((f"vector {name}", alone, sampler))
-    searches.append(("random search", plan.space, "random"))
     measured = []
-    for name, space, sampler in searches:
+    for name, space, sampler in plan.control_searches():
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, sampler))
         plan.keep(study, space.config)
         budget = Budget(candidates=candidates)
-        watcher.begin(f"control: {name}", budget, lines, pool.size)
+        watcher.begin(f"control: {name}", budget, lines, _spent(study))
         decode = plan.decode(space)
-        optimizer = plan.optimizer(space, sampler, enqueue=False)
+        optimizer = plan.control_optimizer(space, sampler)
         trials, _ = Search(study, optimizer, decode, plan.hash, pool, budget, watcher).run()
         check_some_complete(trials)
         measured.append(_control(name, study, pool, trials, decode, plan))
@@ -117,3 +118,12 @@ def _pool(plan: Plan, watcher: Watcher) -> Pool:
         return LocalPool(*arguments)
     watcher.say("starting the workers")
     return RayPool(plan.options.cluster, *arguments, say=watcher.say)
+
+
+def _spent(study: Study) -> float:
+    """Seconds of search so far, all runs together."""
+    return float(study.notes().get("seconds", 0.0))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, SpaceError
-from evomerge.evaluation import SPLITS, EvaluatorFile, evaluator_for, load_evaluator, open_evaluator
+from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, evaluator_for, load_evaluator, open_evaluator
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.recipe import InputModel, Recipe, load_recipe
 from evomerge.score import Value
@@ -24,6 +25,8 @@ from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
 FINGERPRINT_VERSION = 1
+# Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
+CONTROL_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,26 @@ class Plan:
         self.config = _placed(config, places)
         self.space = self.bind(self.config)
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
-        self.enqueued = [self._encoded(path, places) for path in options.enqueue]
+        self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.sampler = default_optimizer(self.space.parameters) if options.sampler == "auto" else options.sampler
         # Made once to refuse a sampler that cannot take the space before anything is written.
-        self.optimizer(self.space)
-        self.items = _items(self.evaluator)
+        try:
+            self.optimizer(self.space)
+        except SpaceError as e:
+            raise SpaceError(f"--sampler {options.sampler}: {e}") from None
+        opened_evaluator = open_evaluator(self.evaluator)
+        self.items = _items(opened_evaluator, self.evaluator)
+        self.definition = dict(opened_evaluator.definition())
         self.name = options.study or f"{config.name}-{self.evaluator.name}-{options.seed}"
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
-        place.prepare(self.out, self.storage)
+        place.prepare(self.out, self.storage, [s.path for s in self.sources.values()])
 
-    def _encoded(self, path: Path, places: Mapping[str, str]) -> dict[str, Value]:
+    def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)
-        local = {r: open_source(r, path.parent).full_reference for r in recipe.references() if r not in places}
+        named = {r: open_source(r, path.parent).full_reference for r in recipe.references()}
         try:
-            return self.space.encode(recipe.with_references({**places, **local}))
+            return self.space.encode(recipe.with_references(named))
         except SpaceError as e:
             raise SpaceError(f"--enqueue {path}: {e}") from None
 
@@ -102,15 +110,35 @@ class Plan:
         """The model whose architecture, tokenizer and configuration candidates have."""
         return self.config.base_model or self.config.sources[0].model
 
-    def optimizer(self, space: Space, sampler: str | None = None, enqueue: bool = True) -> Optimizer:
-        """A fresh optimizer over a space, with the recipes of one's own first."""
-        options = self.options
-        made = make_optimizer(
-            sampler or self.sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma
-        )
-        for params in self.enqueued if enqueue else ():
+    def optimizer(self, space: Space) -> Optimizer:
+        """A fresh optimizer over the space, with the recipes of one's own first."""
+        made = self._made(self.sampler, space, self.options.seed)
+        for params in self.enqueued:
             made.enqueue(params)
         return made
+
+    def control_optimizer(self, space: Space, sampler: str) -> Optimizer:
+        """A fresh optimizer of a control search; with draws of its own, lest it repeat the main one."""
+        return self._made(sampler, space, self.options.seed + CONTROL_SEED)
+
+    def _made(self, sampler: str, space: Space, seed: int) -> Optimizer:
+        options = self.options
+        return make_optimizer(sampler, space.parameters, seed, population=options.population, sigma=options.sigma)
+
+    def control_searches(self) -> list[tuple[str, Space, str]]:
+        """The searched controls: name, space, sampler.
+
+        A task vector alone only says something where its scale is searched: a normalised average of one source is
+        that source, which is measured anyway.
+        """
+        searches: list[tuple[str, Space, str]] = []
+        names = [s.name for s in self.config.sources]
+        if len(names) > 1 and all(m.deltas for m in self.config.methods):
+            for name in names:
+                alone = self.bind(self.config.only(name))
+                fits = self.sampler if self.options.sampler != "auto" else default_optimizer(alone.parameters)
+                searches.append((f"vector {name}", alone, fits))
+        return [*searches, ("random search", self.space, "random")]
 
     def fingerprint(self, space: Space, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
@@ -122,6 +150,7 @@ class Plan:
             "version": FINGERPRINT_VERSION,
             "space": named,
             "evaluator": self.evaluator.fingerprint(),
+            "tasks": self.definition,
             "items": self.items,
             "sources": {
                 **({"base": self.contents[self.config.base_model]} if self.config.base_model else {}),
@@ -163,20 +192,28 @@ class Plan:
 
     def cost(self, workers: int) -> list[str]:
         """What the search will take, in words: said before it is spent."""
-        read = sum(_bytes(s) for s in self.sources.values())
-        largest = max(_bytes(s) for s in self.sources.values())
+        from evomerge.merging.engine import CACHE_BYTES, KEPT_BYTES
+
+        options = self.options
+        read = sum(s.bytes for s in self.sources.values())
+        largest = max(s.bytes for s in self.sources.values())
         count = max(_parameters(s) for s in self.sources.values())
-        tasks = sum(1 for n in self.items["search"].values() if n)
         items = sum(n["count"] for n in self.items["search"].values())
-        # Sources mapped from disk and shared, one live model in float32 and one set of task vectors per worker.
-        memory = count * 4 * (1 + len(self.sources)) + read
-        return [
+        # Sources are mapped from disk and shared between workers; what the engine keeps of them is bounded.
+        memory = 4 * count + min(CACHE_BYTES, KEPT_BYTES * count * len(self.sources))
+        controls = self.control_searches() if options.controls else []
+        lines = [
             f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
-            f"seed {self.options.seed}",
-            f"budget {self.options.budget}, each on {items} items of {tasks} task{'s' if tasks != 1 else ''}; "
-            f"{workers or 1} worker{'s' if workers > 1 else ''}",
-            f"reads {_size(read)} once, about {_size(memory)} of memory per worker",
-            f"writes {_size(largest)} to {self.out}",
+            f"seed {options.seed}",
+            f"budget {options.budget}, each on {f'{items} items' if items else 'items of the function'}; "
+            f"{workers} worker{'s' if workers != 1 else ''}",
+        ]
+        if controls:
+            lines.append(f"controls: {len(controls)} more searches of as many candidates")
+        return [
+            *lines,
+            f"reads {_size(read)}, about {_size(memory + read)} of memory per worker; writes {_size(largest)} to "
+            f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
         ]
 
 
@@ -221,9 +258,8 @@ def _evaluator(options: Options, mergekit_tasks: Sequence[Any]) -> EvaluatorFile
     return load_evaluator(QUICKSTART)
 
 
-def _items(file: EvaluatorFile) -> dict[str, dict[str, Any]]:
+def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
     """Number and hash of the items of every task and split: part of what a study is."""
-    opened = open_evaluator(file)
     weights = {t.name: t.weight for t in file.config.tasks}
     found: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
@@ -235,15 +271,8 @@ def _items(file: EvaluatorFile) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _bytes(source: Source) -> int:
-    return sum(math.prod(t.shape) * _WIDTH.get(t.dtype, 4) for t in source.tensors.values())
-
-
 def _parameters(source: Source) -> int:
     return sum(math.prod(t.shape) for t in source.tensors.values())
-
-
-_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def _size(number: float) -> str:

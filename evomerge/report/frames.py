@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.score import Trial
+from evomerge.score import Score, Trial
+from evomerge.study.outcome import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,23 +53,46 @@ def _scalar(value: Any) -> Any:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def items_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per candidate, task and item: `trial`, `task`, `metric`, `item` (content hash), `result` (float32).
+def items_frame(scores: Iterable[tuple[str, str, Score]]) -> pd.DataFrame:
+    """One row per item of everything that was scored: what every table and paired difference can be computed from.
 
-    Tasks whose metric has no form per item have no rows here; their value is in `trials_frame`.
+    Args:
+        scores: (subject, split, score): a subject is "trial/NUMBER", "source/NAME", "model/base" or "model/uniform".
+
+    Returns:
+        Columns `subject`, `split`, `task`, `metric`, `item` (content hash), `result` (float32, higher is better). Tasks
+        whose metric has no form per item have no rows; their value is in `trials_frame` and result.json.
     """
     import pandas as pd
 
-    found = [(t.number, s) for t in trials if t.score is not None for s in t.score.tasks if s.by_item]
-    lengths = [len(s.results) for _, s in found]
-    numbers = np.repeat(np.array([n for n, _ in found], np.int64), lengths)
-    results = np.concatenate([s.results for _, s in found]) if found else np.zeros(0)
+    found = [(subject, split, t) for subject, split, score in scores for t in score.tasks if t.by_item]
+    lengths = [len(t.results) for _, _, t in found]
+
+    def column(values: list[str]) -> pd.Categorical:
+        return pd.Categorical(np.repeat(np.array(values, object), lengths))
+
+    results = np.concatenate([t.results for _, _, t in found]) if found else np.zeros(0)
     return pd.DataFrame(
         {
-            "trial": numbers,
-            "task": pd.Categorical(np.repeat(np.array([s.task for _, s in found], object), lengths)),
-            "metric": pd.Categorical(np.repeat(np.array([s.metric for _, s in found], object), lengths)),
-            "item": pd.Categorical([item for _, s in found for item in s.items]),
+            "subject": column([subject for subject, _, _ in found]),
+            "split": column([split for _, split, _ in found]),
+            "task": column([t.task for _, _, t in found]),
+            "metric": column([t.metric for _, _, t in found]),
+            "item": pd.Categorical([item for _, _, t in found for item in t.items]),
             "result": results.astype(np.float32),
         }
     )
+
+
+def outcome_scores(outcome: Outcome) -> Iterator[tuple[str, str, Score]]:
+    """Every score of an outcome, as `items_frame` takes them."""
+    for trial in outcome.trials:
+        if trial.score is not None:
+            yield f"trial/{trial.number}", "search", trial.score
+    for measured in outcome.measured:
+        subject = {"best": f"trial/{outcome.best.number}", "source": f"source/{measured.name}"}.get(
+            measured.role, f"model/{measured.name}"
+        )
+        if measured.select is not None:
+            yield subject, "select", measured.select
+        yield subject, "test", measured.test

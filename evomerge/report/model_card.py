@@ -59,6 +59,8 @@ def _results(outcome: Outcome) -> list[dict[str, Any]]:
 
 def _body(outcome: Outcome) -> str:
     recipe = outcome.recipe
+    # Folders by their name alone: where they lie on somebody's disk is private. recipe.yaml has the full paths.
+    public = recipe.with_references({r: model_name(r) for r in recipe.references()})
     counts = [t.state for t in outcome.trials]
     failed = counts.count(State.FAIL)
     sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
@@ -100,7 +102,7 @@ evomerge merge recipe.yaml OUT
 It is mergekit's YAML:
 
 ```yaml
-{recipe.to_yaml().rstrip()}
+{public.to_yaml().rstrip()}
 ```
 
 ## How it was found

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.errors import EvoMergeError
-from evomerge.report.frames import items_frame, trials_frame
+from evomerge.report.frames import items_frame, outcome_scores, trials_frame
 from evomerge.report.history import write_history_png
 from evomerge.report.model_card import model_card
 from evomerge.report.result import to_dict
@@ -28,7 +28,7 @@ def write_outputs(outcome: Outcome, out: Path) -> None:
         ("recipe.yaml", _text(outcome.recipe.to_yaml())),
         ("README.md", _text(model_card(outcome))),
         ("trials.parquet", lambda part: trials_frame(outcome.trials).to_parquet(part, index=False)),
-        ("items.parquet", lambda part: items_frame(outcome.trials).to_parquet(part, index=False)),
+        ("items.parquet", lambda part: items_frame(outcome_scores(outcome)).to_parquet(part, index=False)),
         ("history.png", lambda part: write_history_png(outcome, part)),
         ("result.json", _text(result)),
     )

@@ -19,7 +19,7 @@ def load_space(path: str | Path) -> SpaceConfig:
         SpaceError: every problem of the file, one line each; for a name that is neither, the nearest preset.
     """
     text, file = str(path), Path(path)
-    if not file.exists():
+    if not file.is_file():
         preset = presets.find("search_spaces", text)
         if preset is None and file.suffix not in (".yaml", ".yml") and file.name == text:
             raise SpaceError(

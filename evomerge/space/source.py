@@ -12,6 +12,8 @@ from evomerge.config import Frozen
 from evomerge.errors import RecipeError
 from evomerge.recipe import ModelReference
 
+# Names of what every search measures beside its sources.
+RESERVED = ("base", "uniform", "best")
 NAME = re.compile(r"[\w.+-]+")
 
 
@@ -55,13 +57,15 @@ def unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Fill in short names: the last part of the path; where two share it, with its parent, then with a number.
 
     Raises:
-        ValueError: two sources are given one name.
+        ValueError: two sources are given one name, or one a name that results use.
     """
     given = [s.name for s in sources if s.name]
     for name in given:
         if given.count(name) > 1:
             raise ValueError(f'two sources are named "{name}"')
-    taken = set(given)
+        if name in RESERVED:
+            raise ValueError(f'"{name}" is what results call something else; give the source another name')
+    taken = {*given, *RESERVED}
     last = [_short(s.model, 1) for s in sources]
     out = []
     for i, source in enumerate(sources):

@@ -92,6 +92,20 @@ class Builder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _checkpoint(self, path: Path, job: Job, seconds: dict[str, float], started: float) -> Score:
+        # Two models may not fit on a GPU where one did.
+        self._place("cpu")
+        try:
+            return self._loaded(path, job, seconds, started)
+        finally:
+            self._place(self._device)
+
+    def _place(self, device: str) -> None:
+        import torch
+
+        if str(self._model.device) != device:
+            torch.nn.Module.to(self._model, device)
+
+    def _loaded(self, path: Path, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
         model = live_model(path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)

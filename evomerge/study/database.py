@@ -10,6 +10,21 @@ from evomerge.errors import StudyError
 
 _SQLITE = b"SQLite format 3\x00"
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
+# All that Optuna and evomerge make: a database with some of these alone was cut off while it was being made.
+OWN_TABLES = OPTUNA_TABLES | {
+    "alembic_version",
+    "evomerge_item_sets",
+    "evomerge_scores",
+    "study_directions",
+    "study_system_attributes",
+    "study_user_attributes",
+    "trial_heartbeats",
+    "trial_intermediate_values",
+    "trial_params",
+    "trial_system_attributes",
+    "trial_user_attributes",
+    "trial_values",
+}
 
 
 def shown(url: str) -> str:
@@ -51,7 +66,8 @@ def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
     finally:
         if engine is not None:
             engine.dispose()
-    if names and not names >= OPTUNA_TABLES:
+    unfinished = names <= OWN_TABLES and missing_ok
+    if names and not names >= OPTUNA_TABLES and not unfinished:
         raise StudyError(f"storage {shown(url)}: is not a study (its tables: {', '.join(sorted(names)[:5])})")
     if not names and not missing_ok:
         raise StudyError(f"storage {shown(url)}: holds no study")

@@ -6,6 +6,7 @@ same command shows it again without another look at the test items.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,13 +32,24 @@ class Baseline:
     source: str | None = None
     recipe: Recipe | None = None
 
+    @property
+    def subject(self) -> str:
+        """Its name in the table of scores; a source may be called "base" or "uniform" too."""
+        return f"source/{self.name}" if self.role == "source" else f"model/{self.name}"
+
     def job(self, split: Split) -> Job:
         """What a worker is asked to do."""
         return Job(split, self.recipe, self.source, exported=True)
 
 
-def score_all(pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job]) -> dict[str, Score | str]:
-    """Score subjects on a split, those of an earlier run read from the study; a str is the reason for none."""
+def score_all(
+    pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job], seconds: list[float] | None = None
+) -> dict[str, Score | str]:
+    """Score subjects on a split, those of an earlier run read from the study; a str is the reason for none.
+
+    Args:
+        seconds: Filled with the time that each evaluation of this run took.
+    """
     stored = study.scores.read(split)
     found: dict[str, Score | str] = {s: stored[s] for s in jobs if s in stored}
     waiting = [s for s in jobs if s not in found]
@@ -46,6 +58,8 @@ def score_all(pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job]) -
     for _ in waiting:
         key, answer = pool.wait()
         subject = str(key)
+        if seconds is not None and answer.score is not None:
+            seconds.append(answer.seconds.get("evaluate", 0.0))
         if answer.score is not None:
             study.scores.write(subject, split, answer.score)
         found[subject] = answer.score if answer.score is not None else answer.reason or "no reason given"
@@ -90,31 +104,40 @@ def measure(
         EvoMergeError: a baseline or the winner could not be scored (a broken source shows here at the latest).
     """
     subject = f"trial/{winner.number}"
-    jobs = {f"model/{b.name}": b.job("test") for b in baselines}
-    looks = int(study.notes().get("looks", 0))
-    if subject not in study.scores.read("test"):
-        looks += 1
-        # Counted before the look, so that a kill in between cannot hide it.
-        study.note("looks", looks)
+    jobs = {b.subject: b.job("test") for b in baselines}
+    looked = list(study.notes().get("looked", []))
+    if winner.number not in looked:
+        # Noted before the look, so that a kill in between neither hides it nor counts it twice.
+        looked.append(winner.number)
+        study.note("looked", looked)
     scores = score_all(pool, study, "test", {**jobs, subject: Job("test", recipe, exported=True)})
     for name, found in scores.items():
         if isinstance(found, str):
             raise EvoMergeError(f"{name} could not be scored on the test items: {found}")
-    measured = [Measured(b.name, b.role, _score(scores[f"model/{b.name}"]), recipe=b.recipe) for b in baselines]
+    measured = [Measured(b.name, b.role, _score(scores[b.subject]), recipe=b.recipe) for b in baselines]
     measured.append(Measured("best", "best", _score(scores[subject]), winner.score, select, recipe))
     study.mark_winner(
         winner.number, {"search": winner.value or 0.0, "select": select.value, "test": measured[-1].test.value}
     )
-    return measured, looks
+    return measured, len(looked)
 
 
-def search_scores(pool: Pool, study: Study, baselines: Sequence[Baseline]) -> dict[str, Score]:
-    """Scores of the baselines on the search items: the lines that the search is seen against while it runs."""
-    scores = score_all(pool, study, "search", {f"model/{b.name}": b.job("search") for b in baselines})
-    for name, found in scores.items():
+def search_scores(pool: Pool, study: Study, baselines: Sequence[Baseline]) -> tuple[dict[str, Score], float | None]:
+    """Scores of the baselines on the search items: the lines that the search is seen against while it runs.
+
+    Returns:
+        The scores by name, and the seconds that one of them takes (the median; None where all were read).
+
+    Raises:
+        EvoMergeError: one of them cannot be scored.
+    """
+    seconds: list[float] = []
+    scores = score_all(pool, study, "search", {b.subject: b.job("search") for b in baselines}, seconds)
+    for baseline in baselines:
+        found = scores[baseline.subject]
         if isinstance(found, str):
-            raise EvoMergeError(f"{name.removeprefix('model/')} cannot be scored: {found}")
-    return {b.name: _score(scores[f"model/{b.name}"]) for b in baselines}
+            raise EvoMergeError(f"{baseline.name} cannot be scored: {found}")
+    return {b.name: _score(scores[b.subject]) for b in baselines}, statistics.median(seconds) if seconds else None
 
 
 def _score(found: Score | str) -> Score:

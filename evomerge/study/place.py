@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from evomerge.errors import InputError, StudyError
 
 LOCK = ".lock"
+# What a finished search writes into its folder: files of these names that are not ours are not overwritten.
+OUTPUTS = ("README.md", "recipe.yaml", "result.json", "history.png", "trials.parquet", "items.parquet", "model")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 
 
@@ -36,12 +38,25 @@ def storage_url(text: str) -> str:
     return f"sqlite:///{Path(text).resolve()}"
 
 
-def prepare(out: Path, storage: str) -> None:
-    """Make the output folder, after checking that it can be written and will not vanish.
+def prepare(out: Path, storage: str, sources: Iterable[Path] = ()) -> None:
+    """Make the output folder, after checking that it can be written, will not vanish, and is not somebody else's.
+
+    Args:
+        sources: Folders of the models, which the output must not replace.
 
     Raises:
-        InputError: the folder or the database cannot be written, or lies in the temporary copy of a Ray job.
+        InputError: the folder or the database cannot be written, lies in the temporary copy of a Ray job, or holds
+            what is not a search's.
     """
+    model = (out / "model").resolve()
+    for source in sources:
+        if source.resolve().is_relative_to(model):
+            raise InputError(f"--out {out}: its model/ would replace the source {source}; give another --out")
+    foreign = [name for name in OUTPUTS if (out / name).exists()] if not (out / LOCK).exists() else []
+    if foreign:
+        raise InputError(
+            f"--out {out}: holds {', '.join(foreign)} already, and no search wrote them; give another --out"
+        )
     temporary = _job_copy()
     paths = {"--out": out.resolve()}
     database = sqlite_path(storage)
@@ -69,23 +84,32 @@ def sqlite_path(url: str) -> Path | None:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a study's output folder; the lock goes with the process, however it ends.
+def locked(out: Path, storage: str) -> Iterator[None]:
+    """Hold a study's output folder and its database file; the locks go with the process, however it ends.
 
     Raises:
-        StudyError: another process holds it.
+        StudyError: another process holds one of them.
     """
+    database = sqlite_path(storage)
+    with _held(out / LOCK, out):
+        if database is None or database.parent.resolve() == out.resolve():
+            yield
+        else:
+            with _held(database.with_name(f"{database.name}.lock"), database):
+                yield
+
+
+@contextmanager
+def _held(lock: Path, what: Path) -> Iterator[None]:
     import fcntl
 
-    with (out / LOCK).open("a+") as file:
+    with lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StudyError(
-                f"{out}: a search is running there ({holder}); wait for it, or give another --out"
-            ) from None
+            raise StudyError(f"{what}: a search is running there ({holder}); wait for it to end") from None
         except OSError:
             # Some shared file systems have no locks; the numbering of trials still catches a second writer.
             yield

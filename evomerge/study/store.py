@@ -159,6 +159,12 @@ class Study:
 
         if number in self._trial_ids:
             return
+        others = self._storage.get_n_trials(self._id)
+        if others != number:
+            raise EvoMergeError(
+                f'study "{self.name}": candidate {number} is to be stored, but {others} are there: another '
+                "process writes this study; wait for it to end"
+            )
         frozen = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
@@ -167,11 +173,6 @@ class Study:
         )
         frozen.datetime_start = frozen.datetime_start or datetime.datetime.now()
         trial_id = self._storage.create_new_trial(self._id, frozen)
-        given = self._storage.get_trial_number_from_id(trial_id)
-        if given != number:
-            raise EvoMergeError(
-                f'study "{self.name}": candidate {number} was stored as {given}: another process writes this study'
-            )
         self._trial_ids[number] = trial_id
 
     def complete(self, number: int, score: Score, seconds: Mapping[str, float]) -> None:

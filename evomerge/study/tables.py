@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -64,7 +65,7 @@ class ScoreTable:
     def write(self, subject: str, split: Split, score: Score) -> None:
         """Record a score in one transaction; an earlier one of the same subject and split is replaced."""
         with self._engine.begin() as connection:
-            rows = []
+            rows: list[dict[str, Any]] = []
             for place, task in enumerate(score.tasks):
                 rows.append(
                     {
@@ -87,6 +88,8 @@ class ScoreTable:
                 )
             )
             connection.execute(sa.insert(_scores), rows)
+        # Only now are they sure to be there: a transaction that failed took its item sets along.
+        self._known.update({t.items: r["item_set"] for t, r in zip(score.tasks, rows, strict=True)})
 
     def read(self, split: Split) -> dict[str, Score]:
         """Every score on a split, by subject."""
@@ -120,7 +123,7 @@ class ScoreTable:
             there = connection.execute(sa.select(_item_sets.c.id).where(_item_sets.c.id == key)).first()
             if there is None:
                 connection.execute(sa.insert(_item_sets).values(id=key, item_ids=text))
-            self._known[items] = key
+            return key
         return self._known[items]
 
     def _load_items(self, connection: sa.Connection, keys: Iterable[str]) -> None:

@@ -15,8 +15,11 @@ class Watcher(Protocol):
     def say(self, text: str) -> None:
         """What is done now, or a fact worth a line."""
 
-    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], workers: int) -> None:
-        """A search (the main one, or a control) begins; `lines` are the sources' values on the same items."""
+    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], spent: float) -> None:
+        """A search (the main one, or a control) begins, or goes on after `spent` seconds.
+
+        `lines` are the values of base, sources and uniform merge on the same items.
+        """
 
     def finished(self, trial: Trial, replayed: bool) -> None:
         """A candidate ended, or one of an earlier run was read again."""
@@ -28,7 +31,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], workers: int) -> None:
+    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], spent: float) -> None:
         """Nothing."""
 
     def finished(self, trial: Trial, replayed: bool) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from evomerge.report import items_frame, trials_frame
+from evomerge.report.frames import outcome_scores
+from evomerge.score import difference
 from evomerge.study.outcome import Outcome
 
 
@@ -28,19 +31,31 @@ def test_trials_round_trip(outcome: Outcome, tmp_path: Path) -> None:
 
 
 def test_items_round_trip(outcome: Outcome, tmp_path: Path) -> None:
-    items_frame(outcome.trials).to_parquet(tmp_path / "i.parquet", index=False)
+    items_frame(outcome_scores(outcome)).to_parquet(tmp_path / "i.parquet", index=False)
     frame = pd.read_parquet(tmp_path / "i.parquet")
-    assert list(frame.columns) == ["trial", "task", "metric", "item", "result"]
-    assert len(frame) == 8 and frame["result"].dtype == np.float32
-    means = frame.groupby("trial")["result"].mean()
-    assert means.to_dict() == {0: 0.25, 3: 0.75}
-    assert frame["item"].astype(str).tolist() == ["a", "b", "c", "d"] * 2
+    assert list(frame.columns) == ["subject", "split", "task", "metric", "item", "result"]
+    assert frame["result"].dtype == np.float32
+    search = frame[frame["split"] == "search"]
+    means = search.groupby("subject", observed=True)["result"].mean()
+    assert means.to_dict() == {"trial/0": 0.25, "trial/3": 0.75}
+    assert search["item"].astype(str).tolist() == ["a", "b", "c", "d"] * 2
+
+
+def test_paired_differences_can_be_computed_from_the_items(outcome: Outcome) -> None:
+    frame = items_frame(outcome_scores(outcome))
+    test = frame[(frame["split"] == "test") & (frame["task"] == "target")]
+    wide = test.pivot(index="item", columns="subject", values="result")
+    best = f"trial/{outcome.best.number}"
+    for measured in outcome.measured[:-1]:
+        subject = f"source/{measured.name}" if measured.role == "source" else f"model/{measured.name}"
+        expected = difference(outcome.winner.test, measured.test).mean
+        assert (wide[best] - wide[subject]).mean() == pytest.approx(expected, abs=1e-6)
 
 
 def test_no_trials_still_have_columns(tmp_path: Path) -> None:
     expected = (
         (trials_frame, ["number", "state", "value", "reason"]),
-        (items_frame, ["trial", "task", "metric", "item", "result"]),
+        (items_frame, ["subject", "split", "task", "metric", "item", "result"]),
     )
     for made, columns in expected:
         made(()).to_parquet(tmp_path / "e.parquet", index=False)

@@ -105,7 +105,7 @@ def test_slerp_takes_one_source() -> None:
 def test_linear_may_merge_the_base_where_none_is_named() -> None:
     space = parse_space(GOOD.replace("task_arithmetic", "linear").replace("base_model: zoo:base\n", "")
                         .replace("kovesh", "base")).bind(2)  # fmt: skip
-    assert space.names == ("maths", "base")
+    assert space.names == ("maths", "base_1")  # "base" is what results call the base model
 
 
 def test_names_are_short_and_unique() -> None:

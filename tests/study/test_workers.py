@@ -1,15 +1,19 @@
 """Workers: what is asked of a cluster, clusters that do not answer, and workers that are killed. Real Ray."""
 
-import os
-import signal
+import contextlib
 import socket
+import sqlite3
+import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.study.workers import Cluster, RayPool, Shares, shares
+from evomerge.score import State
+from evomerge.study.store import Store
+from evomerge.study.workers import Cluster, Shares, shares
 
 
 @pytest.mark.parametrize(
@@ -84,16 +88,67 @@ def test_an_address_where_no_cluster_answers(address, closed_port, here, small_e
     assert time.monotonic() - started < 60
 
 
-def kill_one_while_it_evaluates(pool):
-    """Kill -9 of the process of an actor that has a job; the actors' class says its pid."""
-    import ray
-    from ray.util.state import list_actors
+@pytest.mark.slow
+def test_a_worker_killed_while_it_evaluates_changes_nothing(evomerge, here, small_evaluator, tmp_path):
+    args = ["search", "--evaluator", str(small_evaluator), "--budget", "14", "--study", "s"]
+    here(*args, "--workers", 0, "--out", tmp_path / "undisturbed")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "evomerge", *args, "--workers", "2", "--out", str(out), "--json"]
+    with (tmp_path / "stderr").open("w") as stderr:
+        search = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+    try:
+        # Three answers later the candidate of the first one has been run again, first of all: one whose second worker
+        # dies too would be recorded as failed.
+        killed = [kill_a_busy_worker(search, out / "study.db", after=n) for n in (1, 3)]
+        search.wait(timeout=200)
+    finally:
+        search.kill()
+    assert search.returncode == 0, (tmp_path / "stderr").read_text()[-3000:]
+    assert len(set(killed)) == 2
+    assert sequence(out) == sequence(tmp_path / "undisturbed")
+    assert {t[2] for t in sequence(out)} == {State.COMPLETE}
 
-    assert ray.is_initialized()
-    busy = {worker._actor_id.hex() for worker, *_ in pool._running.values()}
-    victims = [a.pid for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.actor_id in busy]
-    os.kill(victims[0], signal.SIGKILL)
+
+def kill_a_busy_worker(search, database, after):
+    """Kill -9 of an actor that has a candidate, once so many more are recorded. Returns its pid.
+
+    It is stopped first, so that the candidate cannot end between the look and the kill.
+    """
+    deadline, after = time.monotonic() + 150, recorded(database) + after
+    while time.monotonic() < deadline:
+        assert search.poll() is None, "the search ended before a worker could be killed"
+        if recorded(database) < after:
+            time.sleep(0.1)
+            continue
+        for process in psutil.Process(search.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not busy(process):
+                    continue
+                process.suspend()
+                if busy(process):
+                    process.kill()
+                    return process.pid
+                process.resume()
+    raise AssertionError("no worker was busy")
 
 
-if __name__ == "__main__":
-    sys.exit(RayPool is None)
+def busy(process):
+    return "ray::_Worker.run" in " ".join(process.cmdline())
+
+
+def recorded(database):
+    if not database.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
+            return connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def sequence(out):
+    trials = Store(f"sqlite:///{out / 'study.db'}").open("s").trials()
+    return [
+        (t.number, dict(t.params), t.state, t.reason, t.score and [x.results.tolist() for x in t.score.tasks])
+        for t in trials
+    ]
