@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -114,3 +115,21 @@ def test_the_wheel_searches_outside_the_repository(wheel: Path, tmp_path: Path) 
     result = json.loads(run(command, "search", "--budget", "4", "--workers", "0", "--json"))
     assert result["candidates"]["complete"] == 4
     assert (tmp_path / "elsewhere" / "runs" / result["study"] / "model" / "model.safetensors").is_file()
+
+
+def test_what_the_package_imports_is_what_it_depends_on() -> None:
+    """The wheel test takes its libraries from this environment, which holds more than a user's."""
+    imported_as = {"pyyaml": "yaml"}
+    names = [canonicalize_name(Requirement(d).name) for d in PROJECT["project"]["dependencies"]]
+    known = {imported_as.get(n, n.replace("-", "_")) for n in names} | {"pydantic_core"}  # which pydantic brings
+    found: set[str] = set()
+    for file in sorted((ROOT / "evomerge").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    foreign = found - set(sys.stdlib_module_names) - {"evomerge"}
+    assert foreign - known == set(), "imported, but not in [project.dependencies]"
+    behind = {"datasets", "pyarrow"}  # lm-eval reads tasks with the one, pandas writes Parquet with the other
+    assert known - foreign - behind == set(), "in [project.dependencies], but not imported"
