@@ -48,7 +48,7 @@ class CandidateError(EvoMergeError):
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice that looks most like `value`, or None when nothing is near."""
-    found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
