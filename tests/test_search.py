@@ -439,3 +439,34 @@ def test_list_goes_on_past_what_is_no_study(here, whole, tmp_path):
         connection.execute("create table experiments (name text)")
     done = here("list", tmp_path / "runs", "--json")
     assert [row["study"] for row in done.result] == ["s"] and "mlflow.db: is not a study" in done.stderr
+
+
+def test_what_a_search_writes_is_what_the_study_holds(whole, here, tmp_path):
+    out, _ = whole
+    here("export", out, tmp_path / "stored", "--format", "parquet")
+    for name in ("trials.parquet", "items.parquet"):
+        written, stored = pd.read_parquet(out / name), pd.read_parquet(tmp_path / "stored" / name)
+        columns = list(written.columns)
+        assert sorted(stored.columns) == sorted(columns)
+        if name == "trials.parquet":
+            assert written["attributes.recipe_hash"].notna().all()
+            pd.testing.assert_frame_equal(stored[columns], written)
+        else:
+            # The study also holds what the finalists and sources scored on the other splits.
+            keys = ["subject", "split", "task", "item"]
+            both = written.astype({k: str for k in keys}).merge(stored.astype({k: str for k in keys}), on=keys)
+            assert len(both) == len(written) and (both["result_x"] == both["result_y"]).all()
+
+
+def test_another_study_does_not_take_a_finished_ones_place(whole, here, small_evaluator):
+    out, _ = whole
+    before = (out / "result.json").read_bytes()
+    args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--budget", 2, "--out", out, "--seed", 3)
+    done = here(*args, check=False)
+    assert done.returncode == 2 and 'holds the results of study "s"; give another --out' in done.stderr
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_an_evaluator_given_as_the_space_is_told_so(here, small_evaluator):
+    done = here("search", small_evaluator, "--budget", 2, check=False)
+    assert done.returncode == 2 and "is an evaluator, not a search space; give it as --evaluator" in done.stderr

@@ -39,6 +39,7 @@ class Progress:
         self._started = 0.0
         self._fresh = 0
         self._before = 0.0
+        self._first = 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -71,6 +72,8 @@ class Progress:
         """A candidate ended; see `Watcher`."""
         self._done += 1
         self._fresh += not replayed
+        if self._fresh == 1 and not replayed:
+            self._first = time.monotonic()
         if trial.value is None:
             self._failed += 1
             self._line(f"candidate {trial.number} failed: {trial.reason}")
@@ -88,7 +91,8 @@ class Progress:
         return self._budget.share(self._done, self._before + time.monotonic() - self._started) if self._budget else 0.0
 
     def _words(self) -> str:
-        words = [f"{self._done} candidates" + (f" ({self._failed} failed)" if self._failed else "")]
+        count = f"{self._done} candidate" + ("" if self._done == 1 else "s")
+        words = [count + (f" ({self._failed} failed)" if self._failed else "")]
         if self._best is not None:
             words.append(f"best {self._best[0]:.3f} (candidate {self._best[1]})")
         if self._goal is not None:
@@ -114,7 +118,9 @@ class Progress:
             return None
         spent = time.monotonic() - self._started
         if self._budget.candidates is not None:
-            return spent / self._fresh * max(0, self._budget.candidates - self._done)
+            # From the first answer on: before it, workers were still starting.
+            pace = (time.monotonic() - self._first) / (self._fresh - 1)
+            return pace * max(0, self._budget.candidates - self._done)
         return max(0.0, (self._budget.seconds or 0.0) - self._before - spent)
 
     def _line(self, text: str) -> None:

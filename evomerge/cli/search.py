@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     emit(
         args,
         to_dict(outcome),
-        table_text(outcome) + f"\n{out}/: model/, recipe.yaml, README.md, result.json, history.png",
+        f"{table_text(outcome)}\n{out}/: model/, recipe.yaml, README.md, result.json, history.png, *.parquet, study.db",
     )
     return 0
 

@@ -76,6 +76,10 @@ class FunctionEvaluator:
             values = list(returned)
             if not self._config.items:
                 ids = tuple(f"{split}-{i}" for i in range(len(values)))
+        elif self._config.items:
+            raise CandidateError(
+                f"{self._config.function} returned {_kind(returned)} for {len(ids)} items, expected one result per item"
+            )
         else:
             ids, values = (), [returned]
         if ids and len(ids) != len(values):

@@ -74,7 +74,7 @@ def atomic_folder(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
         raise InputError(f"{out}: is a file, expected a folder to write the model to")
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
-            raise InputError(f"{out}: is not empty; choose another folder, or allow overwriting it")
+            raise InputError(f"{out}: is not empty; choose another folder, or overwrite it (--overwrite)")
         if not (out / "config.json").is_file():
             raise InputError(f"{out}: is not empty and holds no model (config.json), so it is not overwritten")
     parent = out.parent

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from evomerge.errors import StudyError
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.plan import Options, Plan
-from evomerge.score import Trial
+from evomerge.score import State, Trial
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
 from evomerge.study.loop import Decode, Search, check_some_complete
@@ -35,6 +36,11 @@ def search(options: Options, watcher: Watcher | None = None) -> Outcome:
     plan = Plan(options)
     with place.locked(plan.out, plan.storage):
         store = Store(plan.storage, create=True)
+        if plan.options.storage is None:
+            # A folder's own database belongs to one study: a second one would take its results' place.
+            others = [n for n in store.names() if n.partition("/")[0] != plan.name]
+            if others:
+                raise StudyError(f'--out {plan.out}: holds study "{others[0]}"; give another --out for "{plan.name}"')
         study = store.create(plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler))
         plan.keep(study, plan.config)
         pool = _pool(plan, watcher)
@@ -47,6 +53,9 @@ def search(options: Options, watcher: Watcher | None = None) -> Outcome:
 def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -> Outcome:
     for line in plan.cost(pool.size):
         watcher.say(line)
+    there = sum(t.state is not State.RUNNING for t in study.trials())
+    if there:
+        watcher.say(f'study "{plan.name}" goes on: {there} candidates are there')
     watcher.say("scoring the sources on the search items")
     baselines = plan.baselines()
     scores, each = final.search_scores(pool, study, baselines)
@@ -54,7 +63,9 @@ def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -
     budget, options = plan.options.budget, plan.options
     if each is not None and budget.candidates is not None:
         searches = 1 + (len(plan.control_searches()) if options.controls else 0)
-        watcher.say(f"about {_minutes(each * budget.candidates * searches / pool.size)} of evaluation, by the sources'")
+        estimate = each * (budget.candidates * searches - there) / pool.size
+        if estimate >= 10:
+            watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
     watcher.begin("search", budget, lines, _spent(study))
     decode = plan.decode(plan.space)
     trials, stopped = Search(
@@ -67,6 +78,7 @@ def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -
     watcher.say("choosing the winner on the select items")
     winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
     recipe = decode(winner.params)
+    watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
     watcher.say("scoring the winner and what it must beat on the test items")
     measured, looks = final.measure(pool, study, baselines, winner, recipe, select)
     measured[-1:-1] = controls

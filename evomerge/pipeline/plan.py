@@ -90,7 +90,7 @@ class Plan:
         self.name = options.study or f"{config.name}-{self.evaluator.name}-{options.seed}"
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
-        place.prepare(self.out, self.storage, [s.path for s in self.sources.values()])
+        place.prepare(self.out, self.storage, [s.path for s in self.sources.values()], self.name)
 
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)

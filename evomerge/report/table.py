@@ -16,43 +16,61 @@ if TYPE_CHECKING:
 HEADER = 10  # characters of a header before it is folded
 
 
-def table(outcome: Outcome) -> Table:
+def table(outcome: Outcome, *, target_columns: bool = True, task_columns: bool = True) -> Table:
     """A rich table: one row per measured model, the winner last.
 
-    Columns: the target skill (weighted score on the test items) with its 95 % interval, the paired difference of the
-    winner minus the model with its interval, then the value of every other task.
+    Args:
+        target_columns: Show the target skill (weighted score on the test items) with its 95 % interval, and the paired
+            difference of the winner minus the model with its interval.
+        task_columns: Show the value of every other task.
     """
     from rich.table import Table
 
     shown = rows(outcome)
     target, others = columns(outcome)
-    title = f"{outcome.study}: {shown[-1].test.items:,} held-out items"
-    made = Table(title=title, caption=caption(outcome), title_justify="left", caption_justify="left")
+    title = f"{outcome.study}: {shown[-1].test.items:,} held-out items" if target_columns else "other tasks"
+    words = caption(outcome) if target_columns else None
+    made = Table(title=title, caption=words, title_justify="left", caption_justify="left")
     made.add_column("model", no_wrap=True)
-    for header in (_folded(target), "95 %", "best minus it", "95 %", *map(_folded, others)):
+    headers = [_folded(target), "95 %", "best minus it", "95 %"] if target_columns else []
+    for header in (*headers, *map(_folded, others if task_columns else [])):
         made.add_column(header, justify="right", no_wrap=True)
     for row in shown:
         cells = [number(row.test.mean), span(row.test), signed(row.difference), span(row.difference, sign=True)]
-        cells += [number(row.tasks[t].mean) if t in row.tasks else "" for t in others]
+        tasks = [number(row.tasks[t].mean) if t in row.tasks else "" for t in others]
+        cells = (cells if target_columns else []) + (tasks if task_columns else [])
         made.add_row(row.name, *cells, style="bold" if row.role == "best" else None, end_section=row is shown[-2])
     return made
 
 
 def table_text(outcome: Outcome, width: int | None = None) -> str:
-    """The table as plain text.
+    """The table as plain text; two tables, the target skill's and the other tasks', where one is too wide.
 
     Args:
-        width: In characters, default that of the terminal, or 140 where there is none. A table that needs more gets
-            it: lines that the terminal wraps are ugly, figures cut off are wrong.
+        width: In characters, default that of the terminal, or 140 where there is none. A table that still needs more
+            gets it: lines that the terminal wraps are ugly, figures cut off are wrong.
     """
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+    one = table(outcome)
+    if _needs(one) <= width or not columns(outcome)[1]:
+        return _text(one, width)
+    others = _text(table(outcome, target_columns=False), width)
+    return f"{others}\n\n{_text(table(outcome, task_columns=False), width)}"
+
+
+def _needs(made: Table) -> int:
     from rich.console import Console
     from rich.measure import Measurement
 
-    if width is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
-    made = table(outcome)
     console = Console(width=10_000, color_system=None, force_terminal=False)
-    console.width = max(width, Measurement.get(console, console.options, made).maximum)
+    return Measurement.get(console, console.options, made).maximum
+
+
+def _text(made: Table, width: int) -> str:
+    from rich.console import Console
+
+    console = Console(width=max(width, _needs(made)), color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(made)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -41,6 +41,8 @@ def default_space(models: Sequence[str], base: str | None = None) -> SpaceConfig
 
 def _named(document: Document, name: str) -> SpaceConfig:
     data = document.mapping(SpaceError)
+    if "tasks" in data and not {"genome", "sources", "method"} & set(data):
+        raise SpaceError(f"{document.file}: is an evaluator, not a search space; give it as --evaluator")
     config = mergekit_evolve.read(document) if "genome" in data else validate(SpaceConfig, document, SpaceError)
     if config.name:
         return config

@@ -102,12 +102,14 @@ class Search:
             else:
                 waiting.append(number)
         running = 0
+        hashes: dict[int, str] = {}
         while waiting or running:
             # One more than there are workers, so that none waits while the driver records.
             while waiting and running <= self.pool.size and self.budget.left(waiting[0], spent()):
                 number = waiting.pop(0)
                 recipe = self.decode(asked[number - first])
-                self.study.start(number, asked[number - first], {"recipe_hash": self.hash(recipe)})
+                hashes[number] = self.hash(recipe)
+                self.study.start(number, asked[number - first], {"recipe_hash": hashes[number]})
                 self.pool.submit(number, Job("search", recipe))
                 running += 1
             if not running:
@@ -115,20 +117,19 @@ class Search:
             key, answer = self.pool.wait()
             running -= 1
             assert isinstance(key, int)
-            ended[key] = self._record(key, asked[key - first], answer)
+            ended[key] = self._record(key, asked[key - first], hashes[key], answer)
             self.study.note("seconds", spent())
             self.watcher.finished(ended[key], False)
         return [ended[n] for n in range(first, first + len(asked)) if n in ended]
 
-    def _record(self, number: int, params: Mapping[str, Value], answer: Answer) -> Trial:
-        started = time.perf_counter()
+    def _record(self, number: int, params: Mapping[str, Value], recipe_hash: str, answer: Answer) -> Trial:
+        attributes = {"recipe_hash": recipe_hash}
         if answer.score is None:
             reason = answer.reason or "no reason given"
             self.study.fail(number, reason, answer.seconds)
-            return Trial(number, params, State.FAIL, None, reason, answer.seconds)
+            return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
         self.study.complete(number, answer.score, answer.seconds)
-        seconds = {**answer.seconds, "record": time.perf_counter() - started}
-        return Trial(number, params, State.COMPLETE, answer.score, None, seconds)
+        return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
 
 
 def best(trials: list[Trial]) -> list[Trial]:

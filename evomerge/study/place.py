@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -38,11 +39,12 @@ def storage_url(text: str) -> str:
     return f"sqlite:///{Path(text).resolve()}"
 
 
-def prepare(out: Path, storage: str, sources: Iterable[Path] = ()) -> None:
+def prepare(out: Path, storage: str, sources: Iterable[Path] = (), study: str | None = None) -> None:
     """Make the output folder, after checking that it can be written, will not vanish, and is not somebody else's.
 
     Args:
         sources: Folders of the models, which the output must not replace.
+        study: Name of the study whose output it will be.
 
     Raises:
         InputError: the folder or the database cannot be written, lies in the temporary copy of a Ray job, or holds
@@ -57,6 +59,9 @@ def prepare(out: Path, storage: str, sources: Iterable[Path] = ()) -> None:
         raise InputError(
             f"--out {out}: holds {', '.join(foreign)} already, and no search wrote them; give another --out"
         )
+    holds = _study_of(out)
+    if study is not None and holds not in (None, study):
+        raise InputError(f'--out {out}: holds the results of study "{holds}"; give another --out for "{study}"')
     temporary = _job_copy()
     paths = {"--out": out.resolve()}
     database = sqlite_path(storage)
@@ -118,6 +123,15 @@ def _held(lock: Path, what: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
+
+
+def _study_of(out: Path) -> str | None:
+    """The study whose results lie in a folder; None where there are none."""
+    try:
+        found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        return str(found["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _writable(folder: Path, option: str) -> None:

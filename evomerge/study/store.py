@@ -139,13 +139,16 @@ class Study:
         found = []
         for frozen in self._storage.get_all_trials(self._id, deepcopy=False):
             self._trial_ids[frozen.number] = frozen._trial_id
-            attributes = dict(frozen.user_attrs)
+            score = scores.get(f"trial/{frozen.number}") if frozen.state.name == "COMPLETE" else None
+            # The values of single tasks stand there for the dashboard; here they are in the score.
+            shown_tasks = {t.task for t in score.tasks} if score is not None else set()
+            attributes = {k: v for k, v in frozen.user_attrs.items() if k not in shown_tasks}
             found.append(
                 Trial(
                     frozen.number,
                     dict(frozen.params),
                     State(frozen.state.name) if frozen.state.name != "WAITING" else State.RUNNING,
-                    scores.get(f"trial/{frozen.number}") if frozen.state.name == "COMPLETE" else None,
+                    score,
                     attributes.pop("reason", None),
                     attributes.pop("seconds", {}),
                     attributes,

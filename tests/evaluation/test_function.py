@@ -33,6 +33,9 @@ def nan(model, tokenizer, items):
 def short(model, tokenizer, items):
     return [1.0]
 
+def mean(model, tokenizer, items):
+    return 0.5
+
 def words(model, tokenizer, items):
     return ["good"] * len(items)
 """
@@ -74,7 +77,13 @@ def test_a_function_may_bring_its_own_items(tmp_path, maths, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("function", "words"), [("nan", "not finite"), ("short", "1 results for"), ("words", "expected numbers")]
+    ("function", "words"),
+    [
+        ("nan", "not finite"),
+        ("short", "1 results for"),
+        ("words", "expected numbers"),
+        ("mean", "expected one result per item"),
+    ],
 )
 def test_what_is_no_score_is_a_failed_candidate(tmp_path, maths, tokenizer, function, words):
     evaluator = make(tmp_path, function=f"score.py:{function}")
