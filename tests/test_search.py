@@ -63,7 +63,10 @@ def test_the_result_and_the_outputs(whole):
         "model", "recipe.yaml", "README.md", "trials.parquet", "history.png", "result.json", "study.db"
     }  # fmt: skip
     assert len(pd.read_parquet(out / "trials.parquet")) == BUDGET
-    assert len(pd.read_parquet(out / "items.parquet")) == BUDGET * 40
+    items = pd.read_parquet(out / "items.parquet")
+    assert (items["split"] == "search").sum() == BUDGET * 40
+    # Five baselines and the winner, on two tasks of 60 test items.
+    assert (items["split"] == "test").sum() == 6 * 2 * 60
 
 
 def test_the_winner_is_a_plain_checkpoint_that_generates(whole):
