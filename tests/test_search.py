@@ -31,24 +31,16 @@ def sequence(out, name="s"):
     return [(t.number, dict(t.params), t.state, [x.results.tolist() for x in t.score.tasks]) for t in trials]
 
 
+def asked(evaluator, out):
+    """The search that these tests run, cut off and run again."""
+    return ["search", "--evaluator", str(evaluator), "--budget", str(BUDGET), "--study", "s", "--out", str(out)]
+
+
 @pytest.fixture(scope="module")
 def whole(evomerge, small_evaluator, tmp_path_factory):
     """An uninterrupted search with one worker, in this machine's quickest way."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = evomerge(
-        "search",
-        "--evaluator",
-        small_evaluator,
-        "--budget",
-        BUDGET,
-        "--workers",
-        0,
-        "--study",
-        "s",
-        "--out",
-        out,
-        "--json",
-    )
+    done = evomerge(*asked(small_evaluator, out), "--workers", 0, "--json")
     return out, done.result
 
 
@@ -107,20 +99,7 @@ def test_evaluate_agrees_with_the_table(whole, here, small_evaluator):
 
 def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator, tmp_path):
     out, result = whole
-    done = evomerge(
-        "search",
-        "--evaluator",
-        small_evaluator,
-        "--budget",
-        BUDGET,
-        "--workers",
-        2,
-        "--study",
-        "s",
-        "--out",
-        tmp_path,
-        "--json",
-    )
+    done = evomerge(*asked(small_evaluator, tmp_path), "--workers", 2, "--json")
     assert sequence(tmp_path) == sequence(out)
     same = ("study", "seed", "candidates", "best", "baselines", "tasks")
     assert {k: done.result[k] for k in same} == {k: result[k] for k in same}
@@ -129,17 +108,7 @@ def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator
 def test_killed_five_times_it_goes_on_to_the_same_end(whole, evomerge, small_evaluator, tmp_path):
     """kill -9 of the driver at five moments drawn over the whole of a run: start, search, select, test, export."""
     out, result = whole
-    args = [
-        "search",
-        "--evaluator",
-        str(small_evaluator),
-        "--budget",
-        str(BUDGET),
-        "--study",
-        "s",
-        "--out",
-        str(tmp_path),
-    ]
+    args = asked(small_evaluator, tmp_path)
     draw = random.Random(int.from_bytes(os.urandom(4), "little"))
     # A whole run is timed first, so that the moments fit however busy the machine is.
     started = time.monotonic()
@@ -209,17 +178,7 @@ sys.exit(main(sys.argv[4:]))
 @pytest.mark.timeout(600)
 def test_ended_between_any_two_writes_it_goes_on_to_the_same_end(whole, here, small_evaluator, tmp_path):
     out, result = whole
-    args = [
-        "search",
-        "--evaluator",
-        str(small_evaluator),
-        "--budget",
-        str(BUDGET),
-        "--study",
-        "s",
-        "--out",
-        str(tmp_path),
-    ]
+    args = asked(small_evaluator, tmp_path)
     args += ["--workers", "0"]
     ended = []
     for module, name, calls in MOMENTS:

@@ -7,7 +7,6 @@ from pathlib import Path
 from evomerge.errors import StudyError, choose
 
 RUNS = Path("runs")
-_SQLITE = b"SQLite format 3\x00"
 
 
 def find_database(study: str | None, runs: Path = RUNS) -> Path:
@@ -61,8 +60,7 @@ def _checked(file: Path) -> Path:
 
 
 def _is_sqlite(file: Path) -> bool:
-    try:
-        with file.open("rb") as f:
-            return f.read(len(_SQLITE)) == _SQLITE
-    except OSError:
-        return False
+    # Loads SQLAlchemy, which `evomerge --help` does without.
+    from evomerge.study.database import is_sqlite
+
+    return is_sqlite(file)

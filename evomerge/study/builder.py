@@ -70,11 +70,7 @@ class Builder:
         assert job.recipe is not None
         started = time.perf_counter()
         self._engine.build_into(job.recipe, self._model)
-        built = time.perf_counter()
-        seconds["build"] = built - started
-        score = self._evaluator.evaluate(self._model, self._tokenizer, job.split)
-        seconds["evaluate"] = time.perf_counter() - built
-        return score
+        return self._score(self._model, self._tokenizer, job, seconds, started)
 
     def _exported(self, job: Job, seconds: dict[str, float]) -> Score:
         started = time.perf_counter()
@@ -110,6 +106,10 @@ class Builder:
 
         model = live_model(path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
         tokenizer = load_tokenizer(path, trust_remote_code=self._trust)
+        return self._score(model, tokenizer, job, seconds, started)
+
+    def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
+        """Evaluate a model that is built, keeping the time of both steps."""
         built = time.perf_counter()
         seconds["build"] = built - started
         score = self._evaluator.evaluate(model, tokenizer, job.split)

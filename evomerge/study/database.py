@@ -74,6 +74,15 @@ def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
     return names
 
 
+def is_sqlite(path: Path) -> bool:
+    """Whether a file starts as a SQLite database does; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False
+
+
 def _sqlite_file(url: str, path: Path, missing_ok: bool) -> bool:
     """Whether a SQLite file is there with something in it; SQLite itself would create a missing one."""
     if not path.exists():
@@ -82,10 +91,10 @@ def _sqlite_file(url: str, path: Path, missing_ok: bool) -> bool:
         return False
     if path.is_dir():
         raise StudyError(f"storage {url}: {path} is a folder, expected a database file")
-    with path.open("rb") as file:
-        head = file.read(len(_SQLITE))
-    if head and head != _SQLITE:
+    if not path.stat().st_size:
+        if not missing_ok:
+            raise StudyError(f"storage {url}: {path} is empty")
+        return False
+    if not is_sqlite(path):
         raise StudyError(f"storage {url}: {path} is not a SQLite database")
-    if not head and not missing_ok:
-        raise StudyError(f"storage {url}: {path} is empty")
-    return bool(head)
+    return True
