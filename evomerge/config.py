@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evomerge.errors import InputError, nearest
 
 MAX_NODES = 200_000
+# What takes PyYAML a few seconds to read.
+MAX_BYTES = 4_000_000
 
 Key = tuple[str | int, ...]
 
@@ -79,7 +81,11 @@ def read_text(path: str | Path, error: type[InputError] = InputError) -> str:
     """The text of a file; a missing or unreadable one is one clear message with the nearest name beside it."""
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as f:
+            data = f.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise error(f"{path}: has more than {MAX_BYTES:,} bytes, expected at most that of a YAML file; refused")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, beside)
@@ -104,19 +110,19 @@ def load_yaml(path: str | Path, error: type[InputError] = InputError) -> Documen
 
 def parse_yaml(text: str, file: str, error: type[InputError] = InputError) -> Document:
     """Parse one YAML document; `file` is what messages call it."""
+    documents = parse_documents(text, file, error)
+    if len(documents) > 1:
+        raise error(f"{file}: holds {len(documents)} YAML documents, expected one")
+    return documents[0] if documents else Document(None, file)
+
+
+def parse_documents(text: str, file: str, error: type[InputError] = InputError) -> list[Document]:
+    """Parse YAML of any number of documents; those that hold nothing are left out."""
     try:
-        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-        if len(nodes) > 1:
-            raise error(f"{file}: holds {len(nodes)} YAML documents, expected one")
-        node = nodes[0] if nodes else None
-        if node is None:
-            return Document(None, file)
-        _check_nodes(node, file, error)
-        loader = yaml.SafeLoader("")
-        try:
-            data = loader.construct_document(node)
-        finally:
-            loader.dispose()
+        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if not _empty(node)]
+        for node in nodes:
+            _check_nodes(node, file, error)
+        return [Document(_constructed(node), file, node) for node in nodes]
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -127,7 +133,19 @@ def parse_yaml(text: str, file: str, error: type[InputError] = InputError) -> Do
         if isinstance(e, InputError):
             raise
         raise error(f"{file}: YAML cannot be read: {e}") from None
-    return Document(data, file, node)
+
+
+def _empty(node: yaml.Node) -> bool:
+    """Whether a document holds nothing, as between two `---` or after the last."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _constructed(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _check_nodes(root: yaml.Node, file: str, error: type[InputError]) -> None:

@@ -16,6 +16,14 @@ from evomerge import presets
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache; what it starts inherits that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_evaluator(tmp_path_factory):
     """The quickstart's evaluator on 40 items per split."""

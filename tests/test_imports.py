@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "ray", "optuna", "lm_eval", "scipy", "pandas", "matplotlib", "sqlalchemy", "datasets")
-LIGHT_MODULES = ("errors", "config", "methods", "recipe", "space", "score", "sources", "presets", "zoo")
+LIGHT_MODULES = ("errors", "cache", "config", "methods", "recipe", "space", "score", "sources", "presets", "zoo")
 
 
 def loaded(code: str) -> list[str]:

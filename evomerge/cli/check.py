@@ -12,8 +12,10 @@ from evomerge.cli.output import emit
 from evomerge.errors import InputError
 
 DESCRIPTION = """\
-Check a file before time is spent on it: a search space, a recipe or an evaluator, told apart by their keys. Its models
-and tasks are looked up too. Exit code 0 when it is right; 2, with every problem on a line of its own, when it is not.
+Check a file before time is spent on it: a search space, a recipe (or a chain of them) or an evaluator, told apart by
+their keys. Its models and tasks are looked up too, and of a recipe it is said what would be done: the method of each
+group of tensors, bytes to read and write, memory, tokenizer. Exit code 0 when it is right; 2, with every problem on a
+line of its own, when it is not.
 
   evomerge check space.yaml
   evomerge check search_spaces/quickstart.yaml        a preset, from any folder
@@ -63,9 +65,13 @@ def locate(name: str) -> Path:
 
 def kind_of(path: Path) -> str:
     """Which kind of file it is (recipe, space, evaluator), by the keys that it has."""
-    from evomerge.config import load_yaml
+    from evomerge.config import Document, parse_documents, read_text
 
-    data = load_yaml(path).mapping()
+    # A chain of recipes is several documents, each of one kind.
+    documents = parse_documents(read_text(path), str(path)) or [Document(None, str(path))]
+    data = documents[0].mapping()
+    if len(documents) > 1:
+        return "recipe"
     for key, kind in _KEYS:
         if key in data:
             return kind
@@ -83,17 +89,9 @@ Facts = tuple[Mapping[str, Any], str]
 
 
 def _recipe(path: Path) -> Facts:
-    from evomerge.recipe import load_recipe
-    from evomerge.sources import open_sources
+    from evomerge.cli.forecast import forecast
 
-    recipe = load_recipe(path)
-    sources = open_sources(recipe.references(), root=path.parent)
-
-    from evomerge.merging.engine import Engine
-
-    summary = Engine(sources).plan(recipe).summary()
-    facts = {"method": recipe.merge_method, "models": recipe.references(), "plan": summary}
-    return facts, _words(summary)
+    return forecast(path)
 
 
 def _space(path: Path) -> Facts:
@@ -101,9 +99,9 @@ def _space(path: Path) -> Facts:
     from evomerge.space import load_space
 
     config = load_space(path)
-    references = [s.model for s in config.sources] + ([config.base_model] if config.base_model else [])
+    references = config.references()
     sources = open_sources(references, root=path.parent)
-    check_fit(sources)
+    check_fit(sources, vocabulary=config.tokenizer_source is None)
     first = next(iter(sources.values()))
     space = config.bind(first.num_layers, first.tensors)
     names = [p.name for p in space.parameters]

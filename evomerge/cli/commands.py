@@ -1,7 +1,8 @@
 """The one table of commands, and the parser made of it.
 
 A command is a module of `evomerge.cli` with `add_parser(subparsers)`, which sets `run(args) -> int` as a default. It
-imports what is heavy inside `run`, because all of them are loaded for `evomerge --help`.
+imports what is heavy inside `run`, because all of them are loaded for `evomerge --help`; with a command named, only its
+own is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from evomerge.errors import InputError, choose, nearest
 COMMANDS: tuple[str, ...] = (
     "search",
     "merge",
+    "statistics",
     "evaluate",
     "export",
     "list",
@@ -38,8 +40,8 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see: {self.prog} --help)")
 
 
-def build_parser() -> Parser:
-    """The parser of the whole command line."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> Parser:
+    """The parser of the whole command line, or of some of its commands: what the others import is then not loaded."""
     parser = Parser(
         prog="evomerge",
         description="Evolutionary search for model-merge recipes.",
@@ -48,7 +50,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"evomerge {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for name in COMMANDS:
+    for name in commands:
         importlib.import_module(f"evomerge.cli.{name}").add_parser(subparsers)
     return parser
 
@@ -84,10 +86,10 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
     Raises:
         InputError: unknown command or option (the nearest one named), or anything else that argparse refuses.
     """
-    parser = parser or build_parser()
     first = next((a for a in argv if not a.startswith("-")), None)
     if first is not None and first not in COMMANDS:
         raise InputError(f'unknown command "{first}"; {choose(first, COMMANDS)}')
+    parser = parser or build_parser(COMMANDS if first is None else (first,))
     args, unknown = parser.parse_known_args(list(argv))
     if args.command is None and not unknown:
         raise InputError(f"expected a command; one of: {', '.join(COMMANDS)} (see: evomerge --help)")

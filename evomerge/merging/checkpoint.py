@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import os
 import shutil
-import struct
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from evomerge.errors import EvoMergeError, InputError
-from evomerge.header import ITEM_SIZES
+from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
-from evomerge.merging.tokenizer import write_tokenizer
-from evomerge.sources import INDEX, LAYER_KEYS, SINGLE
+from evomerge.merging.scratch import scratch_folder
+from evomerge.merging.shard import Shard
+from evomerge.merging.small_files import write_small_files
+from evomerge.sources import INDEX, SINGLE, Source
 
-SHARD_BYTES = 5_000_000_000
 RECIPE = "recipe.yaml"
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+Fill = Callable[[Sequence[tuple[TensorPlan, Tensor]], Callable[[TensorPlan], None]], None]
 
 
 def write_checkpoint(
     plan: Plan,
-    merge: Callable[[TensorPlan], Tensor],
-    hashes: Mapping[str, str],
+    fill: Fill,
+    recipe_text: Callable[[], str],
     out: Path,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -39,27 +37,43 @@ def write_checkpoint(
     """Write what a plan describes.
 
     Args:
-        merge: Computes one tensor, in its output type; called once for each.
-        hashes: Content hash of each source, kept in the written recipe.
+        fill: Merges tensors into the memory given for each, which is the file's own, and says of each when it is done.
+        recipe_text: Gives what recipe.yaml says, the content hash of each source included; asked last, so that they may
+            be worked out beside the merge.
         shard_bytes: Largest size of one weights file.
 
     Raises:
         InputError: `out` exists and is not empty, or cannot be made.
         EvoMergeError: the disk is full.
     """
-    inside = [s.path for s in plan.sources.values() if s.path.resolve().is_relative_to(out.resolve())]
-    if inside:
-        raise InputError(f"{out}: holds the source model {inside[0]}; choose another folder")
-    with atomic_folder(out, overwrite, plan.bytes_written) as folder:
-        write_weights(folder, plan.tensors, merge, shard_bytes)
-        config = json.dumps(merged_config(plan), indent=2, sort_keys=True, ensure_ascii=False)
-        (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-        generation = plan.sources[plan.donor].path / "generation_config.json"
-        if generation.is_file():
-            shutil.copyfile(generation, folder / generation.name)
-        write_tokenizer(plan.recipe, plan.sources, plan.tokenizer, folder)
-        recipe = plan.recipe.with_extras(sources=dict(hashes))
-        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    check_apart(plan.sources.values(), out)
+    with checked_target(out, overwrite, plan.bytes_written) as parent, ExitStack() as files:
+        shards: list[Shard] = []
+        groups = split(plan.tensors, shard_bytes)
+        for group in groups:
+            shards.append(Shard(parent, group))
+            files.callback(shards[-1].discard)
+        for group, shard in zip(groups, shards, strict=True):
+            fill([(t, shard.tensor(t)) for t in group], shard.flush)
+        # What takes long comes before anything has a name: a process killed until here leaves nothing.
+        for shard in shards:
+            shard.sync()
+        text = recipe_text()
+        with _atomic(out, parent) as folder:
+            _save(folder, groups, shards)
+            write_small_files(plan, folder)
+            (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def check_apart(sources: Iterable[Source], out: Path) -> None:
+    """Raise InputError where `out`, which is replaced as a whole, holds a model that is merged, or lies in one."""
+    target = out.resolve()
+    for folder in [f for s in sources for f in s.folders]:
+        place = folder.resolve()
+        if place.is_relative_to(target):
+            raise InputError(f"{out}: holds the source model {folder}; choose another folder")
+        if target.is_relative_to(place):
+            raise InputError(f"{out}: lies inside the source model {folder}; choose another folder")
 
 
 @contextmanager
@@ -69,7 +83,23 @@ def atomic_folder(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
     Args:
         needed: Bytes that will be written, checked against the free space first.
     """
+    with checked_target(out, overwrite, needed) as parent, _atomic(out, parent) as folder:
+        yield folder
+
+
+@contextmanager
+def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
+    """Check that `out` may be written; gives the folder that it lies in, made where it is missing.
+
+    What was made is removed after an error, and errors of the disk become messages.
+    """
     out = out.absolute()
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:  # a name too long for the file system, a folder above that may not be entered
+        raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder to write the model to")
     if out.is_dir() and any(out.iterdir()):
@@ -77,110 +107,73 @@ def atomic_folder(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
             raise InputError(f"{out}: is not empty; choose another folder, or overwrite it (--overwrite)")
         if not (out / "config.json").is_file():
             raise InputError(f"{out}: is not empty and holds no model (config.json), so it is not overwritten")
-    parent = out.parent
+    missing = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
-    except OSError as e:
-        raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
-    try:
-        free = shutil.disk_usage(parent).free
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(out.parent).free
+        except OSError as e:
+            raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            raise InputError(f"{out}: cannot be written (no right to write in {out.parent})")
         if needed > free:
             raise OSError(errno.ENOSPC, f"{free:,} bytes free")
+        yield out.parent
+    except OSError as e:
+        _remove(missing)
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{out}: the disk is full; the model needs {needed:,} bytes") from None
+        if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
+        if e.errno == errno.EFBIG:
+            help_ = "smaller files: --shard-size"
+            raise InputError(f"{out}: cannot be written ({e.strerror} for this system; {help_})") from None
+        raise EvoMergeError(f"{out}: cannot be written ({e.strerror or e})") from e
+    except BaseException:
+        _remove(missing)
+        raise
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def _atomic(out: Path, parent: Path) -> Iterator[Path]:
+    out = out.absolute()
+    with scratch_folder(parent, out.name, "part") as temporary:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         _replace(temporary, out)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EvoMergeError(f"{out}: the disk is full; the model needs {needed:,} bytes") from None
-        raise EvoMergeError(f"{out}: cannot be written ({e.strerror or e})") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(new: Path, out: Path) -> None:
     if not out.is_dir():
         new.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=new.parent))
-    out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with scratch_folder(new.parent, out.name, "old") as old:
+        out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
 
 
-def write_weights(
-    folder: Path, tensors: Sequence[TensorPlan], merge: Callable[[TensorPlan], Tensor], shard_bytes: int
-) -> None:
-    """Write tensors one after the other, one in memory at a time, with an index where they need several files."""
-    shards: list[list[TensorPlan]] = [[]]
-    size = 0
-    for t in tensors:
-        if shards[-1] and size + t.bytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(t)
-        size += t.bytes
+def _save(folder: Path, groups: Sequence[Sequence[TensorPlan]], shards: Sequence[Shard]) -> None:
+    """Name the files, with an index where there are several."""
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0], merge)
+        shards[0].save(folder / SINGLE)
         return
     places: dict[str, str] = {}
-    for i, shard in enumerate(shards, start=1):
+    for i, (group, shard) in enumerate(zip(groups, shards, strict=True), start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, merge)
-        places.update({t.name: name for t in shard})
-    index = {"metadata": {"total_size": sum(t.bytes for t in tensors)}, "weight_map": dict(sorted(places.items()))}
+        shard.save(folder / name)
+        places.update({t.name: name for t in group})
+    total = sum(t.bytes for group in groups for t in group)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_file(file: Path, tensors: Sequence[TensorPlan], merge: Callable[[TensorPlan], Tensor]) -> None:
-    """One safetensors file. Wider types first, so that every tensor is aligned for readers that map the file."""
-    ordered = sorted(tensors, key=lambda t: -ITEM_SIZES[t.dtype])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for t in ordered:
-        header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.bytes]}
-        at += t.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for t in ordered:
-            data = merge(t).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            if data.nbytes != t.bytes:
-                raise EvoMergeError(f'tensor "{t.name}" has {data.nbytes} bytes, planned were {t.bytes}')
-            f.write(data.data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def merged_config(plan: Plan) -> dict[str, Any]:
-    """config.json of the merge: the donor's, with the number of layers, lists by layer and type of the merge."""
-    donor = plan.sources[plan.donor]
-    config: dict[str, Any] = copy.deepcopy(donor.config)
-    text: dict[str, Any] = config["text_config"] if donor.text_config is not donor.config else config
-    for key in LAYER_KEYS:
-        if key in text:
-            text[key] = len(plan.layers)
-    for key, value in text.items():
-        # Lists with one entry per layer: layer_types, mlp_layer_types, no_rope_layers, ...
-        if "layer" in key and isinstance(value, list) and len(value) == donor.num_layers:
-            text[key] = [_of_layer(plan, key, model, layer) for model, layer in plan.layers]
-    asked = plan.recipe.out_dtype or plan.recipe.dtype
-    types = [t.dtype for t in plan.tensors if t.dtype in _NAMES]
-    dtype = asked or (_NAMES[max(types, key=types.count)] if types else None)
-    for part in (config, text):
-        for key in ("dtype", "torch_dtype"):
-            if key in part or (part is config and key == "dtype" and "torch_dtype" not in config):
-                part[key] = dtype
-    return config
-
-
-def _of_layer(plan: Plan, key: str, model: str, layer: int) -> Any:
-    own = plan.sources[model].text_config.get(key)
-    return own[layer] if isinstance(own, list) else plan.sources[plan.donor].text_config[key][layer]

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from evomerge.errors import CandidateError, SourceError
+from evomerge.header import TensorInfo
+from evomerge.merging import adapters
 from evomerge.merging.checkpoint import write_checkpoint
+from evomerge.merging.chunks import CHUNK, CUDA_CHUNK, Chunks
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
+from evomerge.merging.mapped import MappedFiles
+from evomerge.merging.memory import SHARED_ELEMENTS
 from evomerge.merging.methods import function
+from evomerge.merging.operand import Operand, Stored
+from evomerge.merging.outline import SHARD_BYTES
 from evomerge.merging.plan import Input, Plan, TensorPlan
 from evomerge.merging.planner import Planner
+from evomerge.merging.statistics import tensors_of
+from evomerge.merging.sums import energies
 from evomerge.merging.targets import targets_of
+from evomerge.merging.tokens.rows import gathered
+from evomerge.merging.units import mean_squares
 from evomerge.recipe import Recipe
-from evomerge.sources import Source
+from evomerge.sources import Source, start_hashing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-CACHE_BYTES = 2 << 30
-# What a kept group holds per element and source: the value, the task vector, its rank and its random draw.
-KEPT_BYTES = 16
+# Share of a GPU's free memory that holds sources between candidates, where no limit is given.
+CUDA_SHARE = 0.5
+
+Target = tuple[TensorPlan, Tensor]
+Energy = Mapping[str, tuple[float, ...]]
+NO_ENERGY: Energy = {}
 
 
 class Engine:
     """Builds recipes over a fixed set of open sources.
 
-    Source files stay open and are memory-mapped. Where everything computed from the sources of a recipe (task vectors,
-    ranks, random draws) fits into `cache_bytes`, it is kept for the next recipe; larger models are read tensor by
-    tensor each time. The result is the same.
+    Source files stay mapped; nothing of a tensor's size is kept in memory. What does not change between candidates and
+    is small (dot products, histograms of magnitudes) is computed once. The result is the same for any number of threads
+    and any chunk size.
 
     Args:
         sources: By the reference that recipes use.
         device: Where tensors are merged.
-        cache_bytes: Limit of what is kept.
+        threads: How many work at once on a CPU; None takes torch's number.
+        chunk: Elements that a thread works on at a time.
+        cache_bytes: On a GPU, how much of the sources is kept there between candidates; None takes half of what is
+            free.
+        planner: One over the same sources that has planned already; its caches are used.
     """
 
     def __init__(
@@ -48,15 +68,23 @@ class Engine:
         sources: Mapping[str, Source],
         *,
         device: str | torch.device = "cpu",
-        cache_bytes: int = CACHE_BYTES,
+        threads: int | None = None,
+        chunk: int | None = None,
+        cache_bytes: int | None = None,
+        planner: Planner | None = None,
     ) -> None:
         self.sources = dict(sources)
         self.device = torch.device(device)
-        self.cache_bytes = cache_bytes
-        self._planner = Planner(self.sources)
-        self._files: dict[Path, Any] = {}
-        self._groups: dict[tuple[object, ...], Group] = {}
-        self._kept = 0
+        on_gpu = self.device.type == "cuda"
+        self.threads = 1 if on_gpu else max(1, threads or torch.get_num_threads())
+        self._chunk = chunk or (CUDA_CHUNK if on_gpu else CHUNK)
+        self._pool = ThreadPoolExecutor(self.threads, "merge") if self.threads > 1 else None
+        self._planner = planner or Planner(self.sources)
+        self._files = MappedFiles()
+        self._plain: dict[Input, Stored] = {}
+        self._facts: dict[tuple[Input | None, tuple[Input, ...]], dict[Hashable, object]] = {}
+        self._cache_bytes = cache_bytes
+        self._cached: dict[TensorInfo, Tensor] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
         """Every output tensor with its inputs and parameters; nothing is read.
@@ -73,9 +101,12 @@ class Engine:
             CandidateError: NaN or infinity in a tensor, or weights that cannot be normalised.
         """
         plan = self.plan(recipe)
-        merge = self._merger(plan)
+        chunks = Chunks(self._chunk, self._pool)
+        energy = self._energy(plan, chunks)
         for t in plan.tensors:
-            yield t.name, self._finished(t, merge)
+            with self._one_torch_thread():
+                merged = self._merged(plan, t, chunks, energy=energy)
+            yield t.name, merged
 
     @torch.no_grad()
     def build_into(self, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -89,18 +120,27 @@ class Engine:
             RecipeError: the recipe has another number of layers, or tensors that the model has not.
         """
         plan = self.plan(recipe)
-        targets = targets_of(plan, model)
-        merge = self._merger(plan)
-        for t, target in targets:
-            merged = merge(t)
-            dtype = TORCH_DTYPES.get(t.dtype)
-            target.copy_((merged if dtype is None else merged.to(dtype)).reshape(target.shape))
-        _check_finite([(t.name, target) for t, target in targets if target.is_floating_point()])
+        self._fill(plan, targets_of(plan, model))
 
-    def write(self, recipe: Recipe, out: Path, *, overwrite: bool = False) -> None:
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+        progress: Callable[[int], None] | None = None,
+        recipe_text: Callable[[Mapping[str, str]], str] | None = None,
+    ) -> None:
         """Write a plain checkpoint: weights, configuration, tokenizer, and the recipe with its sources' hashes.
 
-        Written beside and renamed into place: after an error nothing is left.
+        Written beside and renamed into place: after an error or a kill there is nothing under its name.
+
+        Args:
+            shard_bytes: Largest size of one weights file.
+            progress: Called with the bytes of each tensor that is done.
+            recipe_text: Gives what recipe.yaml is to say, from the content hashes of the recipe's models; None writes
+                the recipe with them.
 
         Raises:
             RecipeError, SourceError: the recipe cannot be built, or its sources are not the ones it was found with.
@@ -109,8 +149,22 @@ class Engine:
             EvoMergeError: the disk is full.
         """
         plan = self.plan(recipe)
-        merge = self._merger(plan)
-        write_checkpoint(plan, lambda t: self._finished(t, merge), self.hashes(recipe), Path(out), overwrite)
+        with start_hashing(self._named(recipe)) as hashing:
+
+            def fill(targets: Sequence[Target], flush: Callable[[TensorPlan], None]) -> None:
+                def done(t: TensorPlan) -> None:
+                    flush(t)
+                    if progress is not None:
+                        progress(t.bytes)
+
+                self._fill(plan, targets, done)
+
+            def text() -> str:
+                found = self._as_named(recipe, hashing.result())
+                found |= {s.named: s.content_hash() for s in plan.statistics.values()}
+                return recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
+
+            write_checkpoint(plan, fill, text, Path(out), overwrite, shard_bytes)
 
     def hashes(self, recipe: Recipe) -> dict[str, str]:
         """Content hash of every model of a recipe.
@@ -118,7 +172,15 @@ class Engine:
         Raises:
             SourceError: the recipe names a hash (`evomerge: sources:`) that a model found here does not have.
         """
-        found = {r: self.sources[r].content_hash() for r in recipe.references()}
+        with start_hashing(self._named(recipe)) as hashing:
+            return self._as_named(recipe, hashing.result())
+
+    def _named(self, recipe: Recipe) -> dict[str, Source]:
+        return {r: self.sources[r] for r in recipe.references()}
+
+    @staticmethod
+    def _as_named(recipe: Recipe, found: dict[str, str]) -> dict[str, str]:
+        """The hashes, when they are those that the recipe names."""
         problems = [
             f'model "{r}": its content is not what the recipe was made with (SHA-256 {have[:12]}..., expected '
             f"{recipe.evomerge.sources[r][:12]}...); use the same version of the model, or remove evomerge.sources"
@@ -129,76 +191,149 @@ class Engine:
             raise SourceError("\n".join(problems))
         return found
 
-    def _merger(self, plan: Plan) -> Callable[[TensorPlan], Tensor]:
-        """The function that computes one of the plan's tensors, in the type of computation."""
-        method = function(plan.recipe.merge_method)
-        double = plan.recipe.dtype == "float64"
-        cost = sum(KEPT_BYTES * len(t.reads) * plan.info(t.reads[0]).elements for t in plan.tensors)
-        keep = cost <= self.cache_bytes
-        if keep and self._kept + cost > self.cache_bytes:
-            wanted = {self._key(plan, t, double) for t in plan.tensors}
-            if not wanted <= self._groups.keys():
-                self._groups.clear()
-                self._kept = 0
+    def _fill(self, plan: Plan, targets: Sequence[Target], done: Callable[[TensorPlan], None] | None = None) -> None:
+        """Merge into given tensors: those of many elements one after the other, by all threads; then the others.
 
-        def merge(t: TensorPlan) -> Tensor:
-            if t.copied:
-                return self._read(t.inputs[0])
-            return method(self._group(plan, t, double, keep), **t.parameters)
+        The largest come first, and what is needed next is read ahead.
+        """
+        ordered = sorted(targets, key=lambda target: -target[1].numel())
+        shared = Chunks(self._chunk, self._pool)
+        alone = Chunks(self._chunk, None)
+        energy = self._energy(plan, shared)
 
-        return merge
+        def work(number: int, chunks: Chunks) -> None:
+            t, target = ordered[number]
+            self._read_ahead(plan, ordered, number)
+            self._merged(plan, t, chunks, target, energy)
+            if done is not None:
+                done(t)
 
-    def _key(self, plan: Plan, t: TensorPlan, double: bool) -> tuple[object, ...]:
-        seed = plan.recipe.evomerge.seed if plan.recipe.method.random else None
-        return (t.base, t.inputs, double, seed)
+        first_small = next((i for i, (_, x) in enumerate(ordered) if x.numel() < SHARED_ELEMENTS), len(ordered))
+        with self._one_torch_thread():
+            for number in range(first_small):
+                work(number, shared)
+            rest = range(first_small, len(ordered))
+            if self._pool is None:
+                for number in rest:
+                    work(number, alone)
+            else:
+                list(self._pool.map(lambda number: work(number, alone), rest))
 
-    def _group(self, plan: Plan, t: TensorPlan, double: bool, keep: bool) -> Group:
-        key = self._key(plan, t, double)
-        found = self._groups.get(key)
-        if found is not None:
+    @torch.no_grad()
+    def _energy(self, plan: Plan, chunks: Chunks) -> Energy:
+        """What a method must know of whole layers and of the whole model, before anything is merged."""
+        if not plan.recipe.method.units:
+            return {}
+
+        def of(t: TensorPlan) -> list[float]:
+            with self._one_torch_thread():
+                found = energies(self._group(plan, t, torch.float32, None, chunks))
+            if not all(map(math.isfinite, found)):
+                raise self._not_finite(plan, t)
             return found
-        read = (lambda item: self._read(item).double()) if double else self._read
+
+        return mean_squares(plan.tensors, of)
+
+    @torch.no_grad()
+    def _merged(
+        self, plan: Plan, t: TensorPlan, chunks: Chunks, out: Tensor | None = None, energy: Energy = NO_ENERGY
+    ) -> Tensor:
+        """One of the plan's tensors, in the output type; written into `out` where it is given."""
+        dtype = TORCH_DTYPES.get(t.dtype)
+        if dtype is None:
+            raw = self._operand(plan, t.inputs[0])
+            merged = raw.chunk(0, t.elements).reshape(t.shape)
+            return merged if out is None else out.copy_(merged.reshape(out.shape))
+        direct = out is not None and out.is_contiguous() and out.device == self.device
+        group = self._group(plan, t, dtype, out if direct else None, chunks, energy.get(t.name, ()))
+        method = function(plan.recipe.merge_method)
+        merged = group.combine([1.0]) if t.copied else method(group, **t.parameters)
+        if not group.finite():
+            raise self._not_finite(plan, t)
+        if out is not None and not direct:
+            out.copy_(merged.reshape(out.shape))
+        return merged
+
+    def _group(
+        self,
+        plan: Plan,
+        t: TensorPlan,
+        dtype: torch.dtype,
+        out: Tensor | None,
+        chunks: Chunks,
+        energy: Sequence[float] = (),
+    ) -> Group:
         seed = plan.recipe.evomerge.seed
 
         def key_of(item: Input) -> Callable[[], int]:
             # Late, because a content hash reads the whole source and only random methods need it.
             return lambda: stream_key(seed, self.sources[item.model].content_hash(), item.tensor)
 
-        group = Group(
-            [read(item) for item in t.inputs],
-            read(t.base) if t.base else None,
+        return Group(
+            [self._operand(plan, item) for item in t.inputs],
+            self._operand(plan, t.base) if t.base else None,
             keys=[key_of(item) for item in t.inputs],
-            resident=keep,
+            statistics=tensors_of(plan.statistics, t, self._read),
+            by_token=any(self.sources[i.model].layout.places[i.tensor].by_token for i in t.inputs[:1]),
+            energy=energy,
+            facts=self._facts.setdefault((t.base, t.inputs), {}),
+            out=out,
+            out_dtype=dtype,
+            dtype=torch.float64 if plan.recipe.dtype == "float64" else None,
+            chunks=chunks,
         )
-        if keep:
-            self._groups[key] = group
-            self._kept += KEPT_BYTES * len(t.reads) * group.elements
-        return group
 
-    def _read(self, item: Input) -> Tensor:
-        info = self.sources[item.model].tensors[item.tensor]
-        if info.file not in self._files:
-            self._files[info.file] = safe_open(info.file, framework="pt", device="cpu")
-        tensor: Tensor = self._files[info.file].get_tensor(item.tensor)
-        return tensor.to(self.device)
+    def _operand(self, plan: Plan, item: Input) -> Operand:
+        def plain(of: Input) -> Operand:
+            if of in self._plain:
+                return self._plain[of]
+            found = adapters.operand(self.sources[of.model], of.tensor, self._read)
+            if self.device.type == "cpu" and isinstance(found, Stored):
+                self._plain[of] = found
+            return found
 
-    @staticmethod
-    def _finished(t: TensorPlan, merge: Callable[[TensorPlan], Tensor]) -> Tensor:
-        merged = merge(t)
-        dtype = TORCH_DTYPES.get(t.dtype)
-        if dtype is not None:
-            merged = merged.to(dtype)
-            _check_finite([(t.name, merged)])
-        return merged
+        gather = plan.gathers.get(item)
+        return plain(item) if gather is None else gathered(gather, item, plain)
 
+    def _read(self, info: TensorInfo) -> Tensor:
+        """A stored tensor: mapped on a CPU, kept on a GPU while there is room."""
+        if self.device.type == "cpu":
+            return self._files.tensor(info)
+        found = self._cached.get(info)
+        if found is None:
+            found = self._files.tensor(info).to(self.device)
+            held = sum(x.nbytes for x in self._cached.values())
+            if self._cache_bytes is None:
+                self._cache_bytes = int(CUDA_SHARE * torch.cuda.mem_get_info(self.device)[0])
+            if held + found.nbytes <= self._cache_bytes:
+                self._cached[info] = found
+        return found
 
-def _check_finite(tensors: list[tuple[str, Tensor]]) -> None:
-    """One look at all tensors together; which one it was is asked only when something is wrong."""
-    filled = [(name, x) for name, x in tensors if x.numel()]
-    if not filled:
-        return
-    ends = torch.stack([torch.stack(torch.aminmax(x)).float() for _, x in filled])
-    if bool(torch.isfinite(ends).all()):
-        return
-    name = next(n for (n, _), end in zip(filled, ends, strict=True) if not bool(torch.isfinite(end).all()))
-    raise CandidateError(f'tensor "{name}" of the merge has NaN or infinite values')
+    def _read_ahead(self, plan: Plan, ordered: Sequence[Target], number: int) -> None:
+        for t, _ in ordered[number + 1 : number + 1 + self.threads]:
+            for item in t.reads:
+                self._files.read_ahead(self.sources[item.model].tensors[item.tensor])
+
+    def _not_finite(self, plan: Plan, t: TensorPlan) -> CandidateError:
+        return CandidateError(f'tensor "{t.name}" of the merge has NaN or infinite values{self._culprit(plan, t)}')
+
+    def _culprit(self, plan: Plan, t: TensorPlan) -> str:
+        """Which source has such values already, for the message."""
+        for item in t.reads:
+            operand = self._operand(plan, item)
+            if not bool(torch.isfinite(operand.chunk(0, t.elements)).all()):
+                return f': "{item.tensor}" of "{item.model}" has them already'
+        return " (its sources have not: weights too large for the type?)"
+
+    @contextmanager
+    def _one_torch_thread(self) -> Iterator[None]:
+        """Threads of our own do the work; torch's beside them would only wait for the same cores."""
+        before = torch.get_num_threads()
+        if self._pool is None or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import SourceError
-from evomerge.merging.checkpoint import merged_config
+from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.sources import Source
 
@@ -32,19 +32,26 @@ def live_model(
     Raises:
         SourceError: transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     folder = model.path if isinstance(model, Source) else Path(model)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    live: PreTrainedModel
     try:
-        live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+        config = AutoConfig.from_pretrained(folder, **options)
+        live, loaded = _loader(config).from_pretrained(
+            folder, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
         raise SourceError(f"{folder}: transformers cannot load it: {' '.join(str(e).split())[:300]}") from e
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        # transformers would go on with random values.
+        raise SourceError(f'{folder}: lacks "{missing[0]}" (and {len(missing) - 1} more) of a {type(live).__name__}')
+    if isinstance(model, Source) and model.adapter is not None:
+        from evomerge.merging.adapters import merge_into
+
+        merge_into(live, model)
     return _ready(live, device)
 
 
@@ -60,7 +67,7 @@ def live_model_for(
     `Engine.build_into` fills it; all recipes of the same shape can follow.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
     folder = plan.sources[plan.donor].path
@@ -69,7 +76,7 @@ def live_model_for(
     config = type(config).from_dict(content)
     own = getattr(torch, str(content.get("dtype") or content.get("torch_dtype")), torch.float32)
     with no_init_weights():
-        live: PreTrainedModel = AutoModelForCausalLM.from_config(
+        live: PreTrainedModel = _loader(config).from_config(
             config, dtype=dtype or own, trust_remote_code=trust_remote_code
         )
     live.tie_weights()
@@ -92,6 +99,16 @@ def load_tokenizer(model: Source | Path | str, *, trust_remote_code: bool = Fals
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise SourceError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(e).split())[:300]}") from e
     return tokenizer
+
+
+def _loader(config: Any) -> Any:
+    """transformers' class for what a configuration describes: a language model, alone or with an image encoder."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    with_images = any(name in seeing for name in config.architectures or ())
+    return AutoModelForImageTextToText if with_images else AutoModelForCausalLM
 
 
 def _ready(live: Any, device: torch.device | str) -> PreTrainedModel:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from evomerge.header import ITEM_SIZES, TensorInfo
+from evomerge.merging.summary import summary
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
 
-Value = float | bool | tuple[float, ...]
+if TYPE_CHECKING:
+    from evomerge.merging.statistics import Statistics
+    from evomerge.merging.tokens.gather import Gather
+    from evomerge.merging.tokens.merged import MergedVocabulary
+
+Value = float | bool | str | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class TensorPlan:
         shape: Of every input and of the output.
         dtype: Of the output, by safetensors' name.
         copied: No merge: the first input (the base) as it is, where the tensor is no float or nothing is merged in.
+        layer: Which transformer block of the output it belongs to; empty outside of them.
     """
 
     name: str
@@ -44,11 +50,17 @@ class TensorPlan:
     shape: tuple[int, ...]
     dtype: str
     copied: bool = False
+    layer: str = ""
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the output."""
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
         """Size of the output."""
-        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        return self.elements * ITEM_SIZES[self.dtype]
 
     @property
     def reads(self) -> tuple[Input, ...]:
@@ -64,6 +76,10 @@ class Plan:
         donor: Reference of the model that gives configuration and tokenizer.
         layers: For each output layer, the model and layer whose entries in per-layer lists of the configuration it has.
         tokenizer: Reference of the model whose tokenizer is copied.
+        gathers: For inputs with a row for every token whose rows are taken in another order: how. Every other input is
+            taken as it is.
+        vocabulary: The merged vocabulary, where the recipe asks for one.
+        statistics: Of each model that is merged, where the method needs them.
     """
 
     recipe: Recipe
@@ -72,6 +88,9 @@ class Plan:
     donor: str
     layers: tuple[tuple[str, int], ...]
     tokenizer: str
+    gathers: Mapping[Input, Gather] = field(default_factory=dict)
+    vocabulary: MergedVocabulary | None = None
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
     def info(self, item: Input) -> TensorInfo:
         """The header's entry of an input."""
@@ -79,9 +98,15 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of source tensors that will be read, each counted once."""
+        """Bytes of source tensors that will be read, each counted once, adapters included."""
         inputs = dict.fromkeys(i for t in self.tensors for i in t.reads)
-        return sum(info.end - info.start for info in map(self.info, inputs))
+        infos = dict.fromkeys(map(self.info, inputs))
+        for item in inputs:
+            adapter = self.sources[item.model].adapter
+            update = adapter.updates.get(item.tensor) if adapter else None
+            if update:
+                infos |= {update.a: None, update.b: None}
+        return sum(info.end - info.start for info in infos)
 
     @property
     def bytes_written(self) -> int:
@@ -89,25 +114,5 @@ class Plan:
         return sum(t.bytes for t in self.tensors)
 
     def summary(self) -> dict[str, Any]:
-        """What `evomerge check RECIPE` shows: plain data. `groups` are tensors that share sources and parameters."""
-        groups: Counter[tuple[tuple[str, ...], tuple[tuple[str, Value], ...], bool]] = Counter()
-        first: dict[Any, str] = {}
-        for t in self.tensors:
-            key = (tuple(i.model for i in t.reads), tuple(t.parameters.items()), t.copied)
-            groups[key] += 1
-            first.setdefault(key, t.name)
-        return {
-            "method": self.recipe.merge_method,
-            "layers": len(self.layers),
-            "tensors": len(self.tensors),
-            "parameters": sum(math.prod(t.shape) for t in self.tensors),
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "configuration_of": self.donor,
-            "tokenizer_of": self.tokenizer,
-            "groups": [
-                {"tensors": n, "first": first[key], "models": list(key[0]), "copied": key[2],
-                 "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in key[1]}}
-                for key, n in groups.items()
-            ],
-        }  # fmt: skip
+        """What `evomerge check RECIPE` shows: plain data, with the groups of tensors that are treated alike."""
+        return summary(self)

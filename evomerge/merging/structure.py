@@ -6,17 +6,17 @@ All candidates of a search share it, so it is worked out once per shape.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from evomerge.errors import RecipeError, choose
-from evomerge.merging.layout import Layout
+from evomerge.errors import RecipeError, SourceError
+from evomerge.merging.modules import Module, donor_of, modules_of
 from evomerge.merging.plan import Input
-from evomerge.methods import METHODS
+from evomerge.methods import METHODS, Method
 from evomerge.recipe import InputSlice, OutputSlice, Parameters, Recipe
-from evomerge.sources import Source, check_fit
+from evomerge.sources import TEXT, Place, Source, check_fit
 
-# Names under which `modules:` may speak of a text model's only module.
-TEXT_MODULES = ("default", "text_decoder", "language_model", "model")
+# A problem that every tensor shares is not worth more lines than that.
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,12 @@ class Row:
     Attributes:
         inputs: The sources' tensors in the recipe's order, the base included where it is one of them.
         base: Place of the base in `inputs`, or None.
-        piece: Number of the output slice whose parameters apply.
+        piece: Number of the piece whose parameters apply.
         t: Place in the slice from 0 to 1, for gradients.
+        shape: Of the base's tensor, or else the first input's.
+        copied: No merge: the first input as it is.
         origin: The donor's tensor that decides the output's type.
+        layer: Which transformer block of the output it belongs to (module and number); empty outside of them.
     """
 
     name: str
@@ -37,8 +40,9 @@ class Row:
     piece: int
     t: float
     shape: tuple[int, ...]
-    is_float: bool
+    copied: bool
     origin: str
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,163 +54,260 @@ class Structure:
     layers: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A run of output layers of one module, with what stands before the first and after the last.
+
+    Attributes:
+        base: Place of the base among the sources, where the method treats it apart.
+        levels: Parameters that apply to all sources: the slice's before the module's before the recipe's.
+    """
+
+    module: str
+    where: str
+    sources: tuple[InputSlice, ...]
+    base_model: str | None
+    base: int | None
+    levels: tuple[Parameters, ...]
+
+
 Key = tuple[object, ...]
 
 
 def key_of(recipe: Recipe) -> Key:
     """What two recipes of one structure have in common."""
-    pieces: list[object] = []
-    if recipe.models:
-        pieces = [m.model for m in recipe.models]
-    for piece in output_slices(recipe):
-        pieces.append((piece.base_model, *((s.model, s.layer_range) for s in piece.sources)))
-    for module in (recipe.modules or {}).values():
-        pieces += [m.model for m in module.models or ()]
-    return (recipe.merge_method, recipe.base_model, tuple(recipe.modules or ()), *pieces)
+    groups = [(name, m.models, m.slices) for name, m in (recipe.modules or {}).items()]
+    return (
+        recipe.merge_method,
+        recipe.base_model,
+        *(
+            (
+                name,
+                tuple(m.model for m in models or ()),
+                tuple((p.base_model, *((s.model, s.layer_range) for s in p.sources)) for p in slices or ()),
+            )
+            for name, models, slices in (("", recipe.models, recipe.slices), *groups)
+        ),
+    )
 
 
-def output_slices(recipe: Recipe) -> list[OutputSlice]:
-    """The slices as written, of the recipe or of its only module."""
-    if recipe.modules:
-        return [s for m in recipe.modules.values() for s in m.slices or ()]
-    return list(recipe.slices or ())
-
-
-def pieces_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[OutputSlice]:
-    """The recipe as slices: `models:` is one slice over all layers; a base that is not listed is added at the end.
+def pieces_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Piece]:
+    """The recipe as pieces: `models:` is one slice over all layers; a base that is not listed is added at the end.
 
     For `models:` the base is added whenever it is given and the method takes one (as mergekit does); for `slices:`
-    where the method needs one and all sources have the same layer range.
+    where the method treats it apart and all sources have the same layer range.
     """
     method = METHODS[recipe.merge_method]
-    models = recipe.models or [m for module in (recipe.modules or {}).values() for m in module.models or ()]
-    if models:
-        listed = [
-            InputSlice(model=m.model, layer_range=(0, sources[m.model].num_layers), parameters=m.parameters)
-            for m in models
-        ]
-        base = recipe.base_model
-        if base and method.base != "none" and base not in [s.model for s in listed]:
-            listed.append(InputSlice(model=base, layer_range=(0, sources[base].num_layers)))
-        return [OutputSlice.model_construct(sources=listed, base_model=None, parameters=None)]
-    pieces = []
-    for piece in output_slices(recipe):
-        base = piece.base_model or recipe.base_model
-        ranges = list(dict.fromkeys(s.layer_range for s in piece.sources))
-        if base and method.base == "required" and len(ranges) == 1 and base not in [s.model for s in piece.sources]:
-            added = [*piece.sources, InputSlice(model=base, layer_range=ranges[0])]
-            piece = piece.model_copy(update={"sources": added})
-        pieces.append(piece)
-    return pieces
+    found: list[Piece] = []
+    for module in modules_of(recipe, sources):
+        if module.models:
+            found.append(_whole(recipe, method, module, sources))
+        for number, piece in enumerate(module.slices):
+            found.append(_sliced(recipe, method, module, piece, f"{module.where}slices[{number}]"))
+    return found
 
 
-def module_parameters(recipe: Recipe) -> Parameters | None:
-    """Parameters of the recipe's only module, where it is written with `modules:`."""
-    return next((m.parameters for m in (recipe.modules or {}).values()), None)
+def _whole(recipe: Recipe, method: Method, module: Module, sources: Mapping[str, Source]) -> Piece:
+    def over_all(model: str, parameters: Parameters | None) -> InputSlice:
+        layers = (0, sources[model].layout.layers_of(module.name))
+        return InputSlice.model_construct(model=model, layer_range=layers, parameters=parameters)
+
+    listed = [over_all(m.model, m.parameters) for m in module.models]
+    base = recipe.base_model
+    if base and method.base != "none" and base not in [s.model for s in listed]:
+        listed.append(over_all(base, None))
+    return _piece(recipe, method, module, listed, base, None, f"{module.where}models")
 
 
-def build(recipe: Recipe, sources: Mapping[str, Source]) -> Structure:
+def _sliced(recipe: Recipe, method: Method, module: Module, piece: OutputSlice, where: str) -> Piece:
+    listed = list(piece.sources)
+    base = piece.base_model or recipe.base_model
+    ranges = list(dict.fromkeys(s.layer_range for s in listed))
+    if base and method.apart and len(ranges) == 1 and base not in [s.model for s in listed]:
+        listed.append(InputSlice(model=base, layer_range=ranges[0]))
+    return _piece(recipe, method, module, listed, base, piece.parameters, where)
+
+
+def _piece(
+    recipe: Recipe,
+    method: Method,
+    module: Module,
+    listed: list[InputSlice],
+    base: str | None,
+    own: Parameters | None,
+    where: str,
+) -> Piece:
+    place = next((i for i, s in enumerate(listed) if s.model == base), None) if method.apart else None
+    levels = tuple(level for level in (own, module.parameters, recipe.parameters) if level)
+    return Piece(module.name, where, tuple(listed), base, place, levels)
+
+
+def build(recipe: Recipe, sources: Mapping[str, Source], *, vocabulary: bool = True) -> Structure:
     """Work out the structure of a recipe.
+
+    Args:
+        vocabulary: Whether the sources' vocabularies must agree. If not, tensors with a row for every token may differ
+            in the number of rows; `Row.shape` is then the base's or first input's, and the tokenizer says the output's.
 
     Raises:
         SourceError: the sources do not fit each other.
         RecipeError: every structural problem, one line each.
     """
-    problems = list(_module_problems(recipe, sources))
-    if problems:
-        raise RecipeError("\n".join(problems))
-    named = [sources[r] for r in recipe.references()]
-    by_name = recipe.models or any(m.models for m in (recipe.modules or {}).values())
-    check_fit(named, layers=bool(by_name))
+    modules = modules_of(recipe, sources)
     pieces = pieces_of(recipe, sources)
-    problems = [p for i, piece in enumerate(pieces) for p in _piece_problems(recipe, piece, i, len(pieces), sources)]
+    problems: list[str] = []
+    for module in modules:
+        by_name = bool(module.models)
+        named = list(dict.fromkeys(s.model for p in pieces if p.module == module.name for s in p.sources))
+        lacking = [r for r in named if module.name not in sources[r].layout.stacks]
+        if lacking:
+            has = ", ".join(sources[lacking[0]].layout.stacks)
+            problems.append(f'{module.where.rstrip(".")}: "{lacking[0]}" has no {module.name}; it has {has}')
+            continue
+        try:
+            check_fit([sources[r] for r in named], layers=by_name, vocabulary=vocabulary, modules=[module.name])
+        except SourceError as e:
+            problems.append(str(e))
+    structural = [p for piece in pieces for p in _piece_problems(recipe, piece, sources)]
+    if structural:
+        raise RecipeError("\n".join(dict.fromkeys(problems + structural)))
     if problems:
-        raise RecipeError("\n".join(problems))
-    layouts = {s.reference: Layout.of(s.tensors, s.num_layers, s.reference) for s in named}
-    rows: list[Row] = []
-    layers: list[tuple[str, int]] = []
-    donor = recipe.base_model or recipe.references()[0]
-    out = layouts[donor]
-    names = sources[donor].merged_tensors
-
-    def row(name: str, tensors: list[str], piece: int, t: float, origin: str) -> Row:
-        listed = pieces[piece].sources
-        base = _base_place(recipe, pieces[piece])
-        inputs = tuple(Input(s.model, tensor) for s, tensor in zip(listed, tensors, strict=True))
-        for item in inputs:
-            if item.tensor not in sources[item.model].tensors:
-                problems.append(f'"{item.model}" has no tensor "{item.tensor}", which becomes "{name}"')
-        model = sources[inputs[base or 0].model]
-        info = model.tensors.get(inputs[base or 0].tensor, next(iter(names.values())))
-        for item in inputs:
-            other = sources[item.model].tensors.get(item.tensor, info)
-            if other.shape != info.shape:
-                shapes = f"{list(other.shape)} against {list(info.shape)}"
-                problems.append(f'"{name}": "{item.tensor}" of "{item.model}" has shape {shapes}')
-        return Row(name, inputs, base, piece, t, info.shape, info.is_float, origin)
-
-    last = len(pieces) - 1
-    rows += [row(n, [n] * len(pieces[0].sources), 0, 0.0, n) for n in names if out.place(n) == "before"]
-    for i, piece in enumerate(pieces):
-        first, end = piece.sources[0].layer_range
-        lead = piece.sources[_base_place(recipe, piece) or 0]
-        lead_layout, lead_names = layouts[lead.model], sources[lead.model].merged_tensors
-        for step in range(end - first):
-            t = step / (end - first - 1) if end - first > 1 else 1.0
-            at = lead.layer_range[0] + step
-            for name in lead_layout.inside(lead_names, at):
-                # Layouts of sources that fit have one prefix, unless one was saved without its base prefix.
-                bare = lead_layout.bare(name)
-                inputs = [layouts[s.model].named(bare, s.layer_range[0] + step) for s in piece.sources]
-                origin = out.named(bare, min(at, out.num_layers - 1))
-                rows.append(row(out.named(bare, len(layers)), inputs, i, t, origin))
-            layers.append((lead.model, at))
-    rows += [row(n, [n] * len(pieces[last].sources), last, 1.0, n) for n in names if out.place(n) == "after"]
-    if problems:
-        raise RecipeError("\n".join(problems[:20]))
-    return Structure(tuple(rows), donor, tuple(layers))
+        raise SourceError("\n".join(dict.fromkeys(problems)))
+    return _Builder(recipe, sources, pieces, vocabulary).built(modules)
 
 
-def _base_place(recipe: Recipe, piece: OutputSlice) -> int | None:
-    """Place of the base among a slice's sources, where the method treats it apart."""
-    if METHODS[recipe.merge_method].base != "required":
-        return None
-    base = piece.base_model or recipe.base_model
-    return next((i for i, s in enumerate(piece.sources) if s.model == base), None)
+class _Builder:
+    """Collects the rows of a structure, and the problems on the way."""
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, Source], pieces: list[Piece], vocabulary: bool) -> None:
+        self.sources = sources
+        self.pieces = pieces
+        self.vocabulary = vocabulary
+        self.donor = donor_of(recipe, sources)
+        self.out = sources[self.donor].layout
+        self.problems: list[str] = []
+
+    def built(self, modules: list[Module]) -> Structure:
+        merged = {module.name for module in modules}
+        rows: list[Row] = []
+        layers: list[tuple[str, int]] = []
+        for module in self.out.stacks:
+            if module in merged:
+                made, own = self._merged(module)
+                rows += made
+                layers = own if module == TEXT else layers
+            else:
+                rows += self._copied(module)
+                layers = self._as_they_are() if module == TEXT else layers
+        if self.problems:
+            raise RecipeError("\n".join(dict.fromkeys(self.problems[:_SHOWN])))
+        return Structure(tuple(rows), self.donor, tuple(layers))
+
+    def _as_they_are(self) -> list[tuple[str, int]]:
+        return [(self.donor, layer) for layer in range(self.out.num_layers)]
+
+    def _places(self, module: str) -> list[Place]:
+        kept = self.sources[self.donor].merged_tensors
+        return [place for name, place in self.out.places.items() if name in kept and place.module == module]
+
+    def _copied(self, module: str) -> Iterator[Row]:
+        """A module that is not merged: the donor's, bit for bit."""
+        for place in self._places(module):
+            name = self.out.named(place)
+            shape = self.sources[self.donor].tensors[name].shape
+            yield Row(name, (Input(self.donor, name),), None, 0, 0.0, shape, True, name)
+
+    def _merged(self, module: str) -> tuple[list[Row], list[tuple[str, int]]]:
+        """The rows of a module, and where each of its output layers comes from."""
+        numbers = [i for i, piece in enumerate(self.pieces) if piece.module == module]
+        outside = [place for place in self._places(module) if place.layer is None]
+        # Where there are no layers, there is no before and after.
+        after = [place for place in outside if place.stage == "after" and self.out.layers_of(module)]
+        first, last = numbers[0], numbers[-1]
+        rows = [self._outside(place, first, 0.0) for place in outside if place not in after]
+        layers: list[tuple[str, int]] = []
+        for number in numbers:
+            piece = self.pieces[number]
+            start, end = piece.sources[0].layer_range
+            lead = piece.sources[piece.base or 0]
+            source = self.sources[lead.model]
+            for step in range(end - start):
+                t = step / (end - start - 1) if end - start > 1 else 1.0
+                at = lead.layer_range[0] + step
+                for place in source.layout.inside(module, at):
+                    if source.layout.named(place) in source.merged_tensors:
+                        rows.append(self._layered(place, number, step, t, len(layers)))
+                layers.append((lead.model, at))
+        if module != TEXT and len(layers) != self.out.layers_of(module):
+            self.problems.append(
+                f"{self.pieces[first].where}: {module} would have {len(layers)} layers instead of "
+                f"{self.out.layers_of(module)}; only the {TEXT} can have another number of layers"
+            )
+        rows += [self._outside(place, last, 1.0) for place in after]
+        return rows, layers
+
+    def _outside(self, place: Place, piece: int, t: float) -> Row:
+        name = self.out.named(place)
+        return self._row(name, [place] * len(self.pieces[piece].sources), piece, t, name)
+
+    def _layered(self, place: Place, piece: int, step: int, t: float, layer: int) -> Row:
+        places = [Place(place.module, s.layer_range[0] + step, place.bare) for s in self.pieces[piece].sources]
+        depth = self.out.layers_of(place.module)
+        origin = self.out.named(Place(place.module, min(place.layer or 0, depth - 1), place.bare))
+        name = self.out.named(Place(place.module, layer, place.bare))
+        return replace(self._row(name, places, piece, t, origin), layer=f"{place.module} {layer}")
+
+    def _row(self, name: str, places: list[Place], piece: int, t: float, origin: str) -> Row:
+        listed, base = self.pieces[piece].sources, self.pieces[piece].base
+        inputs = []
+        for source, place in zip(listed, places, strict=True):
+            tensor = self.sources[source.model].layout.names.get(place)
+            if tensor is None:
+                self.problems.append(f'"{source.model}" has no tensor for "{name}" ({place.bare})')
+                tensor = name
+            inputs.append(Input(source.model, tensor))
+        lead = inputs[base or 0]
+        info = self.sources[lead.model].tensors.get(lead.tensor)
+        for item, place in zip(inputs, places, strict=True):
+            other = self.sources[item.model].tensors.get(item.tensor)
+            if info is None or other is None:
+                continue
+            if other.is_float != info.is_float:
+                types = f"{other.dtype} against {info.dtype}"
+                self.problems.append(f'"{name}": "{item.tensor}" of "{item.model}" has type {types}')
+            if other.shape == info.shape:
+                continue
+            if not self.vocabulary and place.by_token and other.shape[1:] == info.shape[1:]:
+                continue
+            shapes = f"{list(other.shape)} against {list(info.shape)}"
+            self.problems.append(f'"{name}": "{item.tensor}" of "{item.model}" has shape {shapes}')
+        shape, is_float = (info.shape, info.is_float) if info else ((), True)
+        return Row(name, tuple(inputs), base, piece, t, shape, not is_float, origin)
 
 
-def _module_problems(recipe: Recipe, sources: Mapping[str, Source]) -> Iterator[str]:
-    if recipe.modules is None:
-        return
-    composite = [r for r in recipe.references() if sources[r].text_config is not sources[r].config]
-    if len(recipe.modules) > 1 or composite:
-        yield "modules: composite models (vision and language) are not supported yet; name one module of a text model"
-    for name in recipe.modules:
-        if name not in TEXT_MODULES:
-            yield f'modules: unknown module "{name}"; {choose(name, TEXT_MODULES)}'
-
-
-def _piece_problems(
-    recipe: Recipe, piece: OutputSlice, number: int, of: int, sources: Mapping[str, Source]
-) -> Iterator[str]:
+def _piece_problems(recipe: Recipe, piece: Piece, sources: Mapping[str, Source]) -> Iterator[str]:
     method = METHODS[recipe.merge_method]
-    where = f"slices[{number}]" if recipe.slices or of > 1 else "models"
-    base = piece.base_model or recipe.base_model
     models = [s.model for s in piece.sources]
     for s in piece.sources:
-        have = sources[s.model].num_layers
+        have = sources[s.model].layout.layers_of(piece.module)
         if s.layer_range[1] > have:
-            yield f'{where}: layer_range {list(s.layer_range)} of "{s.model}": the model has layers 0 to {have} (end)'
-    if method.base == "required":
-        if base is None:
-            yield f'{where}: merge_method "{method.name}" needs a base_model'
-        elif base not in models:
             yield (
-                f'{where}: base_model "{base}" is not among the sources, whose layer ranges differ; list it with '
-                "the range that it is to have"
+                f'{piece.where}: layer_range {list(s.layer_range)} of "{s.model}": the model has layers 0 to {have} '
+                "(end)"
             )
-        elif models.count(base) > 1:
-            yield f'{where}: base_model "{base}" is listed {models.count(base)} times'
-    if method.models is not None and len(models) != method.models:
-        counted = ", the base counted" if method.base == "required" else ""
-        yield f'{where}: merge_method "{method.name}" takes {method.models} model(s){counted}; got {len(models)}'
+    if method.base == "required":
+        if piece.base_model is None:
+            yield f'{piece.where}: merge_method "{method.name}" needs a base_model'
+        elif piece.base_model not in models:
+            yield (
+                f'{piece.where}: base_model "{piece.base_model}" is not among the sources, whose layer ranges differ; '
+                "list it with the range that it is to have"
+            )
+    if method.apart and piece.base_model and models.count(piece.base_model) > 1:
+        yield f'{piece.where}: base_model "{piece.base_model}" is listed {models.count(piece.base_model)} times'
+    least, most = method.room
+    count = len(models) - (piece.base is not None)
+    if not least <= count <= (count if most is None else most):
+        wanted = f"{least}" if most == least else f"at least {least}"
+        beside = " beside the base_model" if method.apart and piece.base is not None else ""
+        yield f'{piece.where}: merge_method "{method.name}" takes {wanted} model(s){beside}; got {count}'

@@ -1,7 +1,8 @@
-"""Where each tensor of a checkpoint lies in a live model."""
+"""Where each tensor of a checkpoint lies in a live model: a whole parameter, or a part of one."""
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -10,68 +11,79 @@ from torch import Tensor
 
 from evomerge.errors import RecipeError
 from evomerge.header import FLOATS
+from evomerge.merging.conversion import Part, Shape, converted_parts, live_places
 from evomerge.merging.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Masks and frequencies that old checkpoints hold and live models no longer have.
-_OLD_BUFFERS = ("inv_freq", "masked_bias")
-_NAMES: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, str | None]] = weakref.WeakKeyDictionary()
+Parts = dict[tuple[str, Shape], Part | None]
+_PARTS: weakref.WeakKeyDictionary[PreTrainedModel, Parts] = weakref.WeakKeyDictionary()
 
 
 def targets_of(plan: Plan, model: PreTrainedModel) -> list[tuple[TensorPlan, Tensor]]:
-    """The live model's tensor for each planned one; a tied weight appears once.
+    """The live model's tensor for each planned one: a view of a parameter or buffer, to be written in place.
+
+    Every element of every parameter belongs to exactly one planned tensor; a tied weight appears once.
 
     Raises:
         RecipeError: a tensor without a place in the model, or a weight of the model without a tensor.
     """
-    live: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    live.update(model.named_buffers(remove_duplicate=False))
-    known = _NAMES.setdefault(model, {})
-    new = [t.name for t in plan.tensors if t.name not in known]
-    if new:
-        known.update(live_names(new, live, model))
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    counts = f"the recipe has {len(plan.layers)} layers and the live model {layers}"
-    remedy = "build a live model for this recipe (live_model_for)"
-    if layers == len(plan.layers):
-        remedy = f"live models of type {model.config.model_type} do not keep their weights as checkpoints do"
+    live: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    parts = _parts(plan, model)
+    remedy = _remedy(plan, model)
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     found: list[tuple[TensorPlan, Tensor]] = []
-    written: set[int] = set()
+    written: dict[int, int] = {}
+    claimed: dict[tuple[str, tuple[object, ...]], str] = {}
+    tied: dict[int, str] = {}
     for t in plan.tensors:
-        name = known[t.name]
-        if name is not None and tuple(live[name].shape) == t.shape:
-            if id(live[name]) not in written:
-                written.add(id(live[name]))
-                found.append((t, live[name]))
-        elif name is not None or (t.dtype in FLOATS and not t.name.endswith(_OLD_BUFFERS)):
-            raise RecipeError(f'{counts}: no place for tensor "{t.name}" of shape {list(t.shape)}; {remedy}')
-    missing = [n for n, p in model.named_parameters() if id(p) not in written]
+        part = parts[t.name, t.shape]
+        if part is None:
+            if t.dtype in FLOATS and not any(pattern.search(t.name) for pattern in ignored):
+                raise RecipeError(f'{remedy[0]}: no place for tensor "{t.name}" of shape {list(t.shape)}; {remedy[1]}')
+            continue
+        other = claimed.setdefault((part.name, part.steps), t.name)
+        if other != t.name:
+            raise RecipeError(f'"{other}" and "{t.name}" have the same place in the live model ("{part.name}")')
+        tensor = live[part.name]
+        if tied.setdefault(id(tensor), part.name) != part.name:
+            continue
+        view = part.view(tensor.detach())
+        if tuple(view.shape) != t.shape:
+            raise RecipeError(
+                f'{remedy[0]}: tensor "{t.name}" has shape {list(t.shape)}, its place {list(view.shape)}; {remedy[1]}'
+            )
+        written[id(tensor)] = written.get(id(tensor), 0) + view.numel()
+        found.append((t, view))
+    missing = [n for n, p in model.named_parameters() if written.get(id(p), 0) != p.numel()]
     if missing:
-        raise RecipeError(f'{counts}: no tensor for its "{missing[0]}" (nor for {len(missing) - 1} more); {remedy}')
+        raise RecipeError(
+            f'{remedy[0]}: no tensor for its "{missing[0]}" (nor for {len(missing) - 1} more); {remedy[1]}'
+        )
     return found
 
 
 def live_names(checkpoint: Iterable[str], live: Mapping[str, object], model: PreTrainedModel) -> dict[str, str | None]:
-    """For each checkpoint name the live model's, or None.
+    """For each checkpoint name that of the live model's tensor which holds it, whole or as a part; or None."""
+    places = live_places(checkpoint, model)
+    return {name: place[0] if place and place[0] in live else None for name, place in places.items()}
 
-    Mostly they are equal. Some checkpoints were saved without (or with) the model's base prefix, as old GPT-2 ones,
-    and some families are renamed when transformers loads them (gpt_neox's `embed_out`).
-    """
-    prefix = model.base_model_prefix
-    found: dict[str, str | None] = {}
-    for name in checkpoint:
-        choices = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-        found[name] = next((c for c in choices if c in live), None)
-    lacking = sorted(name for name, place in found.items() if place is None)
-    if lacking:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-        # Renames only: where tensors are fused on loading there is no place for one of them.
-        renamings = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
-        for name in lacking:
-            renamed, _ = rename_source_key(name, renamings, [])
-            found[name] = renamed if renamed in live else None
-    return found
+def _parts(plan: Plan, model: PreTrainedModel) -> Parts:
+    """The part of each planned tensor, found once for each model."""
+    known = _PARTS.setdefault(model, {})
+    if any((t.name, t.shape) not in known for t in plan.tensors):
+        found = converted_parts({t.name: t.shape for t in plan.tensors}, model)
+        known.clear()
+        known.update({(t.name, t.shape): found[t.name] for t in plan.tensors})
+    return known
+
+
+def _remedy(plan: Plan, model: PreTrainedModel) -> tuple[str, str]:
+    """How messages begin and end."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    counts = f"the recipe has {len(plan.layers)} layers and the live model {layers}"
+    if layers == len(plan.layers):
+        return counts, f"live models of type {model.config.model_type} do not keep their weights as checkpoints do"
+    return counts, "build a live model for this recipe (live_model_for)"

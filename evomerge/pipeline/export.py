@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.errors import StudyError
-from evomerge.pipeline.plan import references
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, open_sources
 from evomerge.space import SpaceConfig
@@ -29,7 +28,7 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     if number not in trials:
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
     config = SpaceConfig.model_validate(notes["space"])
-    sources = open_sources(references(config))
+    sources = open_sources(config.references())
     model = sources[config.base_model or config.sources[0].model]
     space = config.bind(model.num_layers, list(model.tensors))
     stored = fingerprint["sources"]

@@ -69,8 +69,8 @@ class Plan:
         config, mergekit_tasks = _space_config(options)
         self.evaluator = _evaluator(options, mergekit_tasks)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        opened = open_sources(references(config), root=root)
-        check_fit(opened)
+        opened = open_sources(config.references(), root=root)
+        check_fit(opened, vocabulary=config.tokenizer_source is None)
         # From here on local folders go by their full path, so that recipes rebuild from any folder.
         places = {r: s.full_reference for r, s in opened.items()}
         self.sources = {places[r]: replace(s, reference=places[r]) for r, s in opened.items()}
@@ -90,7 +90,7 @@ class Plan:
         self.name = options.study or f"{config.name}-{self.evaluator.name}-{options.seed}"
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
-        place.prepare(self.out, self.storage, [s.path for s in self.sources.values()], self.name)
+        place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
 
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)
@@ -133,7 +133,7 @@ class Plan:
         """
         searches: list[tuple[str, Space, str]] = []
         names = [s.name for s in self.config.sources]
-        if len(names) > 1 and all(m.deltas for m in self.config.methods):
+        if len(names) > 1 and all(m.deltas and m.parameter("weight") for m in self.config.methods):
             for name in names:
                 alone = self.bind(self.config.only(name))
                 fits = self.sampler if self.options.sampler != "auto" else default_optimizer(alone.parameters)
@@ -192,15 +192,15 @@ class Plan:
 
     def cost(self, workers: int) -> list[str]:
         """What the search will take, in words: said before it is spent."""
-        from evomerge.merging.engine import CACHE_BYTES, KEPT_BYTES
+        from evomerge.merging.memory import PROGRAM
 
         options = self.options
         read = sum(s.bytes for s in self.sources.values())
         largest = max(s.bytes for s in self.sources.values())
         count = max(_parameters(s) for s in self.sources.values())
         items = sum(n["count"] for n in self.items["search"].values())
-        # Sources are mapped from disk and shared between workers; what the engine keeps of them is bounded.
-        memory = 4 * count + min(CACHE_BYTES, KEPT_BYTES * count * len(self.sources))
+        # The live model in float32; sources are mapped from disk, and their pages are shared between workers.
+        memory = PROGRAM + 4 * count
         controls = self.control_searches() if options.controls else []
         lines = [
             f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
@@ -215,13 +215,6 @@ class Plan:
             f"reads {_size(read)}, about {_size(memory + read)} of memory per worker; writes {_size(largest)} to "
             f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
         ]
-
-
-def references(config: SpaceConfig) -> list[str]:
-    """Every model that the space names, the base first."""
-    return list(
-        dict.fromkeys([*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)])
-    )
 
 
 def _placed(config: SpaceConfig, places: Mapping[str, str]) -> SpaceConfig:

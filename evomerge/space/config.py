@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -111,10 +112,15 @@ class SpaceConfig(Frozen):
         for method in self.methods:
             if method.base == "required" and self.base_model is None:
                 yield ("base_model",), f'method "{method.name}" needs a base_model'
-            room = None if method.models is None else method.models - (method.base == "required")
-            if room is not None and len(self.sources) != room:
-                base = " beside the base_model" if method.base == "required" else ""
-                yield ("sources",), f'method "{method.name}" takes exactly {room} source{base}, got {len(self.sources)}'
+            if method.statistics:
+                yield ("method",), f'method "{method.name}" needs collected statistics, which a space cannot name yet'
+            least, most = method.room
+            count = len(self.sources)
+            if not least <= count <= (count if most is None else most):
+                base = " beside the base_model" if method.apart and self.base_model else ""
+                wanted = f"exactly {most}" if most == least else f"at least {least}"
+                plural = "s" if least > 1 else ""
+                yield ("sources",), f'method "{method.name}" takes {wanted} source{plural}{base}, got {count}'
             for parameter in method.parameters:
                 if parameter.default is None and parameter.name not in self.parameters:
                     yield ("parameters",), f'method "{method.name}" needs parameter "{parameter.name}": {{low, high}}'
@@ -127,6 +133,26 @@ class SpaceConfig(Frozen):
             else:
                 for text in given.problems(taken):
                     yield ("parameters", name), text
+        for method in self.methods:
+            for text in self._joint_problems(method):
+                yield ("parameters",), f'method "{method.name}": {text}; narrow the ranges'
+
+    def _joint_problems(self, method: Method) -> Iterator[str]:
+        """The first combination of values at the ends of their ranges that the method refuses."""
+        taken = [p for p in method.parameters if p.per_source]
+        given = {p.name: self.parameters[p.name] for p in taken if p.name in self.parameters}
+        if method.check is None or any(any(given[p.name].problems(p)) for p in taken if p.name in given):
+            return
+        ends = [given[p.name].ends() if p.name in given else (p.default,) for p in taken]
+        for corner in product(*ends):
+            problem = next(method.check({p.name: (v,) for p, v in zip(taken, corner, strict=True)}), None)
+            if problem:
+                yield problem
+                return
+
+    def references(self) -> list[str]:
+        """Every model that the space names, the base first."""
+        return list(dict.fromkeys([*([self.base_model] if self.base_model else []), *(s.model for s in self.sources)]))
 
     def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
         """The same space over other models (`--models A B --base C`)."""

@@ -116,7 +116,7 @@ class _Reader:
         recipe, space = self.recipe, self.space
         if recipe.modules:
             raise SpaceError("the recipe has modules, which this space does not cut")
-        if self.method.base == "required" and _same(recipe.base_model) != space.config.base_model:
+        if self.method.apart and _same(recipe.base_model) != space.config.base_model:
             raise SpaceError(
                 f'the recipe\'s base_model "{recipe.base_model}" is not the space\'s "{space.config.base_model}"'
             )
@@ -146,11 +146,11 @@ class _Reader:
             self._check_models([m.model for m in recipe.models])
         for where, settings in self._settings():
             for name, setting in (settings or {}).items():
-                if name not in IGNORED_PARAMETERS:
+                if name not in (*IGNORED_PARAMETERS, *self.method.ignored):
                     self._check_filters(f"{where}.{name}", setting)
 
     def _check_models(self, models: list[str]) -> None:
-        known = [*self.source_of, *([self.recipe.base_model] if self.method.base == "required" else [])]
+        known = [*self.source_of, *([self.recipe.base_model] if self.method.apart else [])]
         spelled = [str(_same(m)) for m in models]
         for model in spelled:
             if model not in [_same(k) for k in known]:
@@ -204,6 +204,11 @@ class _Reader:
         fixed = self.space.fixed.get(parameter.name)
         expected = parameter.default if fixed is None else fixed
         for place in self.places():
+            if parameter.kind == "choice":
+                word = self._found(parameter, source, place)
+                if word is not None and word != expected:
+                    raise SpaceError(f"the recipe's {parameter.name} is {word}, fixed at {expected} in the space")
+                continue
             value = self.value(parameter, source, place)
             if value is not None and (expected is None or not math.isclose(value, float(expected), abs_tol=_CLOSE)):
                 shown = bool(value) if parameter.kind == "bool" else f"{value:g}"
@@ -211,16 +216,21 @@ class _Reader:
 
     def value(self, parameter: MethodParameter, source: str, place: _Place) -> float | None:
         """A parameter's value at a place; None where the recipe leaves the source out and nothing depends on it."""
+        found = self._found(parameter, source, place)
+        return None if found is None else _number(parameter, found)
+
+    def _found(self, parameter: MethodParameter, source: str, place: _Place) -> Scalar | None:
+        """The same as the recipe writes it."""
         levels, t = self._levels(parameter, source, place.layer)
         if levels is None:  # a source that is not there has weight 0, whatever else it has
             return 0.0 if parameter.name == "weight" else None
         for settings in levels:
             found = self._resolve((settings or {}).get(parameter.name), place, t)
             if found is not None:
-                return _number(parameter, found)
+                return found
         if parameter.default is None:
             raise SpaceError(f'the recipe gives no {parameter.name} for "{source or "the merge"}"')
-        return float(parameter.default)
+        return parameter.default
 
     def _resolve(self, setting: Setting | None, place: _Place, t: float) -> Scalar | None:
         if not self.space.grid.smooth or setting is None:

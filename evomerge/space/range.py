@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -9,13 +10,14 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from evomerge.config import Frozen
+from evomerge.errors import choose
 from evomerge.methods import Parameter
 
 Axis = Literal["source", "layers", "modules"]
 
 
 class Range(Frozen):
-    """One parameter of a method: bounds to search in, or a fixed `value` (a plain number or true/false in YAML).
+    """One parameter of a method: bounds to search in, or a fixed `value` (a plain number, true/false or word in YAML).
 
     Attributes:
         init: Where the search starts; default the middle of the range.
@@ -24,7 +26,7 @@ class Range(Frozen):
             Default: everything that the method tells apart for the parameters of a source and for `t`, else global.
     """
 
-    value: bool | float | None = None
+    value: bool | float | str | None = None
     low: float | None = None
     high: float | None = None
     init: float | None = None
@@ -35,11 +37,9 @@ class Range(Frozen):
     @classmethod
     def _plain(cls, value: Any) -> Any:
         if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                raise ValueError("expected {low, high}, or one fixed number or true/false") from None
-        return {"value": value} if isinstance(value, bool | int | float) else value
+        return {"value": value} if isinstance(value, bool | int | float | str) else value
 
     @field_validator("per", mode="before")
     @classmethod
@@ -80,22 +80,33 @@ class Range(Frozen):
         """What makes this no range for a parameter of a method."""
         if parameter.kind == "bool":
             if self.value is None or self.value not in (0, 1):
-                yield "expected true or false"
+                yield parameter.expected
             return
-        if isinstance(self.value, bool):
-            yield "expected a number or {low, high}"
+        if parameter.kind == "choice":
+            if self.value not in parameter.choices:
+                yield choose(str(self.value), parameter.choices)
+            return
+        if isinstance(self.value, bool | str):
+            yield (
+                "expected a number or {low, high}"
+                if self.value in (0, 1)
+                else "expected {low, high}, or one fixed number"
+            )
             return
         for value in (self.value, self.low, self.high):
             if value is None:
                 continue
             if not math.isfinite(value):
                 yield f"{value}: expected a finite number"
-            elif not _within(value, parameter):
-                yield f"{value:g}: expected a number from {parameter.low:g} to {parameter.high:g}"
+            elif not parameter.within(value):
+                yield f"{value:g}: {parameter.expected}"
         if self.per and "source" in self.per and not parameter.per_source:
             yield 'has one value for all sources: "per" may name layers and modules'
 
-
-def _within(value: float, parameter: Parameter) -> bool:
-    low, high = parameter.low, parameter.high
-    return (low is None or low <= value) and (high is None or value <= high)
+    def ends(self) -> tuple[float | bool | str, ...]:
+        """The fixed value, or the bounds and what lies just inside of them."""
+        if self.value is not None:
+            return (self.value,)
+        assert self.low is not None and self.high is not None
+        inside = (self.high - self.low) / 1000
+        return self.low, self.low + inside, self.high - inside, self.high

@@ -107,7 +107,7 @@ class Space:
         per_slice = [g for g in genes if g.axes and not self._per_source(g, method)]
         top: Parameters = {g.parameter: _scalar(params[g.name("", "")]) for g in genes if not g.axes}
         top |= {n: _scalar(v) for n, v in self.fixed.items() if v is not None and method.parameter(n)}
-        base = self.config.base_model if method.base == "required" else None
+        base = self.config.base_model if method.apart else None
 
         def settings(genes: list[Gene], source: str, slice_: int) -> Parameters:
             return {g.parameter: self._setting(g, source, slice_, params) for g in genes}

@@ -46,8 +46,8 @@ class Builder:
         self._evaluator = open_evaluator(evaluator)
         self._engine = Engine(self._sources, device=self._device)
         source = self._sources[base]
-        self._model = live_model(source.path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
-        self._tokenizer = load_tokenizer(source.path, trust_remote_code=self._trust)
+        self._model = live_model(source, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+        self._tokenizer = load_tokenizer(source, trust_remote_code=self._trust)
 
     def run(self, job: Job) -> Answer:
         """Build and score. What the candidate did wrong comes back as a reason.
@@ -74,24 +74,21 @@ class Builder:
 
     def _exported(self, job: Job, seconds: dict[str, float]) -> Score:
         started = time.perf_counter()
-        folder: str | None = None
+        if job.recipe is None:
+            return self._checkpoint(self._sources[job.source or ""], job, seconds, started)
+        folder = tempfile.mkdtemp(prefix="evomerge-")
         try:
-            if job.recipe is not None:
-                folder = tempfile.mkdtemp(prefix="evomerge-")
-                path = Path(folder) / "model"
-                self._engine.write(job.recipe, path)
-            else:
-                path = self._sources[job.source or ""].path
+            path = Path(folder) / "model"
+            self._engine.write(job.recipe, path)
             return self._checkpoint(path, job, seconds, started)
         finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _checkpoint(self, path: Path, job: Job, seconds: dict[str, float], started: float) -> Score:
+    def _checkpoint(self, model: Path | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
         self._place("cpu")
         try:
-            return self._loaded(path, job, seconds, started)
+            return self._loaded(model, job, seconds, started)
         finally:
             self._place(self._device)
 
@@ -101,11 +98,11 @@ class Builder:
         if str(self._model.device) != device:
             torch.nn.Module.to(self._model, device)
 
-    def _loaded(self, path: Path, job: Job, seconds: dict[str, float], started: float) -> Score:
+    def _loaded(self, checkpoint: Path | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
-        model = live_model(path, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
-        tokenizer = load_tokenizer(path, trust_remote_code=self._trust)
+        model = live_model(checkpoint, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=self._trust)
         return self._score(model, tokenizer, job, seconds, started)
 
     def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:

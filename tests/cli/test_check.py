@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from evomerge import presets
+from evomerge import presets, zoo
+from evomerge.header import read_header
 
 RECIPE = """
 merge_method: task_arithmetic
@@ -23,7 +29,125 @@ def test_a_recipe(command: Callable, tmp_path: Path) -> None:
     data = command("check", tmp_path / "r.yaml", "--json").json
     assert (data["kind"], data["ok"], data["method"]) == ("recipe", True, "task_arithmetic")
     assert data["models"] == ["zoo:maths", "zoo:base"] and data["plan"]
-    assert "recipe, in order" in command("check", tmp_path / "r.yaml").out
+    text = command("check", tmp_path / "r.yaml").out
+    assert "recipe, in order" in text
+    assert "task_arithmetic of maths (weight 0.8) on base, lambda 1, normalize false" in text
+    assert "task_arithmetic: 4 layers, 38 tensors, 456,096 parameters; configuration of zoo:base" in text
+    assert "tokenizer: of zoo:base" in text and "chat template: none" in text
+
+
+CHAIN = """
+name: first
+merge_method: ties
+base_model: zoo:base
+models:
+- {model: zoo:maths, parameters: {weight: [0.2, 0.8], density: 0.5}}
+- {model: zoo:kovesh, parameters: {weight: 0.5}}
+tokenizer_source: union
+---
+name: idle
+merge_method: linear
+models: [{model: zoo:maths, parameters: {weight: 1}}]
+---
+merge_method: slerp
+base_model: first
+models: [{model: zoo:sorting}]
+parameters: {t: [{filter: mlp, value: 0.3}, {value: 0.5}]}
+chat_template: chatml
+out_dtype: float32
+"""
+
+
+def test_a_chain(command: Callable, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(CHAIN)
+    data = command("check", tmp_path / "r.yaml", "--json").json
+    assert (data["method"], data["unused"], len(data["steps"])) == ("slerp", ["idle"], 1)
+    first, final = data["steps"][0], data["plan"]
+    assert first["name"] == "first" and first["tokenizer"]["tokens"] == first["tokenizer"]["rows"] == 134
+    assert (final["tokenizer_of"], final["chat_template"]["from"]) == ("first", "chatml")
+    assert final["bytes_written"] == 2 * first["bytes_written"] == 4 * final["parameters"]
+    assert data["bytes_written"] == first["bytes_written"] + final["bytes_written"]
+    assert [g["parameters"]["t"] for g in final["groups"]] == [0.5, 0.3]
+    assert sum(g["tensors"] for g in final["groups"]) == final["tensors"] == 38
+    text = command("check", tmp_path / "r.yaml").out
+    assert 'step "first"' in text and "the final recipe" in text and "altogether" in text
+    assert "maths (weight 0.2 to 0.8, density 0.5)" in text
+    assert "slerp of sorting on first, t 0.3" in text and 'not built: "idle"' in text
+    assert "12 tensors, 294,912 parameters: mlp.down_proj, mlp.gate_proj, mlp.up_proj" in text
+
+
+@pytest.mark.parametrize("text", [RECIPE, CHAIN, RECIPE + "tokenizer: {pad_to_multiple_of: 64}\n"])
+def test_what_it_says_of_bytes_is_what_merge_writes(text: str, command: Callable, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    said = command("check", tmp_path / "r.yaml", "--json").json
+    done = command("merge", tmp_path / "r.yaml", tmp_path / "out", "--json").json
+    assert said["output_bytes"] == done["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    header = read_header(tmp_path / "out" / "model.safetensors")
+    assert said["plan"]["bytes_written"] == sum(t.end - t.start for t in header.values())
+    assert said["plan"]["parameters"] == sum(t.elements for t in header.values())
+
+
+def test_adapters_and_statistics_are_listed(command: Callable, tmp_path: Path) -> None:
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["up_proj"], "bias": "none"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    rows, columns = read_header(zoo.path("base") / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].shape
+    name = "base_model.model.model.layers.{}.mlp.up_proj.lora_{}.weight"
+    tensors = {name.format(i, "A"): np.ones((3, columns), np.float32) for i in range(2)}
+    tensors |= {name.format(i, "B"): np.ones((rows, 3), np.float32) for i in range(2)}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    (tmp_path / "text.txt").write_text("drevin kunt 5 nesh\n")
+    for model in ("zoo:maths", "zoo:base+./lora"):
+        folder = tmp_path / model.replace("/", "")
+        path = model.replace("./", f"{tmp_path}/")
+        assert command("statistics", path, tmp_path / "text.txt", "--kind", "fisher", "--out", folder).code == 0
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: fisher\nmodels: [{model: zoo:maths}, {model: zoo:base+./lora}]\n"
+        "evomerge: {statistics: {zoo:maths: zoo:maths, zoo:base+./lora: zoo:base+.lora}}\n"
+    )
+    data = command("check", tmp_path / "r.yaml", "--json").json["plan"]
+    assert data["adapters"] == [
+        {"adapter": "./lora", "model": "zoo:base", "ranks": [3], "tensors": 2, "replaced": 0}
+    ]  # fmt: skip
+    assert [(s["model"], s["kind"], s["samples"]) for s in data["statistics"]] == [
+        ("zoo:maths", "fisher", 1), ("zoo:base+./lora", "fisher", 1),
+    ]  # fmt: skip
+    text = command("check", tmp_path / "r.yaml").out
+    assert "adapter ./lora on zoo:base: rank 3, changes 2 tensors" in text
+    assert "fisher statistics of zoo:maths: " in text and "(1 document" in text
+
+
+def test_every_problem_is_found(command: Callable, tmp_path: Path) -> None:
+    """Of the file, of its models, and of every step."""
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: linear\nmodls: []\ndtype: half\nmodels: [{model: zoo:math}, {model: ./nowhere/x+./lora}]\n"
+    )
+    lines = command("check", tmp_path / "r.yaml").error.splitlines()
+    assert len(lines) == 4
+    for words in ('did you mean "models"', "dtype = 'half'", "zoo:math", "./nowhere/x"):
+        assert any(words in line for line in lines), words
+    (tmp_path / "r.yaml").write_text(
+        "name: one\nmerge_method: slerp\nbase_model: zoo:base\nmodels: [{model: zoo:maths}]\n---\n"
+        "name: two\nmerge_method: ties\nbase_model: zoo:base\nmodels: [{model: zoo:maths}, {model: zoo:kovesh}]\n---\n"
+        "merge_method: linear\nmodels: [{model: one}, {model: two}]\n"
+    )
+    lines = command("check", tmp_path / "r.yaml").error.splitlines()
+    assert len(lines) == 3
+    for line, words in zip(lines, (('"one"', '"t"'), ('"two"', "zoo:maths"), ('"weight"', "zoo:kovesh")), strict=True):
+        assert all(w in line for w in words)
+
+
+def test_nothing_is_built_and_torch_stays_out(tmp_path: Path) -> None:
+    """In a process of its own: planning reads headers and tokenizers."""
+    (tmp_path / "r.yaml").write_text(CHAIN)
+    script = (
+        "import sys; from evomerge.cli import main; assert main(['check', sys.argv[1]]) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "r.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 
 
 @pytest.mark.parametrize("name", presets.names("search_spaces"))

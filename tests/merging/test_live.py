@@ -81,3 +81,19 @@ def test_a_tensor_too_many_or_too_few(make: Callable[..., Path], tmp_path: Path)
         recipe = parse_recipe(f"{{merge_method: passthrough, models: [{{model: {folder}}}]}}")
         with pytest.raises(RecipeError, match=words):
             Engine(open_sources(recipe.references())).build_into(recipe, live)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_not_loaded_with_random_ones(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(make(seed=1), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"], tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r'lacks "lm_head.weight" \(and 1 more\) of a LlamaForCausalLM'):
+        live_model(folder)
+
+
+def test_a_model_with_an_image_encoder(make: Callable[..., Path]) -> None:
+    model = live_model(make("gemma3", seed=1, layers=2, tied=True))
+    assert type(model).__name__ == "Gemma3ForConditionalGeneration" and not model.training

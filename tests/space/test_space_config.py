@@ -102,6 +102,60 @@ def test_slerp_takes_one_source() -> None:
     parse_space(text.replace(", zoo:kovesh", ""))
 
 
+def test_how_many_sources_a_method_takes() -> None:
+    stock = GOOD.replace("task_arithmetic", "model_stock").replace("weight: {low: 0, high: 1}", "filter_wise: true")
+    parse_space(stock)
+    assert "takes at least 2 sources beside the base_model, got 1" in refused(stock.replace(", zoo:kovesh", ""))[0]
+    pair = GOOD.replace("task_arithmetic", "nuslerp")
+    parse_space(pair)
+    assert "takes exactly 2 sources beside the base_model, got 1" in refused(pair.replace(", zoo:kovesh", ""))[0]
+    assert (
+        "takes exactly 2 sources, got 1"
+        in refused(pair.replace(", zoo:kovesh", "").replace("base_model: zoo:base\n", ""))[0]
+    )
+
+
+def test_spherical_methods_work_on_task_vectors_where_there_is_a_base() -> None:
+    for method in ("nuslerp", "multislerp"):
+        text = GOOD.replace("task_arithmetic", method)
+        with_base = parse_space(text).bind(4)
+        assert with_base.decode(with_base.initial()).base_model == "zoo:base"
+        without = parse_space(text.replace("base_model: zoo:base\n", "")).bind(4)
+        assert without.decode(without.initial()).base_model is None
+        with pytest.raises(SpaceError, match="base_model"):
+            without.encode(with_base.decode(with_base.initial()))
+
+
+def test_words_are_given_as_they_are() -> None:
+    text = GOOD.replace("task_arithmetic", "varm").replace("weight: {low: 0, high: 1}", "unit: layer")
+    space = parse_space(text).bind(4)
+    recipe = space.decode({})
+    assert recipe.parameters == {"unit": "layer"}
+    assert space.encode(recipe) == {}
+    assert 'did you mean "layer"? Valid: model' in refused(text.replace("unit: layer", "unit: layers"))[0]
+    other = parse_space(text.replace("unit: layer", "unit: element")).bind(4)
+    with pytest.raises(SpaceError, match="unit is layer, fixed at element"):
+        other.encode(recipe)
+
+
+def test_della_needs_room_for_its_epsilon() -> None:
+    text = GOOD.replace("task_arithmetic", "[ties, della]")
+    narrow = text + "  density: {low: 0.2, high: 0.8}\n"
+    parse_space(narrow)
+    parse_space(narrow + "  epsilon: {low: 0.01, high: 0.19}\n")
+    parse_space(text)  # at density 1 nothing is drawn
+    for wide in ("density: {low: 0.2, high: 1}", "density: {low: 0.1, high: 0.8}", "density: 0.9"):
+        lines = refused(f"{text}  {wide}\n")
+        assert len(lines) == 1
+        assert 'method "della": density' in lines[0]
+        assert "must lie between 0 and 1" in lines[0]
+    assert "epsilon must be less than" in refused(narrow + "  epsilon: {low: 0.01, high: 0.2}\n")[0]
+
+
+def test_methods_that_need_statistics_are_merged_by_recipes() -> None:
+    assert "needs collected statistics" in refused(GOOD.replace("task_arithmetic", "fisher"))[0]
+
+
 def test_linear_may_merge_the_base_where_none_is_named() -> None:
     space = parse_space(GOOD.replace("task_arithmetic", "linear").replace("base_model: zoo:base\n", "")
                         .replace("kovesh", "base")).bind(2)  # fmt: skip

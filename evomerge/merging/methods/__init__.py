@@ -1,10 +1,9 @@
 """Merge methods: pure functions of a group of tensors. `evomerge.methods.METHODS` is the one table of them.
 
 Each takes a `Group` and its parameters by keyword (those per source as sequences, `lambda` as `lambda_`), and returns
-the merged tensor, of the group's shape, in float32 (float64 where an input is), newly allocated.
-
-Products and sums are rounded one by one (no fused multiply-add, no library reduction over sources), so that a result
-does not depend on threads, chunks or device.
+the merged tensor, of the group's shape and output type. A method says what is done in terms of the group's reductions
+and results (`gram`, `combine`, `add`, `masked`, ...); how that runs (chunks, threads, compiled kernels, CUDA) is the
+group's.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from evomerge.merging.draws import threshold
 from evomerge.merging.group import Group
-from evomerge.merging.methods.task_arithmetic import divisor
-from evomerge.merging.methods.ties import elect
+from evomerge.merging.masks import Drawn, Part
+from evomerge.merging.methods.weights import divisor
 
 
 def dare_linear(
@@ -28,17 +28,8 @@ def dare_linear(
         rescale: Divide what is kept by the density, so that its mean stays.
     """
     scale = lambda_ / divisor(weight, normalize)
-    parts = [
-        part
-        for i, (w, d) in enumerate(zip(weight, density, strict=True))
-        if (part := dropped(group, i, w * scale, d, rescale)) is not None
-    ]
-    if not parts:
-        return group.base_values.clone().reshape(group.shape)
-    delta = parts[0]
-    for part in parts[1:]:
-        delta += part
-    return delta.add_(group.base_values).reshape(group.shape)
+    parts = [dropped(w, d, rescale, scale) for w, d in zip(weight, density, strict=True)]
+    return group.masked(parts, elect_sign=False)
 
 
 def dare_ties(
@@ -51,15 +42,13 @@ def dare_ties(
     rescale: bool,
 ) -> Tensor:
     """DARE's mask and rescaling in the place of TIES's trimming."""
-    parts = [dropped(group, i, w, d, rescale) for i, (w, d) in enumerate(zip(weight, density, strict=True))]
-    return elect(group, parts, weight, lambda_, normalize)
+    parts = [dropped(w, d, rescale) for w, d in zip(weight, density, strict=True)]
+    return group.masked(parts, elect_sign=True, normalize=normalize, lambda_=lambda_)
 
 
-def dropped(group: Group, source: int, weight: float, density: float, rescale: bool) -> Tensor | None:
-    """w_i mask_i d_i / density_i, flat; None where nothing is left of it."""
-    if weight == 0.0 or density <= 0.0:
+def dropped(weight: float, density: float, rescale: bool, scale: float = 1.0) -> Part | None:
+    """The part of a source of which elements are dropped at random; None where nothing is left of it."""
+    if density <= 0.0:
         return None
-    part = group.deltas[source] * (weight / density if rescale else weight)
-    if density < 1.0:
-        part *= group.drawn(source, threshold(density))
-    return part
+    mask = Drawn(threshold(density)) if density < 1.0 else None
+    return Part(weight * scale / (density if rescale else 1.0), mask, share=weight)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evomerge.merging.group import Group
-from evomerge.merging.methods.weighted import check_weights, weighted_sum
+from evomerge.merging.methods.weights import check_weights
 
 
 def linear(group: Group, *, weight: Sequence[float], normalize: bool) -> Tensor:
@@ -20,4 +20,4 @@ def linear(group: Group, *, weight: Sequence[float], normalize: bool) -> Tensor:
         CandidateError: weights to normalise that sum to 0.
     """
     total = check_weights("linear", weight) if normalize else 1.0
-    return weighted_sum(group, group.values, [w / total for w in weight]).reshape(group.shape)
+    return group.combine([w / total for w in weight])

@@ -11,4 +11,4 @@ from evomerge.merging.group import Group
 
 def passthrough(group: Group, *, scale: Sequence[float]) -> Tensor:
     """s W."""
-    return (group.values[0] * scale[0]).reshape(group.shape)
+    return group.combine(scale)

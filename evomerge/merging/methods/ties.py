@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from evomerge.merging.group import Group
+from evomerge.merging.masks import Part, Ranked
+from evomerge.merging.sums import kept_magnitude
 
 
-def ties(group: Group, *, weight: Sequence[float], density: Sequence[float], lambda_: float, normalize: bool) -> Tensor:
+def ties(
+    group: Group,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    lambda_: float,
+    normalize: bool,
+    rescale: bool,
+) -> Tensor:
     """W_0 + lambda sum m_i w_i topk(d_i) / sum m_i w_i, with m_i = [sign(w_i d_i) = sign(sum w_j d_j)].
 
     Args:
         density: Share of each task vector that is kept, the largest by magnitude: int(density * n) elements, but at
             least one; at density 0 none.
         normalize: Divide by the weights that agree, element by element.
+        rescale: Scale what is kept of a task vector to the sum of magnitudes that all of it had.
     """
-    parts = [trimmed(group, i, w, d) for i, (w, d) in enumerate(zip(weight, density, strict=True))]
-    return elect(group, parts, weight, lambda_, normalize)
+    parts = [
+        ranked(group, i, w, Ranked(0, kept(d, group.elements)), rescale)
+        for i, (w, d) in enumerate(zip(weight, density, strict=True))
+    ]
+    return group.masked(parts, elect_sign=True, normalize=normalize, lambda_=lambda_)
 
 
 def kept(density: float, elements: int) -> int:
@@ -29,41 +42,18 @@ def kept(density: float, elements: int) -> int:
     return max(1, int(density * elements)) if density > 0.0 and elements else 0
 
 
-def trimmed(group: Group, source: int, weight: float, density: float) -> Tensor | None:
-    """w_i topk(d_i), flat; None where nothing is left of it."""
-    keep = kept(density, group.elements)
-    if weight == 0.0 or keep == 0:
-        return None
-    part = group.deltas[source] * weight
-    if keep < group.elements:
-        part *= group.largest(source, keep)
-    return part
+def ranked(group: Group, source: int, weight: float, mask: Ranked, rescale: bool, scale: float = 1.0) -> Part | None:
+    """The part of a source of which some places in the order of magnitudes are kept; None where nothing is left of it.
 
-
-def elect(
-    group: Group, parts: Sequence[Tensor | None], weight: Sequence[float], lambda_: float, normalize: bool
-) -> Tensor:
-    """Keep of the weighted task vectors only what has the sign of their sum, element by element, and add to the base.
-
-    A sum of 0 elects plus. Where no source agrees, the base stays as it is.
+    Args:
+        scale: A factor that does not count in normalising.
+        rescale: Keep the sum of magnitudes, as in `ties`.
     """
-    present = [(part, w) for part, w in zip(parts, weight, strict=True) if part is not None]
-    if not present:
-        return group.base_values.clone().reshape(group.shape)
-    total = present[0][0].clone()
-    for part, _ in present[1:]:
-        total += part
-    sign = torch.copysign(torch.ones((), dtype=group.dtype, device=group.device), total)
-    mixed = torch.zeros_like(total)
-    share = torch.zeros_like(total) if normalize else None
-    for part, w in present:
-        agreeing = part.mul_(sign).clamp_(min=0.0)
-        mixed += agreeing
-        if share is not None:
-            share += agreeing.sign_().mul_(w)
-    if share is not None:
-        share += torch.eq(share, 0.0, out=torch.empty_like(share))
-        mixed /= share
-    if lambda_ != 1.0:
-        mixed *= lambda_
-    return mixed.mul_(sign).add_(group.base_values).reshape(group.shape)
+    if mask.stop <= mask.first or weight == 0.0:
+        return None
+    if mask.stop - mask.first >= group.elements:
+        return Part(weight * scale, share=weight)
+    if rescale:
+        own = kept_magnitude(group, source, mask)
+        scale *= kept_magnitude(group, source, Ranked(0, group.elements)) / own if own else 1.0
+    return Part(weight * scale, mask, share=weight)

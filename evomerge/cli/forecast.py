@@ -1,0 +1,204 @@
+"""What a recipe, or a chain of them, would do, in numbers and in words: `evomerge check RECIPE`. Loads no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import InputError, SourceError
+
+if TYPE_CHECKING:
+    from evomerge.merging.chain import PlannedStep
+    from evomerge.merging.plan import Plan
+    from evomerge.sources import Source
+
+# Kinds of tensors that are listed for a group of them, and groups that are listed.
+_KINDS, _GROUPS = 7, 40
+
+
+def forecast(file: Path) -> tuple[dict[str, Any], str]:
+    """Plan a recipe file to the end: plain data, and the same in words.
+
+    Raises:
+        InputError: every problem of the file, of its models and of what is to be done with them, one line each.
+    """
+    from evomerge.merging.chain import OpenChain, peak_disk
+    from evomerge.merging.memory import peak_bytes
+    from evomerge.merging.outline import weights_bytes
+    from evomerge.recipe import load_chain
+
+    try:
+        chain = load_chain(file)
+    except InputError as e:
+        raise type(e)("\n".join([str(e), *_models_too(file)])) from None
+    opened = OpenChain.open(chain, root=file.parent)
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
+        planned = opened.plan(Path(scratch))
+        steps = [_step(step) for step in planned]
+    final = planned[-1].plan
+    facts: dict[str, Any] = {
+        "method": chain.final.merge_method,
+        "models": chain.references(),
+        "plan": steps[-1],
+        "steps": steps[:-1],
+        "unused": list(chain.unused),
+        "bytes_read": sum(step["bytes_read"] for step in steps),
+        "bytes_written": sum(step["bytes_written"] for step in steps),
+        "output_bytes": weights_bytes(final),
+        "memory_bytes": max(peak_bytes(step.plan) for step in planned),
+        "disk_bytes": peak_disk(planned),
+    }
+    return facts, "\n".join(_words(facts))
+
+
+def _models_too(file: Path) -> list[str]:
+    """What is wrong with the models of a file that is no recipe, as far as it says which they are."""
+    from evomerge.config import parse_documents, read_text
+    from evomerge.recipe.reference import renamed
+    from evomerge.sources import open_sources
+
+    try:
+        documents = [d.data for d in parse_documents(read_text(file), str(file)) if isinstance(d.data, dict)]
+    except InputError:
+        return []
+    found: list[str] = []
+
+    def noted(reference: str) -> str:
+        found.append(reference)
+        return reference
+
+    for data in documents:
+        renamed({k: v for k, v in data.items() if k in ("models", "slices", "modules", "base_model")}, noted)
+    made = [str(data.get("name")) for data in documents]
+    try:
+        open_sources([r for r in found if r.partition("+")[0].partition("@")[0] not in made], root=file.parent)
+    except SourceError as e:
+        return str(e).splitlines()
+    return []
+
+
+def _step(step: PlannedStep) -> dict[str, Any]:
+    plan = step.plan
+    return {
+        **({"name": step.step.name} if step.step.name is not None else {}),
+        **plan.summary(),
+        "tokenizer": _tokenizer(plan),
+        "chat_template": _chat_template(plan),
+        "adapters": [_adapter(plan.sources[r]) for r in plan.recipe.references() if plan.sources[r].adapter],
+        "statistics": [
+            {"model": model, "folder": s.folder, "kind": s.kind, **{k: s.facts.get(k) for k in ("samples", "tokens")}}
+            for model, s in plan.statistics.items()
+        ],
+    }
+
+
+def _tokenizer(plan: Plan) -> dict[str, Any]:
+    """Whose tokenizer the merge has, and how many tokens and rows where the recipe asks for one."""
+    merged = plan.vocabulary
+    if merged is None:
+        return {"of": plan.tokenizer, "changed": False}
+    own = merged.own.get(plan.tokenizer)
+    return {
+        "of": plan.tokenizer,
+        "asked": merged.settings.source,
+        "changed": merged.changed,
+        "tokens": len(merged.vocabulary.ids),
+        "new": len(merged.vocabulary.ids) - len(own.ids) if own else 0,
+        "rows": merged.size,
+    }
+
+
+def _chat_template(plan: Plan) -> dict[str, Any]:
+    """Where the chat template comes from, and its text; None where there is none."""
+    from evomerge.merging.tokens import chat_template
+    from evomerge.merging.tokens.template import AUTO, names, template_of
+
+    asked = plan.recipe.chat_template
+    text = template_of(plan.recipe, plan.sources)
+    if text is None:
+        text = chat_template(plan.sources[plan.tokenizer].path)
+        return {"from": plan.tokenizer if text is not None else None, "text": text}
+    return {"from": asked if asked in (AUTO, *names()) else "the recipe", "text": text}
+
+
+def _adapter(source: Source) -> dict[str, Any]:
+    adapter = source.adapter
+    assert adapter is not None
+    return {
+        "adapter": adapter.reference,
+        "model": adapter.model.reference,
+        "ranks": sorted({update.rank for update in adapter.updates.values()}),
+        "tensors": len(adapter.updates),
+        "replaced": len(adapter.replaced),
+    }
+
+
+def _words(facts: Mapping[str, Any]) -> Iterator[str]:
+    steps: Sequence[Mapping[str, Any]] = [*facts["steps"], facts["plan"]]
+    for step in steps:
+        if len(steps) > 1:
+            yield f'\nstep "{step["name"]}"' if step.get("name") and step is not steps[-1] else "\nthe final recipe"
+        yield from _step_words(step)
+    if len(steps) > 1:
+        yield "\naltogether"
+    yield f"reads {size(facts['bytes_read'])}, writes {size(facts['bytes_written'])}"
+    yield f"weights on disk: {size(facts['output_bytes'])}"
+    if len(steps) > 1:
+        yield f"room needed meanwhile: {size(facts['disk_bytes'])}"
+    yield f"memory beyond mapped files: at most {size(facts['memory_bytes'])}"
+    for name in facts["unused"]:
+        yield f'not built: "{name}", which no other recipe uses'
+
+
+def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{step['method']}: {step['layers']} layers, {step['tensors']:,} tensors, {step['parameters']:,} parameters; "
+        f"configuration of {step['configuration_of']}"
+    )
+    yield _tokenizer_words(step["tokenizer"])
+    template = step["chat_template"]
+    yield f"chat template: {template['from'] or 'none'}"
+    for adapter in step["adapters"]:
+        ranks = " and ".join(map(str, adapter["ranks"])) or "none"
+        own = f", {_counted(adapter['replaced'], 'tensor')} of its own" if adapter["replaced"] else ""
+        changed = _counted(adapter["tensors"], "tensor")
+        yield f"adapter {adapter['adapter']} on {adapter['model']}: rank {ranks}, changes {changed}{own}"
+    for s in step["statistics"]:
+        text = f"{_counted(s['samples'], 'document')}, {_counted(s['tokens'], 'token')}"
+        yield f"{s['kind']} statistics of {s['model']}: {s['folder']} ({text})"
+    for group in step["groups"][:_GROUPS]:
+        yield f"  {group['words']}"
+        yield f"    {_counted(group['tensors'], 'tensor')}, {group['elements']:,} parameters: {_kinds(group)}"
+    if len(step["groups"]) > _GROUPS:
+        yield f"  and {len(step['groups']) - _GROUPS} more groups (--json lists them)"
+
+
+def _tokenizer_words(tokenizer: Mapping[str, Any]) -> str:
+    if "asked" not in tokenizer:
+        return f"tokenizer: of {tokenizer['of']}"
+    new = f", {tokenizer['new']:,} of them new to it" if tokenizer["new"] > 0 else ""
+    return (
+        f"tokenizer: {tokenizer['asked']}, on that of {tokenizer['of']}: {tokenizer['tokens']:,} tokens{new}; "
+        f"{tokenizer['rows']:,} rows of embeddings"
+    )
+
+
+def _kinds(group: Mapping[str, Any]) -> str:
+    kinds = [kind.removesuffix(".weight") for kind in group["kinds"]]
+    more = f" and {_counted(len(kinds) - _KINDS, 'more kind')}" if len(kinds) > _KINDS else ""
+    return f"{', '.join(kinds[:_KINDS])}{more}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """Bytes in words: "1.23 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

@@ -1,0 +1,40 @@
+"""How long tensors are cut into pieces, and who works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+Range = tuple[int, int]
+
+# Elements of one piece. Sums are always taken over blocks of BLOCK elements, so that they do not depend on the rest.
+BLOCK = 1 << 15
+CHUNK = 1 << 18
+CUDA_CHUNK = 1 << 26
+
+
+class Chunks:
+    """Runs a function over pieces of a tensor, on a pool of threads where there is one.
+
+    Args:
+        size: Elements of a piece; rounded to whole blocks.
+        pool: None works in the caller's thread.
+    """
+
+    def __init__(self, size: int = CHUNK, pool: ThreadPoolExecutor | None = None) -> None:
+        self.size = max(BLOCK, size // BLOCK * BLOCK)
+        self.pool = pool
+
+    def ranges(self, count: int, unit: int = 1) -> list[Range]:
+        """Consecutive ranges that cover `count` elements, each a multiple of `unit` long (except the last)."""
+        step = max(unit, self.size // unit * unit)
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def run(self, work: Callable[[int, int], Result], ranges: Iterable[Range]) -> list[Result]:
+        """Results in the order of the ranges."""
+        listed = list(ranges)
+        if self.pool is None or len(listed) < 2:
+            return [work(start, stop) for start, stop in listed]
+        return list(self.pool.map(lambda r: work(*r), listed))

@@ -1,0 +1,86 @@
+"""config.json of a merge: the donor's, with the number of layers, lists by layer and type of what was merged."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+from evomerge.merging.plan import Plan
+from evomerge.merging.tokens import set_vocabulary
+from evomerge.sources import LAYER_KEYS, Source
+
+# Settings that go with a rule by a layer's number.
+_BY_POSITION = re.compile(r"sliding|window|pattern|interval|interleave|chunk|sparse_step")
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def merged_config(plan: Plan) -> dict[str, Any]:
+    """What config.json of the merge says.
+
+    A composite model's layers are counted in the language model's part of it.
+    """
+    donor = plan.sources[plan.donor]
+    config: dict[str, Any] = copy.deepcopy(donor.config)
+    text = next((v for k, v in config.items() if donor.config[k] is donor.text_config), config)
+    if plan.layers != tuple((plan.donor, i) for i in range(donor.num_layers)):
+        _set_layers(plan, text)
+    if plan.vocabulary is not None:
+        set_vocabulary(config, text, donor, plan.sources[plan.tokenizer], plan.vocabulary)
+    asked = plan.recipe.out_dtype or plan.recipe.dtype
+    types = [t.dtype for t in plan.tensors if t.dtype in _NAMES]
+    dtype = asked or (_NAMES[max(types, key=types.count)] if types else None)
+    for part in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if key in part or (part is config and key == "dtype" and "torch_dtype" not in config):
+                part[key] = dtype
+    return config
+
+
+def _set_layers(plan: Plan, text: dict[str, Any]) -> None:
+    """Number of layers, lists with one entry per layer (layer_types, ...), and lists of layers (mlp_only_layers)."""
+    keys = [key for key in LAYER_KEYS if key in text] or [LAYER_KEYS[0]]
+    text.update(dict.fromkeys(keys, len(plan.layers)))
+    full = {reference: _completed(plan.sources[reference]) for reference in dict.fromkeys(m for m, _ in plan.layers)}
+    donor = full.setdefault(plan.donor, _completed(plan.sources[plan.donor]))
+    depth = plan.sources[plan.donor].num_layers
+    for key, value in donor.items():
+        if "layer" not in key or not isinstance(value, list):
+            continue
+        if _numbers_of_layers(value, depth):
+            text[key] = [at for at, (model, layer) in enumerate(plan.layers) if layer in full[model].get(key, value)]
+        elif len(value) == depth:
+            text[key] = [_entry(full[model].get(key), layer, value) for model, layer in plan.layers]
+
+
+def _entry(own: Any, layer: int, donor: list[Any]) -> Any:
+    """A layer's entry in its own model's list, or in the donor's where it has no such list."""
+    return own[layer] if isinstance(own, list) and layer < len(own) else donor[min(layer, len(donor) - 1)]
+
+
+def _numbers_of_layers(value: list[Any], depth: int) -> bool:
+    """Whether a list names some layers, or all of them in order; [0, 1] of two layers says no and yes."""
+    if len(value) == depth <= 2:
+        return False
+    ascending = all(type(v) is int and 0 <= v < depth for v in value) and sorted(set(value)) == value
+    return bool(value) and ascending
+
+
+def _completed(source: Source) -> dict[str, Any]:
+    """The language model's configuration with the lists that older files leave to their family's rule by position.
+
+    gemma2, for one, takes sliding and full attention in turns: a layer that moves keeps its own kind of attention only
+    where the merge says so. transformers knows the rules; it is asked only for layers that move, and where a setting
+    speaks of such a rule, because importing it takes longer than a small merge.
+    """
+    own = source.text_config
+    listed = any("layer" in k and isinstance(v, list) and len(v) == source.num_layers for k, v in own.items())
+    if listed or not any(_BY_POSITION.search(k) and v for k, v in own.items()):
+        return own
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.from_pretrained(source.path, local_files_only=True).get_text_config().to_dict()
+    except (OSError, ValueError, KeyError):
+        return own  # a family that it does not know
+    return {**known, **own}

@@ -1,0 +1,67 @@
+"""Chat templates: a recipe's own text, one of the well-known formats by name, or the one that most models have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.errors import RecipeError, SourceError, choose
+from evomerge.recipe import Recipe
+from evomerge.sources import Source
+
+AUTO = "auto"
+FILE = "chat_template.jinja"
+_FOLDER = Path(__file__).parent / "templates"
+
+
+def names() -> list[str]:
+    """The formats that can be named, as mergekit names them."""
+    return sorted(file.stem for file in _FOLDER.glob("*.jinja"))
+
+
+def named_template(name: str) -> str:
+    """The Jinja text of a format."""
+    return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def check_template(recipe: Recipe) -> None:
+    """Raise RecipeError where `chat_template` is neither "auto", a known name nor the text of a template."""
+    given = recipe.chat_template
+    if given is not None and given not in (AUTO, *names()) and "{" not in given:
+        shown = given if len(given) <= 80 else given[:77] + "..."
+        raise RecipeError(
+            f'chat_template = "{shown}": expected a name or the text of a Jinja template; '
+            f"{choose(given, [AUTO, *names()])}"
+        )
+
+
+def template_of(recipe: Recipe, sources: Mapping[str, Source]) -> str | None:
+    """The chat template that the merge is to have, or None where it keeps its tokenizer's."""
+    given = recipe.chat_template
+    if given == AUTO:
+        found = [t for r in recipe.references() if (t := chat_template(sources[r].path))]
+        # Where two are as common, the first model's.
+        return Counter(found).most_common(1)[0][0] if found else None
+    return named_template(given) if given in names() else given
+
+
+def chat_template(folder: Path) -> str | None:
+    """A model's chat template, or None.
+
+    Raises:
+        SourceError: its tokenizer_config.json is not JSON.
+    """
+    if (folder / FILE).is_file():
+        return (folder / FILE).read_text(encoding="utf-8").strip()
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    try:
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError) as e:
+        raise SourceError(f"{config}: not a JSON object ({e})") from None
+    if isinstance(template, list):
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return template.strip() if isinstance(template, str) else None

@@ -1,0 +1,235 @@
+"""One merge in mergekit's schema (models | slices | modules, gradients, filters), and a hash of what it means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from evomerge.config import Frozen
+from evomerge.errors import choose
+from evomerge.methods import IGNORED_PARAMETERS, METHODS, Method
+from evomerge.recipe.reference import Reference, renamed
+from evomerge.recipe.tokenizer import TokenizerSettings
+from evomerge.recipe.values import Parameters, scalars, value_problem
+
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+class InputModel(Frozen):
+    """One entry of `models:`: every layer of a source, with its parameters."""
+
+    model: Reference
+    parameters: Parameters | None = None
+
+
+class InputSlice(Frozen):
+    """One source of a slice: layers `layer_range[0]` up to, without, `layer_range[1]`."""
+
+    model: Reference
+    layer_range: tuple[int, int]
+    parameters: Parameters | None = None
+
+    @field_validator("layer_range")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] < value[1]:
+            raise ValueError("expected [first, end] with 0 <= first < end")
+        return value
+
+
+class OutputSlice(Frozen):
+    """A run of output layers and the sources they are merged from.
+
+    Attributes:
+        residual_weight: A key of mergekit's schema that it does nothing with, nor do we; kept for exchange.
+    """
+
+    sources: list[InputSlice] = Field(min_length=1)
+    base_model: Reference | None = None
+    residual_weight: float | None = None
+    parameters: Parameters | None = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> OutputSlice:
+        lengths = [s.layer_range[1] - s.layer_range[0] for s in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"the sources of a slice must have equally many layers, got {lengths}")
+        return self
+
+
+class Module(Frozen):
+    """A recipe for one module of a composite model (the text decoder of a vision-language model)."""
+
+    slices: list[OutputSlice] | None = None
+    models: list[InputModel] | None = None
+    parameters: Parameters | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Module:
+        if bool(self.slices) == bool(self.models):
+            raise ValueError('expected exactly one of "slices" and "models"')
+        return self
+
+
+class Extras(Frozen):
+    """What mergekit has no key for.
+
+    Attributes:
+        seed: Seed of random masks (DARE); one per study.
+        sources: Content hash of each source, checked when the recipe is rebuilt.
+        statistics: Folder of the statistics of each model, for methods that need them (evomerge statistics).
+        provenance: Where the recipe comes from (study, trial); not part of its meaning.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    sources: dict[str, str] = {}
+    statistics: dict[Reference, str] = {}
+    provenance: dict[str, Any] = {}
+
+
+class Recipe(Frozen):
+    """One merge, in mergekit's schema."""
+
+    merge_method: str
+    models: list[InputModel] | None = None
+    slices: list[OutputSlice] | None = None
+    modules: dict[str, Module] | None = None
+    base_model: Reference | None = None
+    parameters: Parameters | None = None
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: Reference | None = None
+    tokenizer: TokenizerSettings | None = None
+    chat_template: str | None = None
+    evomerge: Extras = Extras()
+
+    @field_validator("merge_method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown merge method; {choose(value, list(METHODS))}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        given = [k for k in ("models", "slices", "modules") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(f'expected exactly one of "models", "slices" and "modules", got {given or "none"}')
+        if self.tokenizer_source and self.tokenizer:
+            raise ValueError('"tokenizer_source" and "tokenizer" cannot both be given')
+        problems = list(self._parameter_problems())
+        method = METHODS[self.merge_method]
+        if method.base == "required" and self.base_model is None and not self._bases():
+            problems.append(f'merge_method "{method.name}" needs a base_model')
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def method(self) -> Method:
+        """The table's entry of this recipe's method."""
+        return METHODS[self.merge_method]
+
+    def references(self) -> list[str]:
+        """Every model named, in order of first mention, the base last (as mergekit adds it)."""
+        named = [s.model for s in self._inputs()]
+        named += [b for b in (self.base_model, *self._bases()) if b]
+        return list(dict.fromkeys(named))
+
+    def _output_slices(self) -> Iterator[OutputSlice]:
+        yield from self.slices or ()
+        for module in (self.modules or {}).values():
+            yield from module.slices or ()
+
+    def _bases(self) -> list[str]:
+        return [s.base_model for s in self._output_slices() if s.base_model]
+
+    def _inputs(self) -> Iterator[InputModel | InputSlice]:
+        yield from self.models or ()
+        for module in (self.modules or {}).values():
+            yield from module.models or ()
+        for piece in self._output_slices():
+            yield from piece.sources
+
+    def _parameter_problems(self) -> Iterator[str]:
+        """Unknown parameter names and values of the wrong kind or out of range."""
+        method = METHODS[self.merge_method]
+        known = [p.name for p in method.parameters]
+        groups: list[tuple[str, Parameters | None]] = [("parameters", self.parameters)]
+        groups += [(f"modules.{name}.parameters", m.parameters) for name, m in (self.modules or {}).items()]
+        groups += [("slices.parameters", s.parameters) for s in self._output_slices()]
+        groups += [(f"parameters of {s.model}", s.parameters) for s in self._inputs()]
+        for where, parameters in groups:
+            for name, setting in (parameters or {}).items():
+                parameter = method.parameter(name)
+                if parameter is None:
+                    if name not in (*IGNORED_PARAMETERS, *method.ignored):
+                        yield f'{where}: merge_method "{method.name}" has no parameter "{name}"; {choose(name, known)}'
+                    continue
+                for value in scalars(setting):
+                    problem = value_problem(parameter, value)
+                    if problem:
+                        yield f"{where}.{name} = {value!r}: {problem}"
+
+    def with_extras(self, **values: Any) -> Recipe:
+        """A copy whose `evomerge:` key has these values."""
+        return self.model_copy(update={"evomerge": self.evomerge.model_copy(update=values)})
+
+    def with_references(self, names: Mapping[str, str]) -> Recipe:
+        """A copy that calls the models by other references; those not in `names` keep theirs."""
+        return Recipe.model_validate(renamed(self.to_dict(), lambda reference: names.get(reference, reference)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data without what is default, in the schema's order."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def to_yaml(self, name: str | None = None) -> str:
+        """mergekit's YAML; reading it back gives an equal recipe. `name` is the document's in a chain."""
+        data = {**({"name": name} if name is not None else {}), **self.to_dict()}
+        return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+
+    def hash(self, contents: Mapping[str, str] | None = None) -> str:
+        """SHA-256 (hex) of what the recipe means: methods, numbers, mask seed, content of the sources.
+
+        Args:
+            contents: Content hash of each referenced model, and of each folder of statistics. What has none is hashed
+                by its name.
+        """
+        contents = {**self.evomerge.sources, **(contents or {})}
+        data = renamed(self.to_dict(), lambda reference: contents.get(reference, reference))
+        data["evomerge"] = {"seed": self.evomerge.seed if self.method.random else 0}
+        if self.method.statistics:
+            folders = self.evomerge.statistics.items()
+            data["evomerge"]["statistics"] = {contents.get(m, m): contents.get(f, f) for m, f in folders}
+        if self.tokenizer and self.tokenizer.tokens:
+            # New tokens are numbered in the order in which they are written.
+            data["tokenizer"]["tokens"] = [[token, to] for token, to in data["tokenizer"]["tokens"].items()]
+
+        def canonical(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: canonical(v) for k, v in value.items() if v is not None}
+            if isinstance(value, list):
+                return [canonical(v) for v in value]
+            if isinstance(value, int) and not isinstance(value, bool):
+                return float(value)
+            return value
+
+        text = json.dumps(canonical(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of numbers on one line, and floats that YAML 1.1 readers take for floats."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    flow = all(isinstance(v, int | float | str) for v in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flow)
+
+
+_Dumper.add_representer(list, _represent_list)

@@ -1,0 +1,62 @@
+"""The `tokenizer:` key: which vocabulary a merge has, and whose embeddings tokens get."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from evomerge.config import Frozen
+from evomerge.recipe.reference import UNION, Reference
+
+
+class ModelToken(Frozen):
+    """The embedding that another token, or a row, has in one of the models."""
+
+    kind: Literal["model_token"]
+    model: Reference
+    token_id: int | None = Field(default=None, ge=0)
+    token: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelToken:
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError('expected exactly one of "token" and "token_id"')
+        return self
+
+
+class ZeroToken(Frozen):
+    """An embedding of zeros."""
+
+    kind: Literal["zero"]
+
+
+class TokenEmbedding(Frozen):
+    """Where a token's embedding comes from, in models that lack it (`force`: in every model).
+
+    Attributes:
+        source: A model (its embedding of this token), another token of a model, or zero. None: as for any token.
+    """
+
+    source: ModelToken | ZeroToken | Reference | None = None
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _forced(self) -> TokenEmbedding:
+        if self.force and self.source is None:
+            raise ValueError('"force" needs a "source"')
+        return self
+
+
+class TokenizerSettings(Frozen):
+    """mergekit's `tokenizer:`.
+
+    Attributes:
+        source: "union" of all vocabularies, "base" (the base model's), or a model's.
+        tokens: Tokens whose embedding is said; those that the vocabulary lacks are added to it.
+        pad_to_multiple_of: The number of rows is rounded up to one, by rows that have the mean of all others.
+    """
+
+    source: Reference = UNION
+    tokens: dict[str, TokenEmbedding] | None = None
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)

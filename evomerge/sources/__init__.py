@@ -1,0 +1,34 @@
+"""Source models: a reference (zoo:, folder, hub id) becomes a `Source`, checked by its headers before any work.
+
+Safetensors only: a pickle checkpoint can run code when it is read and is refused. Nothing here loads torch.
+"""
+
+from evomerge.sources.adapter import Adapter, Update
+from evomerge.sources.files import INDEX, SINGLE
+from evomerge.sources.fit import check_fit
+from evomerge.sources.hashes import Hashing, hash_sources, remembered, start_hashing
+from evomerge.sources.layout import TEXT, Layout, Place
+from evomerge.sources.open import open_source, open_sources, with_adapter
+from evomerge.sources.source import HEADS, LAYER_KEYS, ZOO, Source
+
+__all__ = [
+    "HEADS",
+    "INDEX",
+    "LAYER_KEYS",
+    "SINGLE",
+    "TEXT",
+    "ZOO",
+    "Adapter",
+    "Hashing",
+    "Layout",
+    "Place",
+    "Source",
+    "Update",
+    "check_fit",
+    "hash_sources",
+    "open_source",
+    "open_sources",
+    "remembered",
+    "start_hashing",
+    "with_adapter",
+]

@@ -1,0 +1,157 @@
+"""Whether models can be merged tensor by tensor, told from their configurations and headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from evomerge.errors import SourceError
+from evomerge.sources.layout import TEXT, Place
+from evomerge.sources.source import HEADS, Source
+
+# What must agree in the language models' configurations, by any of its names.
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_GEOMETRY = (
+    _WIDTH,
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("num_attention_heads", "n_head"),
+    ("num_key_value_heads", "num_kv_heads"),
+    ("head_dim",),
+    ("num_local_experts", "num_experts", "n_routed_experts"),
+)
+# What would help.
+_KIND = "models of different architecture can only be fused: evomerge fuse, planned"
+_SHAPE = "models of different shape can only be fused: evomerge fuse, planned"
+_VOCABULARY = "a tokenizer in the recipe reconciles vocabularies: tokenizer_source: union, base, or one of the models"
+_LAYERS = "use `slices:` with layer_range to choose which layers are paired"
+_HEAD = "save it with one: tie_word_embeddings: false and a copy of the embedding as lm_head.weight"
+_ALIKE = "use models saved alike"
+# More than that about one source says nothing new.
+_SHOWN = 12
+
+# What does not fit, and what would help.
+Mismatch = tuple[str, str]
+
+
+def check_fit(
+    sources: Mapping[str, Source] | Sequence[Source],
+    *,
+    layers: bool = True,
+    vocabulary: bool = True,
+    modules: Collection[str] | None = None,
+) -> None:
+    """Check that models can be merged tensor by tensor.
+
+    Args:
+        layers: Whether layers are paired one to one, so that their number must agree (False: slices choose them).
+        vocabulary: Whether the vocabularies must agree (False: the recipe's tokenizer reconciles them).
+        modules: Those that are merged; None takes every module that all of the sources have.
+
+    Raises:
+        SourceError: every mismatch with the first model, in one message, a line for each model.
+    """
+    models = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    shared = [m for m in models[0].layout.stacks if all(m in s.layout.stacks for s in models)] if models else []
+    merged = [m for m in shared if modules is None or m in modules]
+    found = {other: _mismatches(models[0], other, layers, vocabulary, merged) for other in models[1:]}
+    problems = [
+        f'"{other.reference}" does not fit "{models[0].reference}": {_told(mismatches)}'
+        for other, mismatches in found.items()
+        if mismatches
+    ]
+    if problems:
+        between = " " if len(problems) == 1 else "\n  "
+        raise SourceError("the sources do not fit each other:" + between + between.join(problems))
+
+
+def _told(mismatches: Sequence[Mismatch]) -> str:
+    """In words: those that one thing would help together."""
+    helped: dict[str, list[str]] = {}
+    for what, help_ in mismatches[:_SHOWN]:
+        helped.setdefault(help_, []).append(what)
+    told = [f"{', '.join(whats)} ({help_})" for help_, whats in helped.items()]
+    if len(mismatches) > _SHOWN:
+        told.append(f"and {len(mismatches) - _SHOWN} more of the kind")
+    return "; ".join(told)
+
+
+def _mismatches(first: Source, other: Source, layers: bool, vocabulary: bool, modules: Sequence[str]) -> list[Mismatch]:
+    """What keeps `other` from being merged with `first`."""
+    kinds = _kinds(first, other, modules)
+    if kinds:
+        # Nothing else would say more: another architecture has other tensors all over.
+        return [(f"architecture {kinds[1]} against {kinds[0]}", _KIND)]
+    found = list(_configured(first, other, layers, vocabulary))
+    # Another width changes the shape of every tensor.
+    wide = any(what.partition(" ")[0] in _WIDTH for what, _ in found)
+    return found + list(_tensors(first, other, layers, vocabulary, modules, shapes=not wide))
+
+
+def _kinds(first: Source, other: Source, modules: Sequence[str]) -> tuple[str, str] | None:
+    """The architectures of both, where they differ in what is merged."""
+    if not (first.composite or other.composite) or any(m != TEXT for m in modules):
+        same = first.config.get("model_type") == other.config.get("model_type")
+        return None if same and first.architecture == other.architecture else (first.architecture, other.architecture)
+    a, b = (str(s.text_config.get("model_type", s.config.get("model_type"))) for s in (first, other))
+    # A language model goes by its own name inside a composite one: qwen2_vl_text is a qwen2, gemma3_text a gemma3.
+    return None if a == b or a.startswith(f"{b}_") or b.startswith(f"{a}_") else (a, b)
+
+
+def _configured(first: Source, other: Source, layers: bool, vocabulary: bool) -> Iterator[Mismatch]:
+    """Mismatches of the configurations."""
+    for keys in _GEOMETRY:
+        named = ([(k, s.text_config[k]) for k in keys if s.text_config.get(k) is not None] for s in (first, other))
+        a, b = (found[0] if found else None for found in named)
+        if a and b and a[1] != b[1]:
+            yield f"{b[0]} {b[1]} against {a[1]}", _SHAPE
+    sizes = [s.text_config.get("vocab_size") for s in (first, other)]
+    if vocabulary and None not in sizes and sizes[0] != sizes[1]:
+        yield f"vocab_size {sizes[1]} against {sizes[0]}", _VOCABULARY
+    if layers and first.num_layers != other.num_layers:
+        yield f"{other.num_layers} layers against {first.num_layers}", _LAYERS
+
+
+def _tensors(
+    first: Source, other: Source, layers: bool, vocabulary: bool, modules: Sequence[str], *, shapes: bool
+) -> Iterator[Mismatch]:
+    """Mismatches of the tensors, all layers' tensors of one kind together."""
+    a, b = (_kept(s, layers, modules) for s in (first, other))
+    heads = [any(place.bare in HEADS for place in kept) for kept in (a, b)]
+    if heads[0] != heads[1]:
+        tied = (first, other)[heads.index(False)]
+        yield f'"{tied.reference}" has no output head of its own, its embedding is tied to it', _HEAD
+    # Where the configurations name two vocabularies, or the recipe reconciles them, other numbers of rows are no news.
+    rows_matter = vocabulary and first.text_config.get("vocab_size") == other.text_config.get("vocab_size")
+    differing: dict[str, list[str]] = {}
+    for place, shape in a.items() if shapes else ():
+        got = b.get(place, shape)
+        if got != shape and not (place.by_token and got[1:] == shape[1:] and not rows_matter):
+            words = f'" has shape {list(got)} against {list(shape)}'
+            differing.setdefault(f"{place.bare}{words}", []).append(f'tensor "{other.layout.named(place)}{words}')
+    for lines in differing.values():
+        yield lines[0] + _more(lines), _SHAPE
+    for side, have, lack, whose in (("lacks", a, b, first), ("has the extra", b, a, other)):
+        names: dict[str, list[str]] = {}
+        depth = {m: min(s.layout.layers_of(m) for s in (first, other)) for m in modules}
+        for place in have:
+            # Layers that only the deeper one has were told already; so was a head.
+            told = place.bare in HEADS or (place.layer is not None and place.layer >= depth[place.module])
+            if place not in lack and not told:
+                names.setdefault(place.bare, []).append(f'{side} tensor "{whose.layout.named(place)}"')
+        for lines in names.values():
+            yield lines[0] + _more(lines), _ALIKE
+
+
+def _kept(source: Source, layers: bool, modules: Sequence[str]) -> dict[Place, tuple[int, ...]]:
+    """Shapes by place; where layers are not paired, all layers of a model count as its first one."""
+    found: dict[Place, tuple[int, ...]] = {}
+    for name, info in source.merged_tensors.items():
+        place = source.layout.places[name]
+        if info.is_float and place.module in modules:
+            if not layers and place.layer is not None:
+                place = Place(place.module, 0, place.bare)
+            found.setdefault(place, info.shape)
+    return found
+
+
+def _more(lines: Sequence[str]) -> str:
+    return f" and {len(lines) - 1} more of its kind" if len(lines) > 1 else ""

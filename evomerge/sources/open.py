@@ -1,0 +1,102 @@
+"""A model reference becomes a `Source`, or one message that says why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from evomerge.errors import SourceError
+from evomerge.header import FLOATS, TensorInfo, read_header
+from evomerge.recipe import ModelReference
+from evomerge.sources.files import check_index, read_config, weight_files
+from evomerge.sources.folder import find_folder
+from evomerge.sources.peft import open_adapter
+from evomerge.sources.source import Source
+
+
+def open_sources(references: Iterable[str], root: Path | None = None) -> dict[str, Source]:
+    """Open several models, by reference, in order.
+
+    Raises:
+        SourceError: every problem of every model, one line each.
+    """
+    found: dict[str, Source] = {}
+    problems: list[str] = []
+    for reference in dict.fromkeys(references):
+        try:
+            found[reference] = open_source(reference, root)
+        except SourceError as e:
+            problems.append(str(e))
+    if problems:
+        raise SourceError("\n".join(problems))
+    return found
+
+
+def open_source(reference: str, root: Path | None = None) -> Source:
+    """Find a model and read its configuration and headers.
+
+    Args:
+        reference: `zoo:NAME`, a folder, or a hub id with optional `@revision`; after a `+` a LoRA adapter on it.
+        root: Where a relative folder is looked for when it is not below the current one (the recipe's folder).
+
+    Raises:
+        SourceError: the model is missing, incomplete, damaged, or in a format that is refused.
+    """
+    try:
+        parsed = ModelReference.parse(reference)
+    except ValueError as e:
+        raise SourceError(str(e)) from None
+    if any((base / reference).is_dir() for base in (Path(), root or Path())):
+        parsed = ModelReference(reference)  # a folder with a + or @ in its name
+    if parsed.lora is None:
+        return _model(parsed, reference, root)
+    model = _model(ModelReference(parsed.path, parsed.revision), reference.partition("+")[0], root)
+    return with_adapter(model, ModelReference(parsed.lora, parsed.lora_revision), reference, root)
+
+
+def with_adapter(model: Source, lora: ModelReference, reference: str, root: Path | None = None) -> Source:
+    """A model with a LoRA adapter on it.
+
+    Args:
+        lora: Names the adapter's folder.
+        reference: How recipes name the two together.
+        root: Where a relative folder is looked for when it is not below the current one.
+
+    Raises:
+        SourceError: the adapter is missing, damaged, or does not fit the model.
+    """
+    folder, local = find_folder(lora, str(lora), root)
+    adapter = open_adapter(str(lora), folder, local, model)
+    tensors = dict(sorted({**model.tensors, **adapter.replaced}.items()))
+    return Source(reference, model.path, model.config, tensors, model.local, adapter)
+
+
+def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
+    path, local = find_folder(parsed, reference, root)
+    config = read_config(path)
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        tensors.update(read_header(file))
+    if not tensors:
+        raise SourceError(f"{path}: its safetensors files hold no tensor")
+    check_index(path, tensors)
+    if "quantization_config" in config:
+        raise SourceError(f"{path}: is quantised; merging needs the weights in bfloat16, float16 or float32")
+    _check_types(tensors)
+    return Source(reference, path, config, dict(sorted(tensors.items())), local)
+
+
+def _check_types(tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse weights that are no floats: a quantised model that does not say so. Counters and masks may be integers."""
+    wrong = [
+        (name, info)
+        for name, info in tensors.items()
+        if info.dtype.startswith("F8") or (not info.is_float and name.endswith(".weight"))
+    ]
+    if wrong:
+        name, info = wrong[0]
+        more = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
+        raise SourceError(
+            f'{info.file}: tensor "{name}" has type {info.dtype}{more}; expected one of {", ".join(FLOATS)} '
+            "(a quantised model must be converted first)"
+        )

@@ -1,0 +1,154 @@
+"""One model on disk: its configuration and the place of every tensor, known before any tensor is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import SourceError
+from evomerge.header import TensorInfo
+from evomerge.sources.adapter import Adapter
+from evomerge.sources.hashes import content_hash, lock_of
+from evomerge.sources.layout import Layout, count_layers
+
+ZOO = "zoo:"
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Output heads that are the embedding again where the configuration ties them.
+HEADS = ("lm_head.weight", "embed_out.weight")
+# Where configurations of composite models keep their language model's part, and the parts that make them composite.
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+_OTHER_CONFIGS = ("vision_config", "audio_config")
+# Masks and frequencies that old checkpoints hold and that models work out themselves.
+_OLD_BUFFERS = (".inv_freq", ".masked_bias")
+_OLD_MASKS = (".attn.bias", ".attention.bias")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One model on disk, known by its configuration and tensor headers.
+
+    Attributes:
+        reference: How recipes name it.
+        path: Its folder.
+        config: config.json as it is.
+        tensors: Every tensor by name, sorted.
+        local: Whether the reference is a folder of the user's (neither the zoo's nor the hub's).
+        adapter: A LoRA adapter on the model (`path+lora`); `tensors` then has what it replaces, and the model's own
+            tensors where it adds to them.
+    """
+
+    reference: str
+    path: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    local: bool = False
+    adapter: Adapter | None = None
+
+    @property
+    def full_reference(self) -> str:
+        """A reference that names this model from any folder: a local one by its full path."""
+        if self.adapter is not None:
+            return f"{self.adapter.model.full_reference}+{self.adapter.full_reference}"
+        return str(self.path.resolve()) if self.local else self.reference
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: the last part of the reference, the adapter's where there is one.
+
+        The caller makes it unique where two sources share it.
+        """
+        reference = self.adapter.reference if self.adapter is not None else self.reference
+        return reference.partition("@")[0].removeprefix(ZOO).rstrip("/").split("/")[-1]
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the configuration (the whole of it, unless it is a composite model)."""
+        return next((self.config[k] for k in _TEXT_CONFIGS if isinstance(self.config.get(k), dict)), self.config)
+
+    @property
+    def composite(self) -> bool:
+        """Whether the model has other modules than a language model (vision, audio)."""
+        return any(isinstance(self.config.get(k), dict) for k in (*_TEXT_CONFIGS, *_OTHER_CONFIGS))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer layers, as the configuration has it."""
+        for key in LAYER_KEYS:
+            value = self.text_config.get(key)
+            if type(value) is int:
+                return value
+        # Composite models name their language model's defaults by its model_type alone; the tensors know better.
+        counted = count_layers(self.tensors) if self.composite else None
+        if counted is None:
+            raise SourceError(f"{self.path / 'config.json'}: says no number of layers ({', '.join(LAYER_KEYS)})")
+        return counted
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Modules, layers and the place of every tensor.
+
+        Raises:
+            SourceError: the configuration and the tensors disagree on the number of layers.
+        """
+        return Layout.of(self.tensors, self.num_layers, self.reference, composite=self.composite)
+
+    @property
+    def architecture(self) -> str:
+        """Class name of the model ("LlamaForCausalLM"), else its model_type."""
+        names = self.config.get("architectures") or [self.config.get("model_type", "unknown")]
+        return str(names[0])
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings", False)))
+
+    @cached_property
+    def merged_tensors(self) -> dict[str, TensorInfo]:
+        """The tensors that a merge concerns: without a tied head and old buffers, which are written by nobody."""
+        return {
+            name: info
+            for name, info in self.tensors.items()
+            if not (self.tied and name.endswith(HEADS))
+            and not name.endswith(_OLD_BUFFERS)
+            and not (name.endswith(_OLD_MASKS) and len(info.shape) == 4)
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(info.end - info.start for info in self.tensors.values())
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that it lies in: the model's, and its adapter's."""
+        return [self.path, *([self.adapter.path] if self.adapter is not None else [])]
+
+    @property
+    def bytes_hashed(self) -> int:
+        """Bytes that `content_hash` covers."""
+        if self.adapter is None:
+            return self.bytes
+        return self.adapter.model.bytes + sum(info.end - info.start for _, info in self.adapter.labels())
+
+    def content_hash(self, progress: Callable[[int], None] | None = None, stop: threading.Event | None = None) -> str:
+        """SHA-256 (hex) of every tensor (name, type, shape, bytes; in order of name) and of the configuration.
+
+        It does not depend on how the checkpoint is cut into files, nor on where it lies. With an adapter it covers the
+        model and, apart from it, every tensor of the adapter with its scale. Computed once; see `hashes`.
+
+        Raises:
+            SourceError: a file cannot be read, or is no longer what its header said.
+        """
+        # Not a cached_property: Python 3.11's holds one lock for all models, which are hashed in parallel.
+        with lock_of(self):
+            found: str | None = self.__dict__.get("_hash")
+            if found is None:
+                found = self.__dict__["_hash"] = content_hash(self, progress, stop)
+            elif progress:
+                progress(self.bytes_hashed)
+            return found
