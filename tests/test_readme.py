@@ -16,6 +16,7 @@ from evomerge.cli.commands import COMMANDS, parse
 from evomerge.errors import InputError
 
 README = Path(__file__).parents[1] / "README.md"
+FILE = re.compile(r"^```(?:yaml|text) ([\w.-]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^```console([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -28,7 +29,16 @@ def commands(*, slow: bool) -> list[list[str]]:
     return found
 
 
+def write_files(folder: Path) -> None:
+    """The files that the README shows by name (```yaml recipe.yaml)."""
+    files = FILE.findall(README.read_text(encoding="utf-8"))
+    assert files
+    for name, text in files:
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 def run_all(found: list[list[str]], folder: Path) -> None:
+    write_files(folder)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(README.parent)}
     for command in found:
         assert command[0] == "evomerge", f"only evomerge's own commands can be run here: {command}"
@@ -43,6 +53,7 @@ def test_quick_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     found = commands(slow=False)
     assert len(found) >= 5
     monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
     for command in found:
         code = main(command[1:])
         assert code == 0, f"{shlex.join(command)}: exit code {code}\n{capsys.readouterr().err}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from evomerge.merging.plan import Plan
+from evomerge.merging.plan import Plan, TensorPlan
 
 # Python with torch and NumPy loaded: 150 MB measured, and room for what differs between builds.
 PROGRAM = 220 << 20
@@ -13,13 +13,16 @@ PIECE = 1 << 18
 COPIES = 3
 # From this size on the threads share one tensor; below it each takes a tensor of its own.
 SHARED_ELEMENTS = 1 << 21
+# Where the largest elements of a tensor are asked for, those near the cut are listed: at most this share of all, with
+# so many bytes for each in every list, and so many more in the one that is being sorted (measured, with room).
+LISTED, IN_LIST, SORTED = 1 / 32, 40, 60
 
 
 def peak_bytes(plan: Plan, threads: int | None = None) -> int:
     """Upper estimate of a merge's private memory (RssAnon) on a CPU.
 
     Sources and output are mapped files, whose pages belong to the system. What is left are the program, a few pieces
-    for each thread, rows that must be whole, and for methods of matrices whole tensors in float64.
+    for each thread, rows that must be whole, elements near a cut, and for methods of matrices whole tensors in float64.
     """
     workers = threads or usable_cores()
     inputs = max((len(t.reads) for t in plan.tensors), default=1) + 2
@@ -31,7 +34,17 @@ def peak_bytes(plan: Plan, threads: int | None = None) -> int:
         # Those below the size that threads share are merged side by side.
         sizes = sorted((t.elements for t in by_row), reverse=True)
         whole = 8 * (inputs + 4) * max([*sizes[:1], sum(e for e in sizes[:workers] if e < SHARED_ELEMENTS)])
-    return PROGRAM + pieces + whole
+    listed = max((_listed_bytes(t) for t in plan.tensors), default=0) if not plan.recipe.method.random else 0
+    return PROGRAM + pieces + listed + whole
+
+
+def _listed_bytes(t: TensorPlan) -> int:
+    """What ranking by magnitude (ties, breadcrumbs) or by variance (sce) needs for a tensor."""
+    densities = t.parameters.get("density", ())
+    assert isinstance(densities, tuple)
+    ends = 2 if "gamma" in t.parameters else 1
+    lists = ends * sum(0.0 < d < 1.0 for d in densities) + (0.0 < float(t.parameters.get("select_topk", 1.0)) < 1.0)  # type: ignore[arg-type]
+    return int(t.elements * LISTED * (IN_LIST * lists + SORTED)) if lists else 0
 
 
 def usable_cores() -> int:

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from evomerge.header import ITEM_SIZES
-from evomerge.merging.plan import TensorPlan
 from evomerge.merging.outline import layout
+from evomerge.merging.plan import TensorPlan
 
 # Values repeat after so many elements: no tensor's size divides it, so that rows differ.
 PERIOD = (1 << 24) + 7919
@@ -25,10 +25,10 @@ def shapes(hidden: int, inner: int, layers: int, vocabulary: int) -> Iterator[tu
     yield "model.embed_tokens.weight", (vocabulary, hidden)
     for i in range(layers):
         for name, shape in (
-            ("input_layernorm", (hidden,)), ("self_attn.q_proj", (hidden, hidden)), ("self_attn.k_proj", (hidden, hidden)),
-            ("self_attn.v_proj", (hidden, hidden)), ("self_attn.o_proj", (hidden, hidden)),
-            ("post_attention_layernorm", (hidden,)), ("mlp.gate_proj", (inner, hidden)), ("mlp.up_proj", (inner, hidden)),
-            ("mlp.down_proj", (hidden, inner)),
+            ("input_layernorm", (hidden,)), ("self_attn.q_proj", (hidden, hidden)),
+            ("self_attn.k_proj", (hidden, hidden)), ("self_attn.v_proj", (hidden, hidden)),
+            ("self_attn.o_proj", (hidden, hidden)), ("post_attention_layernorm", (hidden,)),
+            ("mlp.gate_proj", (inner, hidden)), ("mlp.up_proj", (inner, hidden)), ("mlp.down_proj", (hidden, inner)),
         ):  # fmt: skip
             yield f"model.layers.{i}.{name}.weight", shape
     yield "model.norm.weight", (hidden,)
@@ -39,7 +39,8 @@ def write_models(folder: Path, *, hidden: int, inner: int, layers: int, vocabula
     """Folders BASE, A and B in bfloat16, A and B near BASE; gives the bytes of the tensors of each."""
     generator = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(PERIOD, generator=generator)
-    tensors = [TensorPlan(name, (), None, {}, shape, "BF16") for name, shape in shapes(hidden, inner, layers, vocabulary)]
+    listed = shapes(hidden, inner, layers, vocabulary)
+    tensors = [TensorPlan(name, (), None, {}, shape, "BF16") for name, shape in listed]
     header, _ = layout(tensors)
     size = sum(t.elements for t in tensors) * ITEM_SIZES["BF16"]
     config = {

@@ -1,4 +1,4 @@
-"""Private memory of whole merges to disk (RssAnon: what is beyond mapped files), and what `evomerge check` says of it."""
+"""Private memory of whole merges to disk (RssAnon: what is beyond mapped files), and what `evomerge check` says."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.merging.sized import command, peak_memory, recipe, write_models
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="RssAnon is read from /proc")
 
 METHODS = ("linear", "ties", "dare_ties", "sce", "della", "model_stock")
-# Asked for: 1.5 GB. Measured on two threads: 0.23 to 0.30 GB, whatever the size of the models.
-ASKED, KNOWN = 1.5e9, 0.5e9
+# Asked for: 1.5 GB.
+ASKED = 1.5e9
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def test_said_and_measured(method: str, small: Path, here: Callable[..., Any], t
     file = recipe(small, method)
     said = here("check", file, "--json").result
     peak = peak_memory(command(file, tmp_path / "out"))
-    assert peak <= said["memory_bytes"] <= 2 * peak, f"{method}: {peak / 1e6:.0f} MB, said {said['memory_bytes'] / 1e6:.0f}"
+    limit = said["memory_bytes"]
+    assert peak <= limit <= 2 * peak, f"{method}: {peak / 1e6:.0f} MB, said {limit / 1e6:.0f}"
     assert (tmp_path / "out" / "model.safetensors").stat().st_size == said["output_bytes"]
 
 
@@ -54,15 +55,18 @@ def test_said_and_measured(method: str, small: Path, here: Callable[..., Any], t
 def test_a_tenth(method: str, small: Path, tmp_path: Path) -> None:
     peak = peak_memory(command(recipe(small, method), tmp_path / "out"))
     print(f"{method}: {peak / 1e6:.0f} MB")
-    assert peak < KNOWN, f"{method}: {peak / 1e6:.0f} MB"
+    # Measured on two threads: 163 MB, of which 150 are Python with torch; 193 and 207 where elements are ranked.
+    assert peak < 0.35e9, f"{method}: {peak / 1e6:.0f} MB"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", METHODS)
-def test_three_of_three_gigabytes(method: str, large: Path, tmp_path: Path) -> None:
-    peak = peak_memory(command(recipe(large, method), tmp_path / "out"))
+def test_three_of_three_gigabytes(method: str, large: Path, here: Callable[..., Any], tmp_path: Path) -> None:
+    file = recipe(large, method)
+    said = here("check", file, "--json").result["memory_bytes"]
+    peak = peak_memory(command(file, tmp_path / "out"))
     shutil.rmtree(tmp_path / "out")
-    print(f"{method}: {peak / 1e6:.0f} MB")
-    assert peak < ASKED, f"{method}: {peak / 1e6:.0f} MB"
-    assert peak < KNOWN, f"{method}: {peak / 1e6:.0f} MB"
+    print(f"{method}: {peak / 1e6:.0f} MB, said {said / 1e6:.0f}")
+    # Measured on two threads: 163 MB as for small models; with ties 427, for lists of 1/32 of the embedding's elements.
+    assert peak <= said < 0.7e9 < ASKED, f"{method}: {peak / 1e6:.0f} MB, said {said / 1e6:.0f}"

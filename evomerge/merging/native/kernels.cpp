@@ -311,25 +311,36 @@ class RowRanks {
     const int passes = (width + kDigit - 1) / kDigit;
     const int digit = passes > 0 ? (width + passes - 1) / passes : 1;
     const uint32_t mask = (1u << digit) - 1;
-    std::memset(counts_, 0, sizeof(counts_));
     for (int64_t k = 0; k < n; ++k) {
       const uint32_t key = (high >> zeros) - ((bits_of(delta[k]) & kNoSign) >> zeros);  // the largest first
       keys_[k] = static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(k);
-      for (int p = 0; p < passes; ++p) ++counts_[p][key >> (p * digit) & mask];
     }
+    // Equal digits in a row would wait for each other's counter: kWays parts of the row go side by side.
+    const int64_t part = n / kWays;
     for (int p = 0; p < passes; ++p) {
-      uint32_t* count = counts_[p];
+      const int shift = 32 + p * digit;
+      std::memset(counts_, 0, sizeof(counts_));
+      const uint64_t* __restrict from = keys_.data();
+      uint64_t* __restrict to = other_.data();
+      for (int64_t k = 0; k < part; ++k) {
+        for (int w = 0; w < kWays; ++w) ++counts_[w][from[w * part + k] >> shift & mask];
+      }
+      for (int64_t k = kWays * part; k < n; ++k) ++counts_[kWays - 1][from[k] >> shift & mask];
       uint32_t sum = 0;
       for (uint32_t j = 0; j <= mask; ++j) {
-        const uint32_t own = count[j];
-        count[j] = sum;
-        sum += own;
+        for (int w = 0; w < kWays; ++w) {
+          const uint32_t own = counts_[w][j];
+          counts_[w][j] = sum;
+          sum += own;
+        }
       }
-      const int shift = 32 + p * digit;
-      for (int64_t k = 0; k < n; ++k) {
-        const uint64_t key = keys_[k];
-        other_[count[key >> shift & mask]++] = key;
+      for (int64_t k = 0; k < part; ++k) {
+        for (int w = 0; w < kWays; ++w) {
+          const uint64_t key = from[w * part + k];
+          to[counts_[w][key >> shift & mask]++] = key;
+        }
       }
+      for (int64_t k = kWays * part; k < n; ++k) to[counts_[kWays - 1][from[k] >> shift & mask]++] = from[k];
       keys_.swap(other_);
     }
     for (int64_t k = 0; k < n; ++k) ranks[static_cast<uint32_t>(keys_[k])] = static_cast<uint32_t>(k);
@@ -337,7 +348,8 @@ class RowRanks {
 
  private:
   static constexpr int kDigit = 11;
-  uint32_t counts_[3][1 << kDigit];
+  static constexpr int kWays = 2;
+  uint32_t counts_[kWays][1 << kDigit];
   std::vector<uint64_t> keys_, other_;
 };
 
