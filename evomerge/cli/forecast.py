@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import InputError, SourceError
 
 if TYPE_CHECKING:
-    from evomerge.merging.chain import PlannedStep
+    from evomerge.merging.chain import OpenChain, PlannedStep
     from evomerge.merging.plan import Plan
     from evomerge.sources import Source
 
@@ -34,9 +34,16 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
     except InputError as e:
         raise type(e)("\n".join([str(e), *_models_too(file)])) from None
     opened = OpenChain.open(chain, root=file.parent)
+    problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
-        planned = opened.plan(Path(scratch))
-        steps = [_step(step) for step in planned]
+        try:
+            planned = opened.plan(Path(scratch))
+            steps = [_step(step) for step in planned]
+        except InputError as e:
+            problems.append(str(e))
+    problems += _other_contents(opened)
+    if problems:
+        raise InputError("\n".join(problems))
     final = planned[-1].plan
     facts: dict[str, Any] = {
         "method": chain.final.merge_method,
@@ -51,6 +58,14 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
         "disk_bytes": peak_disk(planned),
     }
     return facts, "\n".join(_words(facts))
+
+
+def _other_contents(opened: OpenChain) -> list[str]:
+    """Models that are not those the recipe was made with, where it says which they were: they are read for it."""
+    from evomerge.sources import differing, hash_sources
+
+    expected = {r: digest for step in opened.chain.steps for r, digest in step.recipe.evomerge.sources.items()}
+    return differing(hash_sources({r: s for r, s in opened.sources.items() if r in expected}), expected)
 
 
 def _models_too(file: Path) -> list[str]:

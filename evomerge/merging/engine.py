@@ -32,7 +32,7 @@ from evomerge.merging.targets import targets_of
 from evomerge.merging.tokens.rows import gathered
 from evomerge.merging.units import mean_squares
 from evomerge.recipe import Recipe
-from evomerge.sources import Source, start_hashing
+from evomerge.sources import Source, differing, start_hashing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -181,12 +181,7 @@ class Engine:
     @staticmethod
     def _as_named(recipe: Recipe, found: dict[str, str]) -> dict[str, str]:
         """The hashes, when they are those that the recipe names."""
-        problems = [
-            f'model "{r}": its content is not what the recipe was made with (SHA-256 {have[:12]}..., expected '
-            f"{recipe.evomerge.sources[r][:12]}...); use the same version of the model, or remove evomerge.sources"
-            for r, have in found.items()
-            if recipe.evomerge.sources.get(r, have) != have
-        ]
+        problems = differing(found, recipe.evomerge.sources)
         if problems:
             raise SourceError("\n".join(problems))
         return found

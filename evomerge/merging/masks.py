@@ -1,4 +1,4 @@
-"""Which elements of a task vector stay, and how task vectors become one: the end of TIES, DARE, DELLA and Breadcrumbs."""
+"""Which elements of a task vector stay, and how task vectors become one: the end of TIES, DARE, DELLA, Breadcrumbs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Safetensors only: a pickle checkpoint can run code when it is read and is refuse
 from evomerge.sources.adapter import Adapter, Update
 from evomerge.sources.files import INDEX, SINGLE
 from evomerge.sources.fit import check_fit
-from evomerge.sources.hashes import Hashing, hash_sources, remembered, start_hashing
+from evomerge.sources.hashes import Hashing, differing, hash_sources, remembered, start_hashing
 from evomerge.sources.layout import TEXT, Layout, Place
 from evomerge.sources.open import open_source, open_sources, with_adapter
 from evomerge.sources.source import HEADS, LAYER_KEYS, ZOO, Source
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "Update",
     "check_fit",
+    "differing",
     "hash_sources",
     "open_source",
     "open_sources",

@@ -216,6 +216,16 @@ class Hashing:
         self.cancel()
 
 
+def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """What to say of models whose content hash is not the one that a recipe names (`evomerge: sources:`)."""
+    return [
+        f'model "{r}": its content is not what the recipe was made with (SHA-256 {have[:12]}..., expected '
+        f"{expected[r][:12]}...); use the same version of the model, or remove evomerge.sources"
+        for r, have in found.items()
+        if expected.get(r, have) != have
+    ]
+
+
 def start_hashing(sources: Iterable[Source] | Mapping[str, Source], progress: Progress | None = None) -> Hashing:
     """Begin to hash sources, each in a thread of its own; `result()` waits for them."""
     return Hashing(sources, progress)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from evomerge import presets, zoo
 from evomerge.header import read_header
+from evomerge.sources import open_source
 
 RECIPE = """
 merge_method: task_arithmetic
@@ -136,6 +137,18 @@ def test_every_problem_is_found(command: Callable, tmp_path: Path) -> None:
     assert len(lines) == 3
     for line, words in zip(lines, (('"one"', '"t"'), ('"two"', "zoo:maths"), ('"weight"', "zoo:kovesh")), strict=True):
         assert all(w in line for w in words)
+
+
+def test_models_that_are_not_those_of_the_recipe(command: Callable, tmp_path: Path) -> None:
+    """Together with what else is wrong; and nothing is said where they are the same."""
+    base, maths = (open_source(f"zoo:{name}").content_hash() for name in ("base", "maths"))
+    recipe = f"{RECIPE}evomerge: {{sources: {{zoo:maths: '{'0' * 64}', zoo:base: '{base}'}}}}\n"
+    (tmp_path / "r.yaml").write_text(recipe.replace("{weight: 0.8}", "{}"))
+    lines = command("check", tmp_path / "r.yaml").error.splitlines()
+    assert len(lines) == 2 and 'needs "weight"' in lines[0]
+    assert 'model "zoo:maths": its content is not what the recipe was made with' in lines[1]
+    (tmp_path / "r.yaml").write_text(recipe.replace("0" * 64, maths))
+    assert command("check", tmp_path / "r.yaml").code == 0
 
 
 def test_nothing_is_built_and_torch_stays_out(tmp_path: Path) -> None:

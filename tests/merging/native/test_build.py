@@ -1,4 +1,4 @@
-"""Building the kernels: once, in the cache folder, by processes that do not disturb each other; or not at all, said once."""
+"""Building the kernels: once, in the cache folder, by processes that leave each other alone; or not, said once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled kernels against torch's way, bit for bit: types, odd sizes, ties, cuts at every place, threads, chunks."""
+"""The compiled kernels against torch, bit for bit: types, odd sizes, ties, cuts at every place, threads, chunks."""
 
 from __future__ import annotations
 
