@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Range = tuple[int, int]
 
@@ -13,6 +15,9 @@ Range = tuple[int, int]
 BLOCK = 1 << 15
 CHUNK = 1 << 18
 CUDA_CHUNK = 1 << 26
+
+# Set in the threads of pools: work that asks for more work to be shared does it itself, or all would wait for others.
+_in_pool = threading.local()
 
 
 class Chunks:
@@ -35,6 +40,22 @@ class Chunks:
     def run(self, work: Callable[[int, int], Result], ranges: Iterable[Range]) -> list[Result]:
         """Results in the order of the ranges."""
         listed = list(ranges)
-        if self.pool is None or len(listed) < 2:
+        if self.pool is None or len(listed) < 2 or getattr(_in_pool, "yes", False):
             return [work(start, stop) for start, stop in listed]
-        return list(self.pool.map(lambda r: work(*r), listed))
+        return side_by_side(self.pool, lambda r: work(*r), listed)
+
+
+def side_by_side(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results in the order of the items. After an error none of the work goes on: what it writes to may be reused."""
+
+    def marked(item: Item) -> Result:
+        _in_pool.yes = True
+        return work(item)
+
+    futures = [pool.submit(marked, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from evomerge.errors import CandidateError, SourceError
 from evomerge.header import TensorInfo
 from evomerge.merging import adapters
 from evomerge.merging.checkpoint import write_checkpoint
-from evomerge.merging.chunks import CHUNK, CUDA_CHUNK, Chunks
+from evomerge.merging.chunks import CHUNK, CUDA_CHUNK, Chunks, side_by_side
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
 from evomerge.merging.mapped import MappedFiles
@@ -82,7 +83,7 @@ class Engine:
         self._planner = planner or Planner(self.sources)
         self._files = MappedFiles()
         self._plain: dict[Input, Stored] = {}
-        self._facts: dict[tuple[Input | None, tuple[Input, ...]], dict[Hashable, object]] = {}
+        self._facts: dict[tuple[object, ...], dict[Hashable, object]] = {}
         self._cache_bytes = cache_bytes
         self._cached: dict[TensorInfo, Tensor] = {}
 
@@ -150,9 +151,14 @@ class Engine:
         """
         plan = self.plan(recipe)
         with start_hashing(self._named(recipe)) as hashing:
+            checked = threading.Event()
 
             def fill(targets: Sequence[Target], flush: Callable[[TensorPlan], None]) -> None:
                 def done(t: TensorPlan) -> None:
+                    if hashing.done() and not checked.is_set():
+                        # As early as it can be known that the sources are others than the recipe's.
+                        self._as_named(recipe, hashing.result())
+                        checked.set()
                     flush(t)
                     if progress is not None:
                         progress(t.bytes)
@@ -212,7 +218,7 @@ class Engine:
                 for number in rest:
                     work(number, alone)
             else:
-                list(self._pool.map(lambda number: work(number, alone), rest))
+                side_by_side(self._pool, lambda number: work(number, alone), rest)
 
     @torch.no_grad()
     def _energy(self, plan: Plan, chunks: Chunks) -> Energy:
@@ -259,6 +265,9 @@ class Engine:
         energy: Sequence[float] = (),
     ) -> Group:
         seed = plan.recipe.evomerge.seed
+        double = plan.recipe.dtype == "float64"
+        # What is remembered belongs to these values in this type of computation, and to no others.
+        known = (double, t.base, t.inputs, *(plan.gathers.get(item) for item in t.reads))
 
         def key_of(item: Input) -> Callable[[], int]:
             # Late, because a content hash reads the whole source and only random methods need it.
@@ -271,10 +280,10 @@ class Engine:
             statistics=tensors_of(plan.statistics, t, self._read),
             by_token=any(self.sources[i.model].layout.places[i.tensor].by_token for i in t.inputs[:1]),
             energy=energy,
-            facts=self._facts.setdefault((t.base, t.inputs), {}),
+            facts=self._facts.setdefault(known, {}),
             out=out,
             out_dtype=dtype,
-            dtype=torch.float64 if plan.recipe.dtype == "float64" else None,
+            dtype=torch.float64 if double else None,
             chunks=chunks,
         )
 

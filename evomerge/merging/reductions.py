@@ -20,6 +20,7 @@ from evomerge.merging.selection import EVERYTHING, Cut, find_cut, magnitude_bits
 Fact = TypeVar("Fact")
 # Cuts of several densities are remembered, but not those of a whole search.
 _FACTS = 512
+_UNKNOWN = object()
 
 
 class Reductions:
@@ -93,12 +94,14 @@ class Reductions:
 
     def fact(self, name: Hashable, compute: Callable[[], Fact]) -> Fact:
         """Something small about the inputs, computed once and remembered for the next candidates."""
-        if name not in self.facts:
+        found = self.facts.get(name, _UNKNOWN)
+        if found is _UNKNOWN:
             if len(self.facts) >= _FACTS:
                 # Cuts of old densities go first: they are the many.
-                del self.facts[next((k for k, v in self.facts.items() if isinstance(v, Cut)), next(iter(self.facts)))]
-            self.facts[name] = compute()
-        return self.facts[name]  # type: ignore[return-value]
+                old = list(self.facts.items())
+                self.facts.pop(next((k for k, v in old if isinstance(v, Cut)), old[0][0]), None)
+            found = self.facts[name] = compute()
+        return found  # type: ignore[return-value]
 
     def reduce(self, fn: Callable[[list[Tensor], Tensor | None], Tensor], *, deltas: bool = False) -> list[float]:
         """Sum of fn over blocks of fixed size, each component summed exactly.
@@ -149,7 +152,7 @@ class Reductions:
             if selection is not None:
                 chosen = self.selected(selection, start, stop).double()
                 every = [x * chosen for x in every]
-            return torch.stack([(every[i] * every[j]).sum() for i, j in pairs])
+            return torch.stack([in_lanes(every[i] * every[j]) for i, j in pairs])
 
         found = dict(zip(pairs, self.total(products) if pairs else [], strict=True))
         return [[found[min(i, j), max(i, j)] for j in range(size)] for i in range(size)]
@@ -198,6 +201,19 @@ class Reductions:
         """The cut before which the `keep` positions of largest variance over the task vectors lie."""
         return self._cut(None, self._variance, keep)
 
+    def differing(self) -> int:
+        """Number of positions where the task vectors are not all equal."""
+
+        def some(start: int, stop: int) -> int:
+            first = self.delta(0, start, stop)
+            found = torch.zeros_like(first, dtype=torch.bool)
+            for i in range(1, self.n):
+                found |= self.delta(i, start, stop) != first
+            return int(found.sum())
+
+        ranges = self.chunks.ranges(self.elements)
+        return self.fact("differing", lambda: sum(self.chunks.run(some, ranges))) if self.n else 0
+
     def selected(self, selection: Cut, start: int, stop: int) -> Tensor:
         """Mask (bool, flat) of the positions whose variance over the task vectors lies before a cut."""
         return selection.before(magnitude_bits(self._variance(start, stop)), start)
@@ -216,6 +232,14 @@ def variance(deltas: Sequence[Tensor]) -> Tensor:
     for d in deltas:
         total += (d - mean).square()
     return total.div_(len(deltas))
+
+
+def in_lanes(products: Tensor) -> Tensor:
+    """Sum of a block in the order of the compiled kernels: every 16th number in turn, then the 16 sums. Flat float64."""
+    if products.device.type != "cpu" or not products.numel():
+        return products.sum()
+    padded = torch.nn.functional.pad(products, (0, -products.numel() % 16))
+    return padded.reshape(-1, 16).cumsum(0)[-1].cumsum(0)[-1]
 
 
 def row_sums(values: Tensor) -> Tensor:

@@ -29,10 +29,11 @@ def _magnitude(group: Group, source: int, keep: int) -> float:
     if keep <= 0:
         return 0.0
 
+    cut = group.cut(source, keep)
+
     def block(start: int, stop: int) -> Tensor:
         delta = group.delta(source, start, stop)
-        stays = group.cut(source, keep).before(magnitude_bits(delta), start)
-        return (delta.double().abs() * stays).sum().reshape(1)
+        return (delta.double().abs() * cut.before(magnitude_bits(delta), start)).sum().reshape(1)
 
     return group.fact(("magnitude", source, keep), lambda: group.total(block)[0])
 

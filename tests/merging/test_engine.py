@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,81 @@ def test_on_a_gpu(method: str, family: Family) -> None:
     for name, tensor in live.state_dict().items():
         here, there = on_cpu[name].view(torch.int32), tensor.cpu().view(torch.int32)
         assert int((here - there).abs().max()) <= 1, name
+
+
+def test_after_an_error_no_thread_goes_on(family: Family, tmp_path: Path) -> None:
+    """A failed candidate's threads must not write into the next one's weights."""
+    import shutil
+
+    broken = Path(shutil.copytree(family[1], tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    bad = recipe_of("linear", (family[0], str(broken), family[2]))
+    good = recipe_of("linear", family)
+    engine = Engine(open_sources([*family, str(broken)]), threads=4)
+    live = live_model(family[0], torch.bfloat16)
+    for _ in range(20):
+        with pytest.raises(CandidateError, match=r'"lm_head.weight" of ".*broken" has them already'):
+            engine.build_into(bad, live)
+        engine.build_into(good, live)
+        assert_equal(state(live), dict(Engine(engine.sources, threads=1).tensors(good)))
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_what_is_remembered_does_not_reach_another_type_of_computation(method: str, family: Family) -> None:
+    wide, narrow = (recipe_of(method, family, extra=f"dtype: {d}") for d in ("float64", "float32"))
+    engine = engine_of(wide)
+    for recipe in (wide, narrow, wide):
+        assert_equal(dict(engine.tensors(recipe)), dict(engine_of(recipe).tensors(recipe)))
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "model_stock", "sce", "arcee_fusion"])
+def test_what_is_remembered_does_not_reach_another_vocabulary(method: str, family: Family) -> None:
+    plain = recipe_of(method, family)
+    source = f"{{source: {family[0]}, force: true}}"
+    token = next(t for t in load_tokenizer(family[0]).get_vocab() if t.isalpha())
+    other = recipe_of(method, family, extra=f"tokenizer: {{source: union, tokens: {{{token}: {source}}}}}")
+    engine = engine_of(plain)
+    for recipe in (plain, other, plain):
+        assert_equal(dict(engine.tensors(recipe)), dict(engine_of(recipe).tensors(recipe)))
+
+
+def test_large_tensors_are_shared_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method on tensors that the pool splits, with what makes methods look more than once (rescale, topk)."""
+    from evomerge.merging import engine as module
+
+    monkeypatch.setattr(module, "SHARED_ELEMENTS", 1 << 14)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 1,
+              "intermediate_size": 700, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "vocab_size": 300}  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        "model.embed_tokens.weight": torch.randn(300, 256, generator=generator),
+        "model.layers.0.mlp.up_proj.weight": torch.randn(700, 256, generator=generator),
+        "model.norm.weight": torch.randn(256, generator=generator),
+        "lm_head.weight": torch.randn(300, 256, generator=generator),
+    }
+    folders = []
+    for i in range(3):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        noise = {n: (x + 0.1 * (i > 0) * torch.randn(x.shape, generator=generator)).bfloat16() for n, x in base.items()}
+        save_file(noise, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+        folders.append(str(folder))
+    named: Family = tuple(folders)  # type: ignore[assignment]
+    for method in PLAIN:
+        entry = METHODS[method]
+        flags = [p.name for p in entry.parameters if p.kind == "bool"]
+        variants = [{}, *({flag: not entry.parameter(flag).default} for flag in flags)]  # type: ignore[union-attr]
+        if entry.parameter("select_topk"):
+            variants.append({"select_topk": 0.3})
+        for given in variants:
+            extra = f"parameters: {json.dumps(given)}" if given and not entry.parameter("t") else ""
+            recipe = recipe_of(method, named, extra)
+            expected = dict(engine_of(recipe, threads=1).tensors(recipe))
+            for threads, chunk in ((2, 1 << 15), (3, 1 << 16)):
+                engine = engine_of(recipe, threads=threads, chunk=chunk)
+                engine.write(recipe, tmp_path / "out", overwrite=True)
+                assert_equal(load_file(tmp_path / "out" / "model.safetensors"), expected)

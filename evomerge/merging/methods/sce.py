@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from evomerge.merging.group import Group
@@ -23,8 +22,7 @@ def sce(group: Group, *, select_topk: float) -> Tensor:
     """
     selection = None
     if select_topk < 1.0:
-        keep = int(group.fact("differing", lambda: _differing(group)) * select_topk)
-        selection = group.variance_cut(keep)
+        selection = group.variance_cut(int(group.differing() * select_topk))
     own = energies(group, selection)
     total = math.fsum(own) if all(map(math.isfinite, own)) else math.nan
     if total == 0.0:
@@ -33,14 +31,3 @@ def sce(group: Group, *, select_topk: float) -> Tensor:
     parts = [Part(share, share=share, vote=1.0) for share in shares]
     return group.masked(parts, elect_sign=True, normalize=True, selection=selection)
 
-
-def _differing(group: Group) -> int:
-    """At how many positions the task vectors are not all equal."""
-
-    def differ(deltas: list[Tensor], base: Tensor | None) -> Tensor:
-        found = torch.zeros_like(deltas[0], dtype=torch.bool)
-        for d in deltas[1:]:
-            found |= d != deltas[0]
-        return found.sum().double().reshape(1)
-
-    return int(group.reduce(differ, deltas=True)[0]) if group.n else 0
