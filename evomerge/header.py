@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -73,7 +75,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except OSError as e:
         raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
     try:
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=_once)
+    except _TwiceError as e:
+        raise SourceError(f'{file}: its header has "{str(e)[:100]}" twice; the file is damaged') from None
     except (ValueError, RecursionError):
         raise SourceError(f"{file}: its header is not JSON; the file is damaged or no safetensors file") from None
     if not isinstance(header, dict):
@@ -83,7 +87,29 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     needed = max((t.end for t in tensors.values()), default=0)
     if needed > size:
         raise _cut(file, size, needed)
+    _check_apart(file, tensors)
     return tensors
+
+
+class _TwiceError(ValueError):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, when no key stands in it twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for i, key in enumerate(keys) if key in keys[:i]))
+    return found
+
+
+def _check_apart(file: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise SourceError where two tensors share bytes, which the safetensors library refuses too."""
+    placed = sorted((t.start, t.end, name) for name, t in tensors.items() if t.end > t.start)
+    for (_, end, name), (start, _, other) in pairwise(placed):
+        if start < end:
+            raise SourceError(f'{file}: tensors "{name}" and "{other}" overlap in it; the file is damaged')
 
 
 def _cut(file: Path, size: int, needed: int) -> SourceError:

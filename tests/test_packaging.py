@@ -88,6 +88,8 @@ def test_wheel_holds_presets_and_checkpoints(wheel: Path) -> None:
     assert tasks and tasks <= names
     assert {f"evomerge/zoo/checkpoints/{n}/model.safetensors" for n in zoo.NAMES} <= names
     assert "evomerge/cli/starter/space.yaml" in names
+    kernels = {str(f.relative_to(ROOT)) for f in (ROOT / "evomerge").rglob("*") if f.suffix in (".cpp", ".h")}
+    assert "evomerge/merging/native/kernels.cpp" in kernels and kernels <= names
     assert not [n for n in names if n.startswith(("tests/", "search_spaces/", "evaluators/"))]
 
 

@@ -200,7 +200,7 @@ def test_pickles(model: Path, name: str) -> None:
 
 
 def test_bad_configuration(model: Path) -> None:
-    for text, words in (("{", "not JSON"), ("[1]", "expected a JSON object"), ("\xff", "not JSON")):
+    for text, words in (("{", "not JSON"), ("[1]", "expected a JSON object"), ("\xff", "byte 0 is not UTF-8")):
         (model / "config.json").write_bytes(text.encode("latin-1"))
         assert words in refused(model)
 
@@ -267,3 +267,77 @@ LIES = {
 def test_headers_that_lie(model: Path, words: str) -> None:
     (model / "model.safetensors").write_bytes(LIES[words])
     assert words in refused(model)
+
+
+# ---- headers that lie
+
+
+def raw(folder: Path, text: str, data: int = 16) -> Path:
+    (folder / "model.safetensors").write_bytes(header_bytes(text.encode(), bytes(data)))
+    return folder / "model.safetensors"
+
+
+ONE = '{"dtype": "F32", "shape": [2], "data_offsets": [%d, %d]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f'{{"a": {ONE % (0, 8)}, "b": {ONE % (4, 12)}}}', 'tensors "a" and "b" overlap'),
+        (f'{{"b": {ONE % (0, 8)}, "a": {ONE % (0, 8)}}}', 'tensors "a" and "b" overlap'),
+        (f'{{"a": {ONE % (0, 8)}, "a": {ONE % (8, 16)}}}', 'has "a" twice'),
+        ('{"a": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', 'has "dtype" twice'),
+    ],
+)
+def test_headers_that_the_library_refuses_too(text: str, words: str, model: Path) -> None:
+    file = raw(model, text)
+    with pytest.raises(SourceError, match=words):
+        read_header(file)
+    if "twice" not in words:
+        with pytest.raises(Exception, match="invalid offset"):
+            load_file(file)
+
+
+def test_empty_tensors_share_a_place(model: Path) -> None:
+    empty = '{"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}'
+    text = f'{{"x": {empty}, "a": {ONE % (0, 8)}, "y": {empty}, "b": {ONE % (8, 16)}}}'
+    assert sorted(read_header(raw(model, text))) == ["a", "b", "x", "y"]
+
+
+def test_a_tensor_in_two_shards(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    name = "model.norm.weight"
+    save_file(tensors, model / "a.safetensors")
+    save_file({name: tensors[name]}, model / "b.safetensors")
+    places = {**dict.fromkeys(tensors, "a.safetensors"), name: "b.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert f'tensor "{name}" is in a.safetensors and in b.safetensors' in refused(model)
+
+
+@pytest.mark.parametrize("shard", ["x" * 300 + ".safetensors", "x-00001-of-" + "9" * 200 + ".safetensors"])
+def test_names_of_shards_that_no_file_has(shard: str, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    assert len(refused(model)) < 900
+
+
+# ---- small files
+
+
+def test_the_depth_of_configurations_and_what_cannot_be_written(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    for depth, fine in ((90, True), (120, False), (900, False), (100_000, False)):
+        text = json.dumps(config)[:-1] + ', "deep": ' + "[" * depth + "]" * depth + "}"
+        (model / "config.json").write_text(text)
+        if fine:
+            open_source(str(model))
+        else:
+            assert "more than 100 levels deep" in refused(model)
+    for text, words in (
+        (json.dumps(config | {"name": "\ud800"}), "not JSON"),
+        (json.dumps(config | {"architectures": 5}), "architectures = 5: expected a list of class names"),
+        (json.dumps(config | {"architectures": [5]}), "expected a list of class names"),
+    ):
+        (model / "config.json").write_text(text)
+        assert words in refused(model)

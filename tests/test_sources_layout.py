@@ -114,3 +114,17 @@ def test_a_configuration_that_disagrees_with_the_tensors() -> None:
     with pytest.raises(SourceError, match="no numbered modules"):
         Layout.of(["a.w"], 5)
     assert count_layers(["a.w"]) is None
+
+
+def test_numbers_that_are_none_of_a_layer() -> None:
+    names = [f"model.layers.{i}.x.weight" for i in range(2)]
+    odd = [f"model.layers.{n}.x.weight" for n in ("\u00b2", "\u0663", "1" * 5000, "01", "-1")]
+    layout = Layout.of([*names, *odd], 2)
+    assert layout.num_layers == 2 and all(layout.places[n].layer is None for n in odd)
+    assert len(layout.names) == 7
+
+
+@pytest.mark.parametrize("said", [400_000_000, 10**15, 0, -1])
+def test_a_number_of_layers_that_no_model_has(said: int) -> None:
+    with pytest.raises(SourceError, match=f"has {said} layers, its tensors have model.layers.N with 2"):
+        Layout.of([f"model.layers.{i}.x.weight" for i in range(2)], said)

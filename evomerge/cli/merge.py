@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     from evomerge.cli.progress import say
     from evomerge.merging.chain import OpenChain
+    from evomerge.merging.device import check_device
     from evomerge.recipe import load_chain
     from evomerge.sources import start_hashing
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     opened = OpenChain.open(chain, root=args.recipe.parent).with_full_references()
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
         planned = opened.plan(Path(scratch))
+    check_device(args.device)
     say(args, _words(chain))
     with start_hashing(opened.sources):  # beside everything else, the import of torch included
         _build(args, opened, planned)
@@ -135,7 +137,8 @@ def progress(total: int) -> Iterator[Callable[[int], None] | None]:
 def _words(chain: Chain) -> str:
     """What is done, on one line."""
     steps = [f'"{step.name}": ' * (step.name in chain.names) + step.recipe.merge_method for step in chain.steps]
-    return f"{', then '.join(steps)} of {', '.join(chain.references())}"
+    merged = dict.fromkeys(r for s in chain.steps for r in s.recipe.merged_models() if chain.used(r) is None)
+    return f"{', then '.join(steps)} of {', '.join(merged)}"
 
 
 def size(text: str) -> int:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import RecipeError, SourceError
+from evomerge.errors import RecipeError, SourceError, choose
 from evomerge.header import TensorInfo
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.planner import Planner
 from evomerge.merging.small_files import write_small_files
-from evomerge.recipe import Chain, ModelReference, Step
+from evomerge.merging.unopened import recipe_problems
+from evomerge.recipe import BASE, UNION, Chain, ModelReference, Step
 from evomerge.sources import SINGLE, Source, open_source, open_sources, with_adapter
 
 if TYPE_CHECKING:
@@ -50,9 +51,13 @@ class OpenChain:
         """Open every outside model of a chain.
 
         Raises:
-            SourceError: every problem of every model, one line each.
+            SourceError: every problem of every model, and what is wrong with the recipes themselves; one line each.
         """
-        return cls(chain, open_sources(chain.references(), root), root)
+        try:
+            return cls(chain, open_sources(chain.references(), root, _tokenizers(chain)), root)
+        except SourceError as e:
+            more = [line for step in chain.steps for line in recipe_problems(step.recipe)]
+            raise SourceError("\n".join(dict.fromkeys([str(e), *more]))) from None
 
     def with_full_references(self) -> OpenChain:
         """The same with references that can be found from any folder."""
@@ -135,14 +140,16 @@ class OpenChain:
 
         make = engine or default
         out = Path(out)
-        check_apart(self.sources.values(), out)
         if planned is None:
             with tempfile.TemporaryDirectory(prefix="evomerge-") as temporary:
                 planned = self.plan(Path(temporary))
         steps = list(planned)
-        with checked_target(out, overwrite, peak_disk(steps)) as parent, ExitStack() as scratch:
+        check_apart(self.sources.values(), [s for step in steps for s in step.plan.statistics.values()], out)
+        with checked_target(out, overwrite, peak_disk(steps)) as target, ExitStack() as scratch:
             # A chain of one has nothing to put there.
-            folder = scratch.enter_context(scratch_folder(parent, out.name, "steps")) if len(steps) > 1 else parent
+            folder = target.parent
+            if len(steps) > 1:
+                folder = scratch.enter_context(scratch_folder(folder, target.name, "steps"))
             made: dict[str, Source] = {}
             for number, planned_step in enumerate(steps):
                 step = planned_step.step
@@ -178,6 +185,18 @@ class OpenChain:
             lora = ModelReference(parsed.lora, parsed.lora_revision) if parsed.lora else None
             found[reference] = with_adapter(model, lora, reference, self._root) if lora else model
         return found
+
+
+def _tokenizers(chain: Chain) -> dict[str, str]:
+    """What a message says first about models that are named for their tokenizer alone."""
+    found: dict[str, str] = {}
+    for recipe in (step.recipe for step in chain.steps):
+        merged = recipe.merged_models()
+        key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
+        for r in recipe.references():
+            if r not in merged:
+                found[r] = f'{key}: "{r}" is no model that can be opened ({choose(r, [UNION, BASE, *merged])}): '
+    return {r: words for r, words in found.items() if not any(r in s.recipe.merged_models() for s in chain.steps)}
 
 
 def _needed(name: str, steps: Sequence[PlannedStep]) -> bool:

@@ -18,10 +18,14 @@ from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.merging.scratch import scratch_folder
 from evomerge.merging.shard import Shard
 from evomerge.merging.small_files import write_small_files
+from evomerge.merging.statistics import Statistics
 from evomerge.sources import INDEX, SINGLE, Source
 
 RECIPE = "recipe.yaml"
-
+# Errors that say that a target is not one: no right, or something else stands in the place of a folder.
+_REFUSALS = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP,
+)  # fmt: skip
 
 Fill = Callable[[Sequence[tuple[TensorPlan, Tensor]], Callable[[TensorPlan], None]], None]
 
@@ -46,12 +50,12 @@ def write_checkpoint(
         InputError: `out` exists and is not empty, or cannot be made.
         EvoMergeError: the disk is full.
     """
-    check_apart(plan.sources.values(), out)
-    with checked_target(out, overwrite, plan.bytes_written) as parent, ExitStack() as files:
+    check_apart(plan.sources.values(), plan.statistics.values(), out)
+    with checked_target(out, overwrite, plan.bytes_written) as target, ExitStack() as files:
         shards: list[Shard] = []
         groups = split(plan.tensors, shard_bytes)
         for group in groups:
-            shards.append(Shard(parent, group))
+            shards.append(Shard(target.parent, group))
             files.callback(shards[-1].discard)
         for group, shard in zip(groups, shards, strict=True):
             fill([(t, shard.tensor(t)) for t in group], shard.flush)
@@ -59,21 +63,22 @@ def write_checkpoint(
         for shard in shards:
             shard.sync()
         text = recipe_text()
-        with _atomic(out, parent) as folder:
+        with _atomic(target) as folder:
             _save(folder, groups, shards)
             write_small_files(plan, folder)
             (folder / RECIPE).write_text(text, encoding="utf-8")
 
 
-def check_apart(sources: Iterable[Source], out: Path) -> None:
-    """Raise InputError where `out`, which is replaced as a whole, holds a model that is merged, or lies in one."""
-    target = out.resolve()
-    for folder in [f for s in sources for f in s.folders]:
-        place = folder.resolve()
+def check_apart(sources: Iterable[Source], statistics: Iterable[Statistics], out: Path) -> None:
+    """Raise InputError where `out`, which is replaced as a whole, holds what the merge is made from, or lies in it."""
+    target = Path(os.path.realpath(out))
+    folders = [("source model", f) for s in sources for f in s.folders] + [("statistics", s.folder) for s in statistics]
+    for what, folder in folders:
+        place = Path(os.path.realpath(folder))
         if place.is_relative_to(target):
-            raise InputError(f"{out}: holds the source model {folder}; choose another folder")
+            raise InputError(f"{out}: holds the {what} {folder}; choose another folder")
         if target.is_relative_to(place):
-            raise InputError(f"{out}: lies inside the source model {folder}; choose another folder")
+            raise InputError(f"{out}: lies inside the {what} {folder}; choose another folder")
 
 
 @contextmanager
@@ -83,17 +88,18 @@ def atomic_folder(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
     Args:
         needed: Bytes that will be written, checked against the free space first.
     """
-    with checked_target(out, overwrite, needed) as parent, _atomic(out, parent) as folder:
+    with checked_target(out, overwrite, needed) as target, _atomic(target) as folder:
         yield folder
 
 
 @contextmanager
 def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
-    """Check that `out` may be written; gives the folder that it lies in, made where it is missing.
+    """Check that `out` may be written; gives its place, whose parent is made where it is missing.
 
-    What was made is removed after an error, and errors of the disk become messages.
+    A link to a folder stands for that folder. What was made is removed after an error, and errors of the disk become
+    messages.
     """
-    out = out.absolute()
+    out = _followed(out.absolute())
     try:
         out.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -118,12 +124,12 @@ def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
             raise InputError(f"{out}: cannot be written (no right to write in {out.parent})")
         if needed > free:
             raise OSError(errno.ENOSPC, f"{free:,} bytes free")
-        yield out.parent
+        yield out
     except OSError as e:
         _remove(missing)
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{out}: the disk is full; the model needs {needed:,} bytes") from None
-        if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if e.errno in _REFUSALS:
             raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
         if e.errno == errno.EFBIG:
             help_ = "smaller files: --shard-size"
@@ -134,6 +140,20 @@ def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
         raise
 
 
+def _followed(out: Path) -> Path:
+    """Where a link leads, when it leads to a folder: it could not be replaced by one at the end."""
+    try:
+        if not out.is_symlink():
+            return out
+        if out.is_dir():
+            return Path(os.path.realpath(out))
+    except OSError as e:  # a name too long for the file system
+        raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
+    if out.exists():
+        return out
+    raise InputError(f"{out}: is a link to {out.readlink()}, which is not there; remove it, or make that folder")
+
+
 def _remove(folders: Sequence[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
@@ -141,9 +161,8 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _atomic(out: Path, parent: Path) -> Iterator[Path]:
-    out = out.absolute()
-    with scratch_folder(parent, out.name, "part") as temporary:
+def _atomic(out: Path) -> Iterator[Path]:
+    with scratch_folder(out.parent, out.name, "part") as temporary:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)

@@ -277,7 +277,7 @@ class Engine:
             [self._operand(plan, item) for item in t.inputs],
             self._operand(plan, t.base) if t.base else None,
             keys=[key_of(item) for item in t.inputs],
-            statistics=tensors_of(plan.statistics, t, self._read),
+            statistics=tensors_of(plan, t, self._read),
             by_token=any(self.sources[i.model].layout.places[i.tensor].by_token for i in t.inputs[:1]),
             energy=energy,
             facts=self._facts.setdefault(known, {}),
@@ -292,7 +292,8 @@ class Engine:
             if of in self._plain:
                 return self._plain[of]
             found = adapters.operand(self.sources[of.model], of.tensor, self._read)
-            if self.device.type == "cpu" and isinstance(found, Stored):
+            mapped = self.device.type == "cpu" and self._files.is_mapped(self.sources[of.model].tensors[of.tensor])
+            if mapped and isinstance(found, Stored):
                 self._plain[of] = found
             return found
 

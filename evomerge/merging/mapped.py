@@ -6,6 +6,7 @@ import mmap
 import threading
 import warnings
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class MappedFiles:
     def __init__(self) -> None:
         self._maps: dict[Path, tuple[mmap.mmap, Tensor]] = {}
         self._tensors: dict[TensorInfo, Tensor] = {}
+        # Copies live as long as they are used, and meanwhile are the same for everybody.
+        self._copies: WeakValueDictionary[TensorInfo, Tensor] = WeakValueDictionary()
         self._ahead: set[TensorInfo] = set()
         self._lock = threading.Lock()
 
@@ -43,10 +46,19 @@ class MappedFiles:
         if not info.elements:
             return torch.empty(info.shape, dtype=dtype)
         data = self._map(info.file)[1][info.start : info.end]
-        if info.start % dtype.itemsize:
-            return data.clone().view(dtype).reshape(info.shape)
+        if not self.is_mapped(info):
+            with self._lock:
+                copied = self._copies.get(info)
+                if copied is None:
+                    copied = self._copies[info] = data.clone().view(dtype).reshape(info.shape)
+                return copied
         self._tensors[info] = data.view(dtype).reshape(info.shape)
         return self._tensors[info]
+
+    @staticmethod
+    def is_mapped(info: TensorInfo) -> bool:
+        """Whether `tensor` gives a view, and no copy."""
+        return info.start % TYPES[info.dtype].itemsize == 0
 
     def read_ahead(self, info: TensorInfo) -> None:
         """Ask the system to have a tensor in memory soon; once."""

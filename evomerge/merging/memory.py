@@ -16,6 +16,9 @@ SHARED_ELEMENTS = 1 << 21
 # Where the largest elements of a tensor are asked for, those near the cut are listed: at most this share of all, with
 # so many bytes for each in every list, and so many more in the one that is being sorted (measured, with room).
 LISTED, IN_LIST, SORTED = 1 / 32, 40, 60
+# RegMean: float64 matrices of the Gram matrices' size that live at once (their sum, one of them, its factors or
+# eigenvectors and what LAPACK works with), and of the layer's.
+GRAMS, MATRICES = 7, 8
 
 
 def peak_bytes(plan: Plan, threads: int | None = None) -> int:
@@ -31,15 +34,36 @@ def peak_bytes(plan: Plan, threads: int | None = None) -> int:
     pieces = workers * inputs * COPIES * 8 * max(PIECE, row)
     whole = 0
     if plan.recipe.method.whole:
+        large = max((_whole_bytes(plan, t) for t in by_row), default=0)
         # Those below the size that threads share are merged side by side.
-        sizes = sorted((t.elements for t in by_row), reverse=True)
-        whole = 8 * (inputs + 4) * max([*sizes[:1], sum(e for e in sizes[:workers] if e < SHARED_ELEMENTS)])
-    listed = max((_listed_bytes(t) for t in plan.tensors), default=0) if not plan.recipe.method.random else 0
+        small = sorted((_whole_bytes(plan, t) for t in by_row if t.elements < SHARED_ELEMENTS), reverse=True)
+        whole = max(large, sum(small[:workers]))
+    listed = max((_listed_bytes(plan, t) for t in plan.tensors), default=0) if not plan.recipe.method.random else 0
     return PROGRAM + pieces + listed + whole
 
 
-def _listed_bytes(t: TensorPlan) -> int:
-    """What ranking by magnitude (ties, breadcrumbs) or by variance (sce) needs for a tensor."""
+def _whole_bytes(plan: Plan, t: TensorPlan) -> int:
+    """What a method of matrices needs for a tensor: several float64 copies of it, and of what it knows of its inputs.
+
+    RegMean's Gram matrices are [in, in], which may be much more than the layer itself; it averages the tensors that
+    have none piece by piece.
+    """
+    if not plan.recipe.method.statistics:
+        return 8 * (len(t.reads) + 6) * t.elements
+    of = [plan.statistics[i.model].tensors.get(i.tensor) for i in t.inputs if i.model in plan.statistics]
+    found = [info.elements for info in of if info is not None]
+    if len(found) < len(t.inputs) or len(t.shape) != 2:
+        return 0
+    return 8 * (GRAMS * max(found) + MATRICES * t.elements)
+
+
+def _listed_bytes(plan: Plan, t: TensorPlan) -> int:
+    """What ranking by magnitude (ties, breadcrumbs) or by variance (sce) needs for a tensor.
+
+    In float64 the kernels are not used, and nothing is listed.
+    """
+    if plan.recipe.dtype == "float64" or any(plan.info(i).dtype == "F64" for i in t.reads):
+        return 0
     densities = t.parameters.get("density", ())
     assert isinstance(densities, tuple)
     ends = 2 if "gamma" in t.parameters else 1

@@ -38,7 +38,7 @@ def donor_of(recipe: Recipe, sources: Mapping[str, Source]) -> str:
 
     Where a composite model meets text models it is the (first) composite one: they have no place for its modules.
     """
-    listed = [recipe.base_model, *recipe.references()]
+    listed = [recipe.base_model, *recipe.merged_models()]
     named = [r for r in dict.fromkeys(listed) if r is not None]
     return next((r for r in named if len(sources[r].layout.stacks) > 1), named[0])
 
@@ -56,7 +56,7 @@ def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
     if recipe.modules is None:
         if recipe.slices:
             return [Module(TEXT, "", (), tuple(recipe.slices), None)]
-        shared = [m for m in layout.stacks if all(m in sources[r].layout.stacks for r in recipe.references())]
+        shared = [m for m in layout.stacks if all(m in sources[r].layout.stacks for r in recipe.merged_models())]
         return [Module(name, "", tuple(recipe.models or ()), (), None) for name in shared]
     found: dict[str, Module] = {}
     problems: list[str] = []

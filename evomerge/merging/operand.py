@@ -168,3 +168,69 @@ class Gathered:
         if isinstance(self.operand, Stored):
             return self.operand.tensor.reshape(-1, columns)[rows.to(self.device)]
         return torch.stack([self.operand.chunk(r * columns, (r + 1) * columns) for r in rows.tolist()])
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """scale * left @ right alone: what an adapter changes."""
+
+    adapter: LowRank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.adapter.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.adapter.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.device
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        return self.adapter.delta(start, stop)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """Rows less other rows of the same numbers."""
+
+    own: Rows
+    base: Rows
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return self.own[index] - self.base[index]
+
+
+def task_vector(own: Operand, base: Operand) -> Operand | None:
+    """Own less base where both lie on the same stored tensor, which then is not rounded away: the adapters' product.
+
+    Of two adapters it is the product of both pairs at once. Under a tokenizer rows are gathered as the tensor's are,
+    where both are gathered alike. None where values must be subtracted.
+    """
+    if isinstance(own, Gathered) and isinstance(base, Gathered):
+        inner = task_vector(own.operand, base.operand)
+        if inner is None or not (own.index is base.index or torch.equal(own.index, base.index)):
+            return None
+        return Gathered(inner, own.index, _Differences(own.extra, base.extra))
+    if not isinstance(own, Stored | LowRank) or not isinstance(base, Stored | LowRank):
+        return None
+    if not _same(own.tensor, base.tensor):
+        return None
+    if isinstance(own, LowRank) and isinstance(base, Stored):
+        return Change(own)
+    if not isinstance(base, LowRank) or (isinstance(own, LowRank) and _is_same_adapter(own, base)):
+        return None  # less itself it is 0
+    signed = [(base, -base.scale), *([(own, own.scale)] if isinstance(own, LowRank) else [])]
+    left = torch.cat([x.left.double() * scale for x, scale in signed], dim=1)
+    right = torch.cat([x.right.double() for x, _ in signed])
+    return Change(LowRank(own.tensor, left, right, 1.0))
+
+
+def _is_same_adapter(a: LowRank, b: LowRank) -> bool:
+    return a.scale == b.scale and _same(a.left, b.left) and _same(a.right, b.right)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evomerge.merging.chunks import BLOCK, CHUNK, CUDA_CHUNK, Chunks
 from evomerge.merging.native import Cuts, exact_sum, fits, gram, library
-from evomerge.merging.operand import LowRank, Operand, Stored
+from evomerge.merging.operand import Operand, Stored, task_vector
 from evomerge.merging.selection import EVERYTHING, Cut, find_cut, magnitude_bits, nothing
 
 Fact = TypeVar("Fact")
@@ -47,6 +47,7 @@ class Reductions:
     ) -> None:
         self.sources = tuple(Stored(s) if isinstance(s, Tensor) else s for s in sources)
         self.base = Stored(base) if isinstance(base, Tensor) else base
+        self._exact = tuple(None if self.base is None else task_vector(s, self.base) for s in self.sources)
         self.keys = tuple(keys)
         self.facts = {} if facts is None else facts
         every = [*self.sources, *([] if self.base is None else [self.base])]
@@ -74,16 +75,15 @@ class Reductions:
         return self.base.chunk(start, stop).to(self.dtype)
 
     def delta(self, source: int, start: int, stop: int) -> Tensor:
-        """Task vector W_i - W_0, flat. An adapter on the base itself is its low-rank product, exactly."""
-        own = self.sources[source]
-        if isinstance(own, LowRank) and self.is_adapter(source):
-            return own.delta(start, stop).to(self.dtype)
+        """Task vector W_i - W_0, flat. Between adapters on the same tensor it is their product, exactly."""
+        exact = self._exact[source]
+        if exact is not None:
+            return exact.chunk(start, stop).to(self.dtype)
         return self.values(source, start, stop) - self.base_values(start, stop)
 
     def is_adapter(self, source: int) -> bool:
-        """Whether a source is an adapter on the base's own tensor."""
-        own = self.sources[source]
-        return isinstance(own, LowRank) and isinstance(self.base, Stored) and _same(own.tensor, self.base.tensor)
+        """Whether a source and the base are the same tensor but for adapters: nothing is subtracted."""
+        return self._exact[source] is not None
 
     def key(self, source: int) -> int:
         """Key of a source's stream of random numbers."""
@@ -235,7 +235,7 @@ def variance(deltas: Sequence[Tensor]) -> Tensor:
 
 
 def in_lanes(products: Tensor) -> Tensor:
-    """Sum of a block in the order of the compiled kernels: every 16th number in turn, then the 16 sums. Flat float64."""
+    """Sum of a block of flat float64 in the order of the kernels: each 16th number in turn, then those sums."""
     if products.device.type != "cpu" or not products.numel():
         return products.sum()
     padded = torch.nn.functional.pad(products, (0, -products.numel() % 16))
@@ -243,12 +243,8 @@ def in_lanes(products: Tensor) -> Tensor:
 
 
 def row_sums(values: Tensor) -> Tensor:
-    """Sum of each row of float64 [rows, n], in an order that depends neither on rows nor on torch's threads."""
+    """Sum of each row of float64 [rows, n], in an order that depends neither on rows nor on threads."""
     total = torch.zeros(values.shape[0], dtype=values.dtype, device=values.device)
     for start in range(0, values.shape[1], BLOCK):
         total += values[:, start : start + BLOCK].sum(dim=1)
     return total
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape)

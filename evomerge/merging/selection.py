@@ -5,16 +5,18 @@ Task vectors of 16-bit checkpoints have many equal magnitudes, so ties are the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-from evomerge.merging.chunks import Chunks
+from evomerge.merging.chunks import Chunks, Range
 
 _NO_SIGN = {torch.float32: 0x7FFFFFFF, torch.float64: 0x7FFFFFFFFFFFFFFF}
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_DIGITS = {torch.float32: (16, 0), torch.float64: (48, 32, 16, 0)}
 _LOW = 0xFFFF
 
 Values = Callable[[int, int], Tensor]
@@ -66,8 +68,8 @@ def value_of(bits: int, dtype: torch.dtype) -> float:
 def find_cut(values: Values, count: int, keep: int, dtype: torch.dtype, chunks: Chunks) -> Cut:
     """The cut with `keep` of `count` elements before it.
 
-    Two exact histograms of 16 bits each and a look for the position: no sorting, and nothing of the tensor's size.
-    (For float64 the magnitudes are held and sorted at once.)
+    Exact histograms of 16 bits each, two or (float64) four, and a look for the position: no sorting, and nothing of
+    the tensor's size.
 
     Args:
         values: Gives the elements of a range, flat, of type `dtype`.
@@ -77,34 +79,39 @@ def find_cut(values: Values, count: int, keep: int, dtype: torch.dtype, chunks: 
     if keep <= 0:
         return nothing(dtype)
     ranges = chunks.ranges(count)
-    if dtype == torch.float64:
-        every = torch.cat([magnitude_bits(values(start, stop)) for start, stop in ranges])
-        limit = int(every.kthvalue(count - keep + 1).values)
-    else:
-        upper = sum(chunks.run(lambda a, b: _histogram(magnitude_bits(values(a, b)) >> 16, 1 << 15), ranges))
-        assert isinstance(upper, Tensor)
-        high, above = bin_of(upper, keep)
-
-        def low(start: int, stop: int) -> Tensor:
-            bits = magnitude_bits(values(start, stop))
-            return _histogram(bits[(bits >> 16) == high] & _LOW, 1 << 16)
-
-        lower = sum(chunks.run(low, ranges))
-        assert isinstance(lower, Tensor)
-        limit = (high << 16) | bin_of(lower, keep - above)[0]
+    # The limit digit by digit, the highest first: of the elements that have the digits so far, which have which next.
+    limit, left = 0, keep
+    for shift in _DIGITS[dtype]:
+        found, above = bin_of(_next_digit(values, ranges, limit, shift, chunks), left)
+        limit, left = (limit << 16) | found, left - above
 
     def compared(start: int, stop: int) -> tuple[int, int]:
         bits = magnitude_bits(values(start, stop))
         return int((bits > limit).sum()), int((bits == limit).sum())
 
-    counts = chunks.run(compared, ranges)
-    wanted = keep - sum(larger for larger, _ in counts)
-    for (start, stop), (_, equal) in zip(ranges, counts, strict=True):
+    compares = chunks.run(compared, ranges)
+    wanted = keep - sum(larger for larger, _ in compares)
+    for (start, stop), (_, equal) in zip(ranges, compares, strict=True):
         if equal >= wanted:
             places = (magnitude_bits(values(start, stop)) == limit).nonzero().flatten()
             return Cut(limit, start + int(places[wanted - 1]))
         wanted -= equal
     raise AssertionError("the histogram counted more elements than there are")
+
+
+def _next_digit(values: Values, ranges: Sequence[Range], known: int, shift: int, chunks: Chunks) -> Tensor:
+    """Of the magnitudes whose bits begin with `known`, how many have which next 16 bits (those from `shift` on)."""
+    total = torch.zeros(1 << 16, dtype=torch.int64, device=values(0, 0).device)
+    adding = Lock()
+
+    def count(start: int, stop: int) -> None:
+        bits = magnitude_bits(values(start, stop)) >> shift
+        own = torch.bincount(bits[(bits >> 16) == known] & _LOW, minlength=1 << 16)
+        with adding:  # at once: a histogram for each range would be more than the tensor's part that it counts
+            total.add_(own)
+
+    chunks.run(count, ranges)
+    return total
 
 
 def bin_of(counts: Tensor, n: int) -> tuple[int, int]:
@@ -119,7 +126,3 @@ def row_ranks(values: Tensor) -> Tensor:
     order = torch.argsort(magnitude_bits(values.reshape(-1)).reshape(values.shape), dim=1, descending=True, stable=True)
     places = torch.arange(values.shape[1], device=values.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
-
-
-def _histogram(numbers: Tensor, bins: int) -> Tensor:
-    return torch.bincount(numbers, minlength=bins)

@@ -10,7 +10,8 @@ from typing import Any
 from evomerge.errors import SourceError
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
-from evomerge.merging.tokens import set_special_ids, write_tokenizer
+from evomerge.merging.tokens import set_special_ids, tokenizer_files
+from evomerge.sources import read_object, small_file
 
 GENERATION = "generation_config.json"
 # How images and sounds become a composite model's input: the business of its encoders, whosever the tokenizer is.
@@ -21,39 +22,53 @@ def write_small_files(plan: Plan, folder: Path) -> None:
     """Write config.json, generation_config.json and the tokenizer's files of a merge.
 
     Raises:
-        SourceError: a file of a source that is needed for it is not JSON.
+        SourceError: a file of a source that is needed for it cannot be read.
     """
-    (folder / "config.json").write_text(_text(merged_config(plan)), encoding="utf-8")
-    _write_generation(plan, folder)
-    write_tokenizer(plan.recipe, plan.sources, plan.tokenizer, plan.vocabulary, folder)
-    for name in PROCESSORS:
-        file = plan.sources[plan.donor].path / name
-        if file.is_file():
-            shutil.copyfile(file, folder / name)
+    for name, content in {**copied_files(plan), "config.json": _text(merged_config(plan))}.items():
+        if isinstance(content, Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            (folder / name).write_text(content, encoding="utf-8")
 
 
-def _write_generation(plan: Plan, folder: Path) -> None:
+def copied_files(plan: Plan) -> dict[str, Path | str]:
+    """The small files beside config.json, by name: the file to copy, or the text to write.
+
+    Raises:
+        SourceError: every file of a source that is needed and cannot be read, or is a link out of its model's folder.
+    """
+    found: dict[str, Path | str] = {}
+    problems: list[str] = []
+    for part in (_generation, _tokenizer, _processors):
+        try:
+            found |= part(plan)
+        except SourceError as e:
+            problems.append(str(e))
+    if problems:
+        raise SourceError("\n".join(dict.fromkeys(problems)))
+    return found
+
+
+def _tokenizer(plan: Plan) -> dict[str, Path | str]:
+    return tokenizer_files(plan.recipe, plan.sources, plan.tokenizer, plan.vocabulary)
+
+
+def _processors(plan: Plan) -> dict[str, Path | str]:
+    named = {name: small_file(plan.sources[plan.donor].path, name) for name in PROCESSORS}
+    return {name: file for name, file in named.items() if file is not None}
+
+
+def _generation(plan: Plan) -> dict[str, Path | str]:
     """The donor's generation_config.json, with the special tokens of the merged vocabulary."""
     donor, owner = plan.sources[plan.donor], plan.sources[plan.tokenizer]
-    file = donor.path / GENERATION
-    if not file.is_file():
-        return
-    if plan.vocabulary is None:
-        shutil.copyfile(file, folder / GENERATION)
-        return
-    config = _json(file)
-    set_special_ids(config, _json(owner.path / GENERATION) or owner.text_config, donor, owner, plan.vocabulary)
-    (folder / GENERATION).write_text(_text(config), encoding="utf-8")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    file = small_file(donor.path, GENERATION)
+    if file is None:
         return {}
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise SourceError(f"{file}: not JSON ({e})") from None
-    return data if isinstance(data, dict) else {}
+    config = read_object(donor.path, GENERATION)
+    if plan.vocabulary is None:
+        return {GENERATION: file}
+    set_special_ids(config, read_object(owner.path, GENERATION) or owner.text_config, donor, owner, plan.vocabulary)
+    return {GENERATION: _text(config)}
 
 
 def _text(data: dict[str, Any]) -> str:

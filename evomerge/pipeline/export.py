@@ -46,4 +46,4 @@ def write_checkpoint(sources: Mapping[str, Source], recipe: Recipe, out: Path, o
     """Build a recipe into a folder."""
     from evomerge.merging.engine import Engine
 
-    Engine({r: sources[r] for r in recipe.references()}).write(recipe, out, overwrite=overwrite)
+    Engine({r: sources[r] for r in recipe.references() if r in sources}).write(recipe, out, overwrite=overwrite)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from evomerge.config import Frozen
 from evomerge.errors import choose
 from evomerge.methods import IGNORED_PARAMETERS, METHODS, Method
-from evomerge.recipe.reference import Reference, renamed
+from evomerge.recipe.reference import BASE, UNION, Reference, renamed
 from evomerge.recipe.tokenizer import TokenizerSettings
 from evomerge.recipe.values import Parameters, scalars, value_problem
 
@@ -136,10 +136,19 @@ class Recipe(Frozen):
         return METHODS[self.merge_method]
 
     def references(self) -> list[str]:
-        """Every model named, in order of first mention, the base last (as mergekit adds it)."""
+        """Every model named: those that are merged, then the one whose tokenizer is taken where that is another."""
+        return list(dict.fromkeys((*self.merged_models(), *self._tokenizer_model())))
+
+    def merged_models(self) -> list[str]:
+        """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
         named = [s.model for s in self._inputs()]
         named += [b for b in (self.base_model, *self._bases()) if b]
         return list(dict.fromkeys(named))
+
+    def _tokenizer_model(self) -> Iterator[str]:
+        source = self.tokenizer_source or (self.tokenizer.source if self.tokenizer else None)
+        if source and source not in (UNION, BASE):
+            yield source
 
     def _output_slices(self) -> Iterator[OutputSlice]:
         yield from self.slices or ()

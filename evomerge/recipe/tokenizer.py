@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from evomerge.config import Frozen
 from evomerge.recipe.reference import UNION, Reference
 
+# Hardware asks for multiples of 8 to some hundreds; more would only make rows that are nobody's.
+MOST_PADDING = 65536
+
 
 class ModelToken(Frozen):
     """The embedding that another token, or a row, has in one of the models."""
@@ -59,4 +62,4 @@ class TokenizerSettings(Frozen):
 
     source: Reference = UNION
     tokens: dict[str, TokenEmbedding] | None = None
-    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, le=MOST_PADDING)

@@ -4,7 +4,7 @@ Safetensors only: a pickle checkpoint can run code when it is read and is refuse
 """
 
 from evomerge.sources.adapter import Adapter, Update
-from evomerge.sources.files import INDEX, SINGLE
+from evomerge.sources.files import INDEX, SINGLE, read_json, read_object, read_text, small_file
 from evomerge.sources.fit import check_fit
 from evomerge.sources.hashes import Hashing, differing, hash_sources, remembered, start_hashing
 from evomerge.sources.layout import TEXT, Layout, Place
@@ -29,7 +29,11 @@ __all__ = [
     "hash_sources",
     "open_source",
     "open_sources",
+    "read_json",
+    "read_object",
+    "read_text",
     "remembered",
+    "small_file",
     "start_hashing",
     "with_adapter",
 ]

@@ -6,6 +6,7 @@ A pickle checkpoint can run code when it is read and is refused.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,11 @@ from evomerge.errors import SourceError
 from evomerge.header import TensorInfo
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_PART = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
+# No file system here has longer names, and asking for one is an error of its own.
+_NAME_BYTES = 255
+# A configuration that goes deeper is made to harm; what copies and writes it calls itself once or more for each level.
+_DEPTH = 100
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -50,8 +55,10 @@ def _shards(index: Path) -> list[str]:
         raise SourceError(f'{index}: expected a "weight_map" of tensor names to files')
     shards = list(dict.fromkeys(names.values()))
     for shard in shards:
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise SourceError(f'{index}: refused: "{shard}" is not the name of a safetensors file in this folder')
+        plain = Path(shard).name == shard and "\\" not in shard and len(os.fsencode(shard)) <= _NAME_BYTES
+        if not plain or not shard.endswith(".safetensors"):
+            shown = shard if len(shard) <= _NAME_BYTES else shard[:_NAME_BYTES] + "..."
+            raise SourceError(f'{index}: refused: "{shown}" is not the name of a safetensors file in this folder')
     return shards
 
 
@@ -89,23 +96,95 @@ def _unnamed(shards: Iterable[str]) -> Iterator[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    if not file.is_file():
+    file = small_file(path, "config.json")
+    if file is None:
         what = "is an adapter, not a model" if (path / "adapter_config.json").is_file() else "has no config.json"
         raise SourceError(f"{path}: {what}; expected the folder of a Hugging Face checkpoint")
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise SourceError(f"{file}: expected a JSON object")
+    config = read_object(path, "config.json")
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise SourceError(f"{file}: architectures = {str(names)[:80]}: expected a list of class names")
     return config
 
 
+def small_file(folder: Path, name: str) -> Path | None:
+    """A file beside the weights that a merge reads or copies, or None where there is none.
+
+    Merges are published: a link may lead to another file in the model's folder, or as the hub's cache has it
+    (snapshots/REVISION/NAME to blobs/HASH), not to a file of the user's that is none of the model's.
+
+    Raises:
+        SourceError: a link that leads elsewhere.
+    """
+    file = folder / name
+    if not file.is_file():
+        return None
+    if file.is_symlink():
+        home, target = (Path(os.path.realpath(p)) for p in (folder, file))
+        cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+        if not cached and not target.is_relative_to(home):
+            raise SourceError(f"{file}: refused: a link that leads out of the model's folder, to {target}")
+    return file
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object beside the weights (see `small_file`); {} where there is no such file.
+
+    Raises:
+        SourceError: it cannot be read, or is something else.
+    """
+    file = small_file(folder, name)
+    if file is None:
+        return {}
+    data = read_json(file)
+    if not isinstance(data, dict):
+        raise SourceError(f"{file}: expected a JSON object, got a {type(data).__name__}")
+    return data
+
+
 def read_json(file: Path) -> Any:
+    """What a JSON file says: of limited depth, and such that it can be written again.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    text = read_text(file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
+        data = json.loads(text)
+        deep = _too_deep(data)
+        if not deep and "\\ud" in text.lower():  # half of a surrogate pair, which no UTF-8 file can hold
+            json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError:
+        deep = True
+    except ValueError as e:
         raise SourceError(f"{file}: not JSON ({e})") from None
+    if deep:
+        raise SourceError(f"{file}: not JSON of a model (more than {_DEPTH} levels deep)")
+    return data
+
+
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        SourceError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise SourceError(f"{file}: not a text file (byte {e.start} is not UTF-8)") from None
     except OSError as e:
         raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
+
+
+def _too_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(_DEPTH):
+        parts = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)]
+        if not parts:
+            return False
+        level = [inner for part in parts for inner in part]
+    return True
 
 
 def has_same_bytes(one: TensorInfo, other: TensorInfo) -> bool:

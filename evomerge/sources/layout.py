@@ -8,7 +8,7 @@ several modules: the language model, and what its names say about the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -24,8 +24,10 @@ _MODULES = (
     ("vision_tower", re.compile(r"vision|visual|image|pixel", re.IGNORECASE)),
     ("audio_tower", re.compile(r"audio|speech", re.IGNORECASE)),
 )
+# Decimal digits, as many as any model has layers: \d and isdigit() take more, which int() does not.
+_NUMBER = "(?:0|[1-9][0-9]{0,8})"
 # The first number in a name is the layer's; later ones (experts) belong to what is inside the layer.
-_NUMBERED = re.compile(r"(?P<prefix>(?:[^.]+\.)*?)(?P<index>\d+)\.(?P<rest>.+)")
+_NUMBERED = re.compile(rf"(?P<prefix>(?:[^.]+\.)*?)(?P<index>{_NUMBER})\.(?P<rest>.+)")
 _LANGUAGE = re.compile(r"language|text|llm", re.IGNORECASE)
 _HEAD = re.compile(r"(?:^|\.)(?P<rest>(?:lm_head|embed_out)\..+)")
 _BEFORE = re.compile(r"embed(?!_out)|wte|wpe|(?:^|\.)pre_|_pre(?:\.|$)", re.IGNORECASE)
@@ -102,7 +104,7 @@ class Layout:
         """
         names = list(names)
         found = _runs(names)
-        fitting = {p: sum(c.values()) for p, c in found.items() if sorted(c) == list(range(num_layers))}
+        fitting = {p: sum(c.values()) for p, c in found.items() if _is_run(c, num_layers)}
         if not fitting:
             seen = ", ".join(f"{p}N with {len(c)}" for p, c in found.items()) or "no numbered modules"
             raise SourceError(f"{model}: its configuration has {num_layers} layers, its tensors have {seen}")
@@ -154,7 +156,7 @@ class Layout:
 
 def count_layers(names: Iterable[str]) -> int | None:
     """Number of layers of the language model by the tensors alone, for configurations that leave it out."""
-    runs = {p: c for p, c in _runs(names).items() if sorted(c) == list(range(len(c)))}
+    runs = {p: c for p, c in _runs(names).items() if _is_run(c, len(c))}
     return len(runs[_language({p: sum(c.values()) for p, c in runs.items()})]) if runs else None
 
 
@@ -167,6 +169,11 @@ def _runs(names: Iterable[str]) -> dict[str, dict[int, int]]:
             counts = found.setdefault(match["prefix"], {})
             counts[int(match["index"])] = counts.get(int(match["index"]), 0) + 1
     return found
+
+
+def _is_run(numbers: Collection[int], length: int) -> bool:
+    """Whether numbers, each there once, are those from 0 up to `length`, which may be anything a file says."""
+    return len(numbers) == length > 0 and max(numbers) == length - 1
 
 
 def _language(runs: Mapping[str, int]) -> str:
@@ -201,7 +208,7 @@ def _stack(names: Iterable[str], module: str, layers: str) -> Stack | None:
     runs = {
         prefix: counts
         for prefix, counts in _runs(n for n in names if _module(n, layers) == module).items()
-        if len(counts) > 1 and sorted(counts) == list(range(len(counts))) and len(set(counts.values())) == 1
+        if len(counts) > 1 and _is_run(counts, len(counts)) and len(set(counts.values())) == 1
     }
     if not runs:
         return None
@@ -214,7 +221,7 @@ def _place(name: str, text: Stack, stacks: Mapping[str, Stack | None], composite
     stack = stacks[module]
     if stack and name.startswith(stack.prefix):
         index, dot, rest = name[len(stack.prefix) :].partition(".")
-        if dot and index.isdigit():
+        if dot and re.fullmatch(_NUMBER, index):
             return Place(module, int(index), rest)
     if module == TEXT:
         outer = _outer(text.prefix)

@@ -14,8 +14,14 @@ from evomerge.sources.peft import open_adapter
 from evomerge.sources.source import Source
 
 
-def open_sources(references: Iterable[str], root: Path | None = None) -> dict[str, Source]:
+def open_sources(
+    references: Iterable[str], root: Path | None = None, named: Mapping[str, str] | None = None
+) -> dict[str, Source]:
     """Open several models, by reference, in order.
+
+    Args:
+        root: Where a relative folder is looked for when it is not below the current one.
+        named: What stands before the message about a reference: the key that names it, where that is not plain.
 
     Raises:
         SourceError: every problem of every model, one line each.
@@ -26,7 +32,7 @@ def open_sources(references: Iterable[str], root: Path | None = None) -> dict[st
         try:
             found[reference] = open_source(reference, root)
         except SourceError as e:
-            problems.append(str(e))
+            problems.append((named or {}).get(reference, "") + str(e))
     if problems:
         raise SourceError("\n".join(problems))
     return found
@@ -76,7 +82,11 @@ def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
     config = read_config(path)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(path):
-        tensors.update(read_header(file))
+        found = read_header(file)
+        twice = next((name for name in found if name in tensors), None)
+        if twice is not None:
+            raise SourceError(f'{path}: tensor "{twice}" is in {tensors[twice].file.name} and in {file.name}')
+        tensors.update(found)
     if not tensors:
         raise SourceError(f"{path}: its safetensors files hold no tensor")
     check_index(path, tensors)

@@ -38,8 +38,9 @@ class Builder:
         self._sources = dict(sources)
         self._device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self._device == "cpu":
-            # One thread: several processes on a few cores run up to ten times slower with more, and sums depend on the
-            # number of threads, so that the search would not be the same for any number of workers.
+            # One thread: several processes on a few cores run up to ten times slower with more. And the sums inside a
+            # model's forward pass depend on the number of threads (a merge's do not), so that scores, and with them the
+            # search, would not be the same on another number of cores.
             torch.set_num_threads(1)
         self._dtype = _compute_dtype(evaluator.config.dtype, self._device)
         self._trust = evaluator.config.trust_remote_code

@@ -139,6 +139,50 @@ def test_every_problem_is_found(command: Callable, tmp_path: Path) -> None:
         assert all(w in line for w in words)
 
 
+LACKING = "merge_method: linear\nmodels: [{model: zoo:maths}, {model: zoo:kovesh}]\nchat_template: nope\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LACKING, ["chat_template", '"weight", and "zoo:maths"', '"weight", and "zoo:kovesh"']),
+        (
+            f"{LACKING}tokenizer_source: ./nonsense\n",
+            [
+                'tokenizer_source: "./nonsense"',
+                "chat_template",
+                '"weight", and "zoo:maths"',
+                '"weight", and "zoo:kovesh"',
+            ],
+        ),
+        (
+            LACKING.replace("zoo:maths", "./gone"),
+            ['model "./gone": no such folder', "chat_template", '"weight", and "./gone"', '"weight", and "zoo:kovesh"'],
+        ),
+        (
+            LACKING.replace("linear", "fisher").replace("}]", "}]\nparameters: {weight: 1}"),
+            ["chat_template", 'needs statistics of "zoo:maths"', 'needs statistics of "zoo:kovesh"'],
+        ),
+        (
+            "merge_method: slerp\nbase_model: ./gone\nmodels: [{model: zoo:maths}]\n",
+            ['model "./gone": no such folder', 'needs "t", and the recipe has none'],
+        ),
+        (
+            "merge_method: ties\nbase_model: ./gone\nslices:\n- sources: [{model: ./gone, layer_range: [0, 2]}, "
+            "{model: zoo:maths, layer_range: [0, 2], parameters: {weight: 1}}, "
+            "{model: zoo:kovesh, layer_range: [0, 2]}]\n",
+            ['model "./gone": no such folder', '"weight", and "zoo:kovesh" has none'],
+        ),
+    ],
+)
+def test_problems_of_every_kind_come_at_once(command: Callable, tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    for done in (command("check", tmp_path / "r.yaml"), command("merge", tmp_path / "r.yaml", tmp_path / "out")):
+        lines = done.error.splitlines()
+        assert len(lines) == len(words), done.error
+        assert all(word in line for word, line in zip(words, lines, strict=True)), done.error
+
+
 def test_models_that_are_not_those_of_the_recipe(command: Callable, tmp_path: Path) -> None:
     """Together with what else is wrong; and nothing is said where they are the same."""
     base, maths = (open_source(f"zoo:{name}").content_hash() for name in ("base", "maths"))

@@ -196,7 +196,6 @@ BAD = {
     'unknown module "txt"': "{merge_method: linear, modules: {txt: {models: [{model: <A>}]}}, parameters: {weight: 1}}",
     '"text_decoder" and "default" are both the text_decoder; name it once': "{merge_method: linear, modules: {default: "
     "{models: [{model: <A>}]}, text_decoder: {models: [{model: <A>}]}}, parameters: {weight: 1}}",
-    'tokenizer_source: "<B>" is no model of this recipe': "{merge_method: linear, tokenizer_source: <B>, " + ONE + "}",
     'tokenizer.tokens.x.source: "a" is not merged here': "{merge_method: linear, tokenizer: {source: base, "
     "tokens: {x: {source: a}}}, " + ONE + "}",
     'did you mean "alpaca"?': "{merge_method: linear, chat_template: alpacca, " + ONE + "}",
@@ -211,6 +210,38 @@ def test_refused_before_any_work(message: str, family: Family) -> None:
         message = message.replace(short, folder)
     assert message in str(e.value)
     assert len(str(e.value).splitlines()) == 1 and e.value.exit_code == 2
+
+
+EVERYTHING = """
+merge_method: linear
+models: [{model: <A>}, {model: <B>}]
+tokenizer: {source: base, tokens: {x: {source: a}}}
+chat_template: nope
+"""
+
+
+def test_problems_of_every_kind_come_at_once(family: Family) -> None:
+    with pytest.raises(RecipeError) as e:
+        plan(EVERYTHING, family)
+    words = (
+        "chat_template",
+        "tokenizer.tokens.x.source",
+        f'"weight", and "{family[1]}"',
+        f'"weight", and "{family[2]}"',
+    )
+    lines = str(e.value).splitlines()
+    assert len(lines) == 4 and all(word in line for word, line in zip(words, lines, strict=True))
+    with pytest.raises(RecipeError) as e:
+        plan("{merge_method: fisher, models: [{model: <A>}, {model: <B>}], chat_template: nope}", family)
+    lines = str(e.value).splitlines()
+    assert "chat_template" in lines[0] and any("needs statistics" in line for line in lines[1:])
+
+
+def test_models_that_do_not_fit_hide_nothing_of_the_tokenizer(family: Family, make: Any) -> None:
+    text = "{merge_method: linear, models: [{model: <A>}, {model: <C>}], parameters: {weight: 1}, chat_template: nope}"
+    with pytest.raises(RecipeError) as e:
+        plan(text, family, C=str(make(seed=5, layers=2)))
+    assert "chat_template" in str(e.value) and "2 layers against 3" in str(e.value)
 
 
 def test_all_problems_come_at_once(family: Family) -> None:

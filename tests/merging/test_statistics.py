@@ -358,7 +358,7 @@ def test_what_is_refused(collected: dict[tuple[str, str], Path], tmp_path: Path)
     broken = recipe("fisher", {"maths": copied, "kovesh": kovesh})
     manifest = json.loads((copied / "statistics.json").read_text())
     for change, words in (
-        ("{", "cannot be read"),
+        ("{", "not JSON"),
         ("[]", 'expected a JSON object with "kind"'),
         (json.dumps(manifest | {"version": 2}), "has version 2, expected 1"),
         (json.dumps(manifest | {"kind": "hessian"}), 'expected a JSON object with "kind"'),
@@ -370,3 +370,61 @@ def test_what_is_refused(collected: dict[tuple[str, str], Path], tmp_path: Path)
     assert 'are damaged: tensor "model.norm.weight" is F32 [3]' in refused(broken)
     (copied / "statistics.safetensors").write_bytes(b"short")
     assert "interrupted download" in refused(broken)
+
+
+def test_values_that_no_statistics_have(collected: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    for kind, values in (
+        ("fisher", (-1e-9, torch.nan, torch.inf)),
+        ("gram", (-1e-9, torch.nan, torch.inf, -torch.inf)),
+    ):
+        for i, value in enumerate(values):
+            copied = Path(shutil.copytree(collected["maths", kind], tmp_path / f"{kind} {i}"))
+            tensors = load_file(copied / "statistics.safetensors")
+            tensors[name][3, 3] = value
+            save_file(tensors, copied / "statistics.safetensors")
+            r = recipe(kind, {"maths": copied, "kovesh": collected["kovesh", kind]})
+            with pytest.raises(SourceError, match="NaN, infinite or negative") as e:
+                Engine(open_sources(r.references())).write(r, tmp_path / "out")
+            assert str(copied) in str(e.value) and name in str(e.value)
+            assert not (tmp_path / "out").exists()
+
+
+def test_rows_in_another_order_have_no_fisher_information(
+    collected: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """Two models of one size whose tokens have other ids: a row's information would be that of another token."""
+    other = Path(shutil.copytree(zoo.path("kovesh"), tmp_path / "other"))
+    data = json.loads((other / "tokenizer.json").read_text())
+    ids = data["model"]["vocab"]
+    fixed = {t["content"] for t in data["added_tokens"]}
+    first, second = [t for t in ids if t not in fixed][10:12]
+    ids[first], ids[second] = ids[second], ids[first]
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    folder = Path(shutil.copytree(collected["kovesh", "fisher"], tmp_path / "statistics"))
+    manifest = json.loads((folder / "statistics.json").read_text())
+    (folder / "statistics.json").write_text(json.dumps(manifest | {"model": open_source(str(other)).content_hash()}))
+    text = json.dumps({
+        "merge_method": "fisher", "tokenizer_source": "union", "dtype": "float32",
+        "models": [{"model": m, "parameters": {"weight": 1}} for m in ("zoo:maths", str(other))],
+        "evomerge": {"statistics": {"zoo:maths": str(collected["maths", "fisher"]), str(other): str(folder)}},
+    })  # fmt: skip
+    r = parse_recipe(text)
+    Engine(open_sources(r.references())).write(r, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    a, b = (weights_of(n)["model.embed_tokens.weight"] for n in ("maths", "kovesh"))
+    order = list(range(len(a)))
+    mine = json.loads((zoo.path("maths") / "tokenizer.json").read_text())["model"]["vocab"]
+    order[mine[first]], order[mine[second]] = ids[first], ids[second]
+    np.testing.assert_allclose(merged.double().numpy(), (a + b[order]) / 2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_statistics_are_never_overwritten(inside: bool, collected: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(zoo.path("base"), out)
+    folder = Path(shutil.copytree(collected["maths", "fisher"], out / "statistics"))
+    r = recipe("fisher", {"maths": folder, "kovesh": collected["kovesh", "fisher"]})
+    with pytest.raises(InputError, match="the statistics"):
+        Engine(open_sources(r.references())).write(r, out if inside else folder / "out", overwrite=True)
+    assert (folder / "statistics.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""Compiled kernels: built once on the machine from kernels.cpp, kept on disk, equal to torch's way bit for bit."""
+"""Compiled kernels (kernels.cpp): built once on the machine, kept on disk, equal to torch's way bit for bit."""
 
 from evomerge.merging.native.build import library
 from evomerge.merging.native.cuts import Cuts

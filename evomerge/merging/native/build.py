@@ -10,14 +10,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from evomerge.cache import cache_folder
+from evomerge.cache import VARIABLE, cache_folder
+from evomerge.merging.native.private import check_file, private_folder
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "kernels.cpp"
+HERE = Path(__file__).parent
+SOURCE = HERE / "kernels.cpp"
 # No contraction into fused multiply-adds and no reordering: results do not depend on the machine's vectors.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-fno-strict-aliasing")  # fmt: skip
@@ -26,11 +31,17 @@ WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64
 # Set to "0" to do without: every method runs on torch, slower and to the same bits.
 SWITCH = "EVOMERGE_NATIVE"
 TIMEOUT = 120
+# Seconds after which a compiler that failed is asked again: a full disk or a busy machine passes.
+RETRY = 24 * 3600
+
+
+class BuildError(Exception):
+    """There are no kernels to be had, and why."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The loaded kernels; None where there is no C++ compiler (said once, as a warning) or they are switched off."""
+    """The loaded kernels; None where they cannot be built (said once, as a warning) or are switched off."""
     if os.environ.get(SWITCH) == "0":
         return None
     compiler = _compiler()
@@ -41,12 +52,25 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as e:
-        detail = (getattr(e, "stderr", "") or str(e)).strip()[:500]
+        return _loaded(compiler)
+    except Exception as e:  # whatever it is, torch can do the work
         log.warning("the merge kernels could not be built with %s, so merging runs on torch alone, slower: %s",
-                    compiler, detail)  # fmt: skip
+                    compiler, e)  # fmt: skip
         return None
+
+
+def compile_kernels(compiler: str, target: Path, options: Sequence[str] = ()) -> None:
+    """Compile them into a file.
+
+    Raises:
+        BuildError: what the compiler says.
+        OSError: the file cannot be written.
+    """
+    command = [compiler, *FLAGS, *WIDE, *options, str(SOURCE), "-o", str(target)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+    except (OSError, subprocess.SubprocessError) as e:
+        raise BuildError((getattr(e, "stderr", "") or str(e)).strip()[:500]) from None
 
 
 def _compiler() -> str | None:
@@ -57,35 +81,100 @@ def _compiler() -> str | None:
     return None
 
 
-def _built(compiler: str) -> Path:
-    """The library's file, built where it is missing. Its name covers all that it depends on."""
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """From the first place where they can be kept and run.
+
+    Raises:
+        BuildError: there is none, or the compiler failed.
+    """
+    name = f"kernels-{_key(compiler)}.so"
+    problems = []
+    for above, names in _places():
+        try:
+            return _from(private_folder(above, *names), name, compiler)
+        except (OSError, RuntimeError) as e:
+            problems.append(str(e))
+    try:
+        # Nothing can be kept: for this process alone, under a name that nobody could know before.
+        with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+            return _from(Path(folder), name, compiler)
+    except OSError as e:
+        raise BuildError("; ".join([*problems, str(e)])) from None
+
+
+def _places() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Folders that are there, and those that are made in them for what is kept."""
+    with suppress(RuntimeError):  # a user without a home
+        folder = cache_folder()
+        yield (folder, ("kernels",)) if os.environ.get(VARIABLE) else (folder.parent, (folder.name, "kernels"))
+    if hasattr(os, "getuid"):
+        yield Path(tempfile.gettempdir()), (f"evomerge-{os.getuid()}", "kernels")
+
+
+def _from(folder: Path, name: str, compiler: str) -> ctypes.CDLL:
+    """The library in a folder of ours, built where it is missing, and once more where it cannot be loaded.
+
+    Raises:
+        BuildError: the compiler failed, now or in another process not long ago.
+        OSError: the folder cannot be written to, or nothing in it can be run.
+    """
+    file = folder / name
+    try:
+        return _load(file)
+    except (OSError, AttributeError):
+        pass  # missing, damaged by a crash of the machine, or not ours: built anew
+    failure = file.with_suffix(".failed")
+    said = _said(failure)
+    if said is not None:
+        raise BuildError(f"{said} (it failed before; {failure} remembers that for a day)")
+    # Beside it and renamed: processes that build at once do not see each other's half files.
+    fd, temporary = tempfile.mkstemp(prefix=name, suffix=".part", dir=folder)
+    os.close(fd)
+    try:
+        compile_kernels(compiler, Path(temporary))
+        os.chmod(temporary, 0o700)  # a linker makes the file anew, with the umask's rights
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, file)
+    except BuildError as e:
+        with suppress(OSError):
+            failure.write_text(str(e), encoding="utf-8")
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    try:
+        return _load(file)
+    except AttributeError as e:
+        raise BuildError(str(e)) from None
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    check_file(file)
+    found = ctypes.CDLL(str(file))
+    found.evomerge_version()
+    return found
+
+
+def _said(failure: Path) -> str | None:
+    """Why the compiler failed, where that was not long ago."""
+    try:
+        check_file(failure)
+        if not 0 <= time.time() - failure.stat().st_mtime < RETRY:
+            return None
+        return failure.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _key(compiler: str) -> str:
+    """Covers all that the library depends on."""
     key = hashlib.sha256()
-    for part in (SOURCE.read_bytes(), " ".join((*FLAGS, *WIDE)).encode(), compiler.encode(), _processor().encode()):
+    program = Path(compiler).resolve().stat()
+    sources = [file.name.encode() + b"\0" + file.read_bytes() for file in (SOURCE, *sorted(HERE.glob("*.h")))]
+    made_by = f"{compiler} {program.st_size} {program.st_mtime_ns}"
+    for part in (*sources, " ".join((*FLAGS, *WIDE)).encode(), made_by.encode(), _processor().encode()):
         key.update(part + b"\0")
-    name = f"kernels-{key.hexdigest()[:24]}.so"
-    for folder in (cache_folder() / "kernels", Path(tempfile.gettempdir()) / f"evomerge-{os.getuid()}" / "kernels"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():
-                continue  # somebody else's folder: what lies there is not ours to run
-            return _in(folder, name, compiler)
-        except OSError as e:
-            last = e
-    raise last
-
-
-def _in(folder: Path, name: str, compiler: str) -> Path:
-    if not (folder / name).is_file():
-        # Beside it and renamed: processes that build at once do not see each other's half files.
-        fd, temporary = tempfile.mkstemp(prefix=name, suffix=".part", dir=folder)
-        os.close(fd)
-        try:
-            command = [compiler, *FLAGS, *WIDE, str(SOURCE), "-o", temporary]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
-            os.replace(temporary, folder / name)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return folder / name
+    return key.hexdigest()[:24]
 
 
 def _processor() -> str:

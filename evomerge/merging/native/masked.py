@@ -57,8 +57,12 @@ def masked(job: Job) -> None:
     """Write the merge."""
     ranked = {i: p.mask for i, p in job.present if isinstance(p.mask, Ranked)}
     bounds: Bounds = {i: (_bound(job, i, m.stop), _bound(job, i, m.first)) for i, m in ranked.items()}
-    found = _everywhere(job, bounds)
+    # Elements of a bin that lie close together find no room in the lists: remembered, so that no candidate tries again.
+    crowded: set[tuple[int, int]] = job.group.fact("crowded bins", set)
+    unresolved = {(i, end.place) for i, ends in bounds.items() for end in ends if isinstance(end, Bin)}
+    found = _everywhere(job, bounds) if crowded.isdisjoint(unresolved) else None
     if found is None:
+        crowded |= unresolved
         known = {i: (job.group.cut(i, m.stop), job.group.cut(i, m.first)) for i, m in ranked.items()}
         _everywhere(job, known)
         return

@@ -1,4 +1,4 @@
-"""What the kernels are handed: the structures of kernels.cpp, and a group's operands in them."""
+"""What the kernels are handed: the structures of structs.h, and a group's operands in them."""
 
 from __future__ import annotations
 

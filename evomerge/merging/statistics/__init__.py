@@ -4,6 +4,6 @@
 `evomerge: statistics:`.
 """
 
-from evomerge.merging.statistics.files import KINDS, Statistics, of_plan, open_statistics, tensors_of
+from evomerge.merging.statistics.files import KINDS, Statistics, of_plan, open_statistics, tensors_of, unnamed
 
-__all__ = ["KINDS", "Statistics", "of_plan", "open_statistics", "tensors_of"]
+__all__ = ["KINDS", "Statistics", "of_plan", "open_statistics", "tensors_of", "unnamed"]

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge import __version__
-from evomerge.errors import CandidateError, InputError, SourceError
+from evomerge.errors import CandidateError, SourceError
 from evomerge.merging.checkpoint import atomic_folder
 from evomerge.merging.conversion import converted_parts
+from evomerge.merging.device import check_device
 from evomerge.merging.live import live_model, load_tokenizer
 from evomerge.merging.statistics.files import MANIFEST, TENSORS, VERSION
 from evomerge.merging.statistics.fisher import Labels, fisher_diagonal, total_tokens
@@ -72,11 +73,7 @@ def collect(
         CandidateError: what was collected has NaN or infinite values.
     """
     documents, digest = read_documents(text)
-    try:
-        device = torch.device(settings.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise InputError(f"--device {settings.device}: {' '.join(str(e).split())[:200]}") from None
+    device = torch.device(check_device(settings.device))
     with atomic_folder(out, False, _bytes(source, settings.kind)) as folder:
         tokens = tokenized(documents, load_tokenizer(source), settings.max_length, settings.samples)
         model = live_model(source, torch.float32, device)

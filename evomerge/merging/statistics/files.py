@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import RecipeError, SourceError, choose
 from evomerge.header import TensorInfo, read_header
 from evomerge.merging.plan import Plan, TensorPlan
-from evomerge.sources import Source, remembered
+from evomerge.recipe import Recipe
+from evomerge.sources import Source, read_json, remembered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST, TENSORS = "statistics.json", "statistics.safetensors"
 KINDS = ("fisher", "gram")
 VERSION = 1
-Tensor = TypeVar("Tensor")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,7 @@ def open_statistics(folder: str | Path, root: Path | None = None) -> Statistics:
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise SourceError(f"statistics {path}: no such folder, or no {MANIFEST} in it (evomerge statistics writes it)")
-    try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise SourceError(f"{manifest}: cannot be read ({e})") from None
+    facts = read_json(manifest)
     if not isinstance(facts, dict) or facts.get("kind") not in KINDS or not isinstance(facts.get("model"), str):
         raise SourceError(f'{manifest}: expected a JSON object with "kind" ({" or ".join(KINDS)}) and "model"')
     if facts.get("version") != VERSION:
@@ -71,11 +71,27 @@ def open_statistics(folder: str | Path, root: Path | None = None) -> Statistics:
     return Statistics(str(folder), path, facts["kind"], facts["model"], read_header(path / TENSORS), facts)
 
 
-def of_plan(plan: Plan, root: Path | None = None) -> dict[str, Statistics]:
+def unnamed(recipe: Recipe, needed: Sequence[str]) -> Iterator[str]:
+    """Problems: models that need statistics, and for which the recipe names no folder."""
+    kind = recipe.method.statistics
+    for reference in needed:
+        if kind and reference not in recipe.evomerge.statistics:
+            yield (
+                f'merge_method "{recipe.merge_method}" needs statistics of "{reference}": collect them '
+                f"({_command(reference, kind)}) and name their folder under evomerge: statistics: {{MODEL: FOLDER}}"
+            )
+
+
+def _command(reference: str, kind: str) -> str:
+    return f"evomerge statistics '{reference}' TEXT --kind {kind} --out FOLDER"
+
+
+def of_plan(plan: Plan, root: Path | None = None, *, contents: bool = True) -> dict[str, Statistics]:
     """The statistics that a plan's method needs, by the reference of each model that is merged.
 
     Args:
         root: Where relative folders are looked for beside the current one.
+        contents: Whether models and statistics are read whole, to compare their hashes.
 
     Raises:
         RecipeError, SourceError: every model without statistics, or with those of another kind or model; one line each.
@@ -90,24 +106,19 @@ def of_plan(plan: Plan, root: Path | None = None) -> dict[str, Statistics]:
         for reference in named
         if reference not in plan.sources
     ]
+    problems += unnamed(plan.recipe, needed)
     found: dict[str, Statistics] = {}
-    for reference in needed:
-        command = f"evomerge statistics '{reference}' TEXT --kind {kind} --out FOLDER"
-        if reference not in named:
-            problems.append(
-                f'merge_method "{plan.recipe.merge_method}" needs statistics of "{reference}": collect them '
-                f"({command}) and name their folder under evomerge: statistics: {{MODEL: FOLDER}}"
-            )
-            continue
+    for reference in [r for r in needed if r in named]:
+        command = _command(reference, kind)
         try:
             statistics = open_statistics(named[reference], root)
         except SourceError as e:
             problems.append(f"{e}; collect them: {command}")
             continue
-        problem = _problem(statistics, kind, plan.sources[reference])
+        problem = _problem(statistics, kind, plan.sources[reference], contents)
         if problem:
             problems.append(f"statistics {statistics.folder}: {problem}; collect them: {command}")
-        elif plan.recipe.evomerge.sources.get(statistics.named, have := statistics.content_hash()) != have:
+        elif contents and plan.recipe.evomerge.sources.get(statistics.named, have := statistics.content_hash()) != have:
             problems.append(
                 f"statistics {statistics.folder}: their content is not what the recipe was made with; use the same "
                 "ones, or remove evomerge.sources"
@@ -118,10 +129,10 @@ def of_plan(plan: Plan, root: Path | None = None) -> dict[str, Statistics]:
     return found
 
 
-def _problem(statistics: Statistics, kind: str, source: Source) -> str | None:
+def _problem(statistics: Statistics, kind: str, source: Source, contents: bool) -> str | None:
     if statistics.kind != kind:
         return f'are of kind "{statistics.kind}", the method needs "{kind}"'
-    if statistics.model != source.content_hash():
+    if contents and statistics.model != source.content_hash():
         return f'are those of another model than "{source.reference}" (or of another version of it)'
     for name, info in statistics.tensors.items():
         own = source.tensors.get(name)
@@ -133,14 +144,37 @@ def _problem(statistics: Statistics, kind: str, source: Source) -> str | None:
     return None
 
 
-def tensors_of(
-    statistics: Mapping[str, Statistics], t: TensorPlan, read: Callable[[TensorInfo], Tensor]
-) -> tuple[Tensor, ...]:
-    """The statistics of one output tensor's inputs; () where one of them has none, or has rows in another order."""
-    found = [statistics[i.model].tensors.get(i.tensor) if i.model in statistics else None for i in t.inputs]
-    infos = [info for info in found if info is not None]
-    if len(infos) < len(found):
+def tensors_of(plan: Plan, t: TensorPlan, read: Callable[[TensorInfo], Tensor]) -> tuple[Tensor, ...]:
+    """The statistics of one output tensor's inputs; () where one of them has none.
+
+    Fisher information lies row by row as its weight does: () too where the tokenizer lays one of the inputs out anew.
+    Gram matrices are about what a layer is given, whatever the order of what it makes of it.
+
+    Raises:
+        SourceError: values that no such statistics have.
+    """
+    of = [plan.statistics[i.model] for i in t.inputs if i.model in plan.statistics]
+    if len(of) < len(t.inputs) or any(i.tensor not in s.tensors for i, s in zip(t.inputs, of, strict=True)):
         return ()
-    if any(statistics[i.model].kind == "fisher" and x.shape != t.shape for i, x in zip(t.inputs, infos, strict=True)):
+    if any(s.kind == "fisher" and i in plan.gathers for i, s in zip(t.inputs, of, strict=True)):
         return ()
-    return tuple(read(info) for info in infos)
+    return tuple(_checked(s, i.tensor, read(s.tensors[i.tensor])) for i, s in zip(t.inputs, of, strict=True))
+
+
+def _checked(statistics: Statistics, name: str, values: Tensor) -> Tensor:
+    """Means of squares are finite and not negative; those of a Gram matrix, on its diagonal.
+
+    One pass: the least and the greatest of values of which one is NaN are NaN.
+    """
+    if not values.numel():
+        return values
+    least, most = (float(x) for x in values.aminmax())
+    if statistics.kind == "gram" and -math.inf < least:
+        least = float(values.diagonal(dim1=-2, dim2=-1).min())
+    if not (least >= 0.0 and most < math.inf):
+        wanted = "Fisher information" if statistics.kind == "fisher" else "the diagonal of a Gram matrix"
+        raise SourceError(
+            f'statistics {statistics.folder}: tensor "{name}" has NaN, infinite or negative values, which {wanted} has '
+            "not; collect them again"
+        )
+    return values

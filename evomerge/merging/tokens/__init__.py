@@ -1,6 +1,6 @@
 """Tokenizers of merges: whose vocabulary, which embedding each token gets, the files and the chat template."""
 
-from evomerge.merging.tokens.files import set_special_ids, set_vocabulary, write_tokenizer
+from evomerge.merging.tokens.files import set_special_ids, set_vocabulary, tokenizer_files
 from evomerge.merging.tokens.gather import Gather, Gatherer
 from evomerge.merging.tokens.merged import MergedVocabulary, merge_vocabularies, settings_of
 from evomerge.merging.tokens.place import embedding_rows, is_vocabulary
@@ -21,5 +21,5 @@ __all__ = [
     "set_special_ids",
     "set_vocabulary",
     "settings_of",
-    "write_tokenizer",
+    "tokenizer_files",
 ]

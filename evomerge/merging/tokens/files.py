@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evomerge.errors import SourceError
 from evomerge.merging.tokens import template
 from evomerge.merging.tokens.merged import MergedVocabulary
 from evomerge.merging.tokens.vocabulary import CONFIG
 from evomerge.merging.tokens.vocabulary import FILE as TOKENIZER
 from evomerge.recipe import Recipe
-from evomerge.sources import Source
+from evomerge.sources import Source, read_object, small_file
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -27,37 +27,48 @@ _OLD_FORMS = (
 _ID_KEY = re.compile(r"_token_(?:id|ids|index)$")
 
 
-def write_tokenizer(
-    recipe: Recipe, sources: Mapping[str, Source], owner: str, merged: MergedVocabulary | None, out: Path
-) -> None:
-    """Write a checkpoint's tokenizer files and chat template.
+def tokenizer_files(
+    recipe: Recipe, sources: Mapping[str, Source], owner: str, merged: MergedVocabulary | None
+) -> dict[str, Path | str]:
+    """A checkpoint's tokenizer files and chat template, by name: the file to copy, or the text to write.
 
     Args:
         owner: The model whose files are copied.
         merged: The vocabulary where the recipe asks for one.
+
+    Raises:
+        SourceError: every file that is needed and cannot be read, or is a link out of its model's folder.
     """
+    folder = sources[owner].path
     changed = merged is not None and merged.changed
+    found: dict[str, Path | str] = {}
+    problems: list[str] = []
     for name in FILES:
-        if (sources[owner].path / name).is_file() and not (changed and name in _OLD_FORMS):
-            shutil.copyfile(sources[owner].path / name, out / name)
+        try:
+            file = small_file(folder, name)
+        except SourceError as e:
+            problems.append(str(e))
+            continue
+        if file is not None and not (changed and name in _OLD_FORMS):
+            found[name] = file
+    if problems:
+        raise SourceError("\n".join(problems))
+    said_elsewhere: list[str] = []
     if merged is not None and changed:
-        (out / TOKENIZER).write_text(merged.vocabulary.text, encoding="utf-8")
+        found[TOKENIZER] = merged.vocabulary.text
         # The added tokens stand in tokenizer.json; a second list of them would be believed first.
-        _edit(out / CONFIG, lambda data: data.pop("added_tokens_decoder", None))
+        said_elsewhere.append("added_tokens_decoder")
     text = template.template_of(recipe, sources)
     if text is not None:
-        (out / template.FILE).write_text(text, encoding="utf-8")
-        (out / "chat_template.json").unlink(missing_ok=True)
-        _edit(out / CONFIG, lambda data: data.pop("chat_template", None))
-
-
-def _edit(file: Path, change: Any) -> None:
-    """Change a JSON file where there is one; it is left alone, byte for byte, where nothing changes."""
-    if not file.is_file():
-        return
-    data = json.loads(file.read_text(encoding="utf-8"))
-    if change(data) is not None:
-        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        found[template.FILE] = text
+        found.pop("chat_template.json", None)
+        said_elsewhere.append("chat_template")
+    if CONFIG in found:
+        config = read_object(folder, CONFIG)
+        if any(config.get(key) is not None for key in said_elsewhere):  # else it is copied, byte for byte
+            kept = {key: value for key, value in config.items() if key not in said_elsewhere}
+            found[CONFIG] = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    return found
 
 
 def set_vocabulary(config: dict[str, Any], text: dict[str, Any], donor: Source, owner: Source,

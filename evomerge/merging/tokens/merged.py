@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.errors import RecipeError, SourceError, choose
+from evomerge.errors import RecipeError, SourceError
 from evomerge.merging.tokens.union import united
 from evomerge.merging.tokens.vocabulary import Vocabulary, has_tokenizer
 from evomerge.recipe import BASE, UNION, Recipe, TokenizerSettings
@@ -55,21 +55,18 @@ def merge_vocabularies(
     it, whose own order changes from run to run). A model without a tokenizer is taken to have the base's.
 
     Args:
+        sources: The recipe's models, that of `tokenizer_source` included, which need not be merged.
         rows: How many rows the embedding of each model has. Tokens beyond them have no embedding and are left out.
 
     Raises:
-        RecipeError: a source that is no model of the recipe, or a model without the tokenizer that is needed.
-        SourceError: a tokenizer that cannot be read.
+        RecipeError: every model without the tokenizer that is needed, or with one that cannot be read.
     """
     settings = settings_of(recipe)
     if settings is None:
         return None
-    references = recipe.references()
+    references = recipe.merged_models()
     key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
     base = recipe.base_model or references[0]
-    if settings.source not in (UNION, BASE, *references):
-        valid = choose(settings.source, [UNION, BASE, *references])
-        raise RecipeError(f'{key}: "{settings.source}" is no model of this recipe; {valid}')
     owner = base if settings.source in (UNION, BASE) else settings.source
     own = _vocabularies(sources, references, rows, base, owner, read, key)
     start = own[owner]

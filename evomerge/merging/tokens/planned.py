@@ -12,7 +12,6 @@ from evomerge.merging.structure import Piece, Row, Structure
 from evomerge.merging.tokens.gather import Gather, Gatherer
 from evomerge.merging.tokens.merged import MergedVocabulary, merge_vocabularies
 from evomerge.merging.tokens.place import embedding_rows, is_vocabulary
-from evomerge.merging.tokens.template import check_template
 from evomerge.merging.tokens.vocabulary import Vocabulary, reader
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
@@ -51,7 +50,7 @@ class TokenPlanner:
             pieces: The recipe's.
 
         Raises:
-            RecipeError: every problem of the recipe's tokenizer or chat template, one line each.
+            RecipeError: every problem of the recipe's tokenizer, one line each.
         """
         asked = recipe.tokenizer.model_dump_json() if recipe.tokenizer else None
         # Not only a matter of structure: the order of the models is that of new tokens.
@@ -60,10 +59,17 @@ class TokenPlanner:
             self._planned[whole] = self._plan(recipe, structure, pieces)
         return self._planned[whole]
 
-    def _plan(self, recipe: Recipe, structure: Structure, pieces: Sequence[Piece]) -> PlannedTokens:
-        check_template(recipe)
+    def vocabulary(self, recipe: Recipe) -> MergedVocabulary | None:
+        """The vocabulary that a recipe asks for.
+
+        Raises:
+            RecipeError, SourceError: every model whose tokenizer or embedding is not as it must be.
+        """
         rows = {r: embedding_rows(self._sources[r]) for r in recipe.references()}
-        merged = merge_vocabularies(recipe, self._sources, rows, self._read)
+        return merge_vocabularies(recipe, self._sources, rows, self._read)
+
+    def _plan(self, recipe: Recipe, structure: Structure, pieces: Sequence[Piece]) -> PlannedTokens:
+        merged = self.vocabulary(recipe)
         if merged is None:
             return PlannedTokens(structure.donor, structure)
         gatherer = Gatherer(merged)

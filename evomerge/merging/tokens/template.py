@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.errors import RecipeError, SourceError, choose
+from evomerge.errors import RecipeError, choose
 from evomerge.recipe import Recipe
-from evomerge.sources import Source
+from evomerge.sources import Source, read_object, read_text, small_file
 
 AUTO = "auto"
 FILE = "chat_template.jinja"
@@ -41,7 +40,7 @@ def template_of(recipe: Recipe, sources: Mapping[str, Source]) -> str | None:
     """The chat template that the merge is to have, or None where it keeps its tokenizer's."""
     given = recipe.chat_template
     if given == AUTO:
-        found = [t for r in recipe.references() if (t := chat_template(sources[r].path))]
+        found = [t for r in recipe.merged_models() if (t := chat_template(sources[r].path))]
         # Where two are as common, the first model's.
         return Counter(found).most_common(1)[0][0] if found else None
     return named_template(given) if given in names() else given
@@ -51,17 +50,13 @@ def chat_template(folder: Path) -> str | None:
     """A model's chat template, or None.
 
     Raises:
-        SourceError: its tokenizer_config.json is not JSON.
+        SourceError: the file that would say it cannot be read.
     """
-    if (folder / FILE).is_file():
-        return (folder / FILE).read_text(encoding="utf-8").strip()
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    try:
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as e:
-        raise SourceError(f"{config}: not a JSON object ({e})") from None
+    file = small_file(folder, FILE)
+    if file is not None:
+        return read_text(file).strip()
+    template = read_object(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template.strip() if isinstance(template, str) else None

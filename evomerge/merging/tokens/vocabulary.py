@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import SourceError
+from evomerge.sources import read_object, read_text, small_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -117,7 +118,10 @@ def reader() -> Callable[[Path], Vocabulary]:
             names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix != ".safetensors")
         for name in names:
             digest.update(f"\n{name}\n".encode())
-            digest.update((folder / name).read_bytes())
+            try:
+                digest.update((small_file(folder, name) or folder / name).read_bytes())
+            except OSError as e:
+                raise SourceError(f"{folder / name}: cannot be read ({e.strerror or e})") from None
         key = digest.hexdigest()
         if key not in known:
             known[key] = read_vocabulary(folder)
@@ -135,8 +139,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if not has_tokenizer(folder):
         raise SourceError(f"{folder}: has no tokenizer ({', '.join((FILE, *_OTHERS))})")
     try:
-        if (folder / FILE).is_file():
-            vocabulary = Vocabulary((folder / FILE).read_text(encoding="utf-8"))
+        file = small_file(folder, FILE)
+        if file is not None:
+            vocabulary = Vocabulary(read_text(file))
             vocabulary = _with_special(vocabulary, list(_special(folder)))
         else:
             vocabulary = Vocabulary(_converted(folder))
@@ -162,9 +167,9 @@ def _converted(folder: Path) -> str:
 
 def _special(folder: Path) -> Iterator[dict[str, Any]]:
     """The special tokens that a tokenizer's configuration names, in the order in which transformers adds them."""
-    config = _json(folder / CONFIG)
+    config = read_object(folder, CONFIG)
     decoder = config.get("added_tokens_decoder")
-    named: dict[str, Any] = {**({} if decoder else _json(folder / SPECIAL)), **config}
+    named: dict[str, Any] = {**({} if decoder else read_object(folder, SPECIAL)), **config}
     for _, token in sorted((decoder or {}).items(), key=lambda item: int(item[0])):
         yield dict(token)
     words = [v for k, v in named.items() if k.endswith("_token") and isinstance(v, str | dict)]
@@ -189,10 +194,3 @@ def _with_special(vocabulary: Vocabulary, special: list[dict[str, Any]]) -> Voca
     tokens = [AddedToken(t["content"], **{k: bool(t[k]) for k in flags if k in t}) for t in reversed(lacking.values())]
     tokenizer.add_tokens(tokens)
     return Vocabulary(tokenizer.to_str())
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    data = json.loads(file.read_text(encoding="utf-8"))
-    return data if isinstance(data, dict) else {}

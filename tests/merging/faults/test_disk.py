@@ -33,12 +33,14 @@ def mounted(models: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     if reason:
         pytest.skip(reason)
 
-    def run(options: str, recipe: str = RECIPE, before: str = ":") -> subprocess.CompletedProcess[str]:
+    def run(
+        options: str, recipe: str = RECIPE, before: str = ":", program: str = "-m evomerge"
+    ) -> subprocess.CompletedProcess[str]:
         (models / "r.yaml").write_text(recipe)
         target = models / "target"
         target.mkdir(exist_ok=True)
         script = (
-            f'mount -t tmpfs -o {options} tmpfs "$1" && {{ {before}; }} && "$2" -m evomerge merge "$3" "$1/deep/out"; '
+            f'mount -t tmpfs -o {options} tmpfs "$1" && {{ {before}; }} && "$2" {program} merge "$3" "$1/deep/out"; '
             'code=$?; find "$1" -mindepth 1; exit $code'
         )
         command = [*PRIVATE, "sh", "-c", script, "sh", str(target), sys.executable, str(models / "r.yaml")]
@@ -63,6 +65,17 @@ def needed(models: Path) -> int:
 def test_a_disk_that_is_too_small(mounted: Callable[..., Any], models: Path) -> None:
     message = error(mounted("size=512k"))
     assert "target/deep/out: the disk is full; the model needs" in message
+
+
+def test_a_disk_that_is_too_small_where_files_have_names(mounted: Callable[..., Any], models: Path) -> None:
+    """As on macOS and on file systems without unnamed files."""
+    program = models / "named.py"
+    program.write_text(
+        "import os, sys\ndel os.O_TMPFILE\nfrom evomerge.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    assert "the disk is full" in error(mounted("size=512k", program=str(program)))
+    pages = needed(models) // 4096 + 2
+    assert "the disk is full" in error(mounted(f"size={pages * 4096}", program=str(program)))
 
 
 def test_a_disk_that_fills_up_at_the_end(mounted: Callable[..., Any], models: Path) -> None:
@@ -182,3 +195,42 @@ def test_a_target_that_is_not_empty(models: Path, refused: Refused) -> None:
     (models / "out" / "mine.txt").write_text("mine")
     refused(words=("out: is not empty; choose another folder, or overwrite it (--overwrite)",))
     refused(options=("--overwrite",), words=("holds no model (config.json), so it is not overwritten",))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_to_a_folder_stands_for_it(overwrite: bool, here: Callable[..., Any], models: Path) -> None:
+    (models / "r.yaml").write_text(RECIPE)
+    (models / "far").mkdir()
+    target = models / "far" / "target"
+    if overwrite:
+        shutil.copytree(models / "base", target)
+    else:
+        target.mkdir()
+    (models / "link").symlink_to(Path("far") / "target")
+    here("merge", models / "r.yaml", models / "link", *(["--overwrite"] if overwrite else []))
+    assert (models / "link").is_symlink() and (target / "recipe.yaml").is_file()
+    assert sorted(p.name for p in (models / "far").iterdir()) == ["target"]
+
+
+@pytest.mark.parametrize("to", ["gone", "link", "file"])
+def test_a_link_that_leads_to_no_folder(to: str, models: Path, refused: Refused) -> None:
+    (models / "file").write_text("")
+    (models / "link").symlink_to(to)
+    message = refused(out=models / "link", words=("link",))
+    assert ("is a file" if to == "file" else "is a link to") in message
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cpu:7", "cuda:9999", ""])
+def test_a_device_that_is_none(device: str, models: Path, refused: Refused) -> None:
+    assert (
+        len(refused(options=("--device", device), words=("--device", "expected cpu, cuda, or cuda:N")).splitlines())
+        == 1
+    )
+
+
+def test_cuda_where_there_is_none(models: Path, refused: Refused) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    assert len(refused(options=("--device", "cuda"), words=("--device cuda:",)).splitlines()) == 1

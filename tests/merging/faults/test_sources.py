@@ -279,7 +279,7 @@ def test_paths_in_tokenizer_files_are_not_followed(models: Path, here: Callable[
     ("file", "words"),
     [
         ("config.json", "config.json: not JSON"),
-        ("tokenizer_config.json", "a: its tokenizer cannot be read"),
+        ("tokenizer_config.json", "a/tokenizer_config.json: not JSON"),
         ("generation_config.json", "generation_config.json: not JSON"),
     ],
 )
@@ -289,3 +289,58 @@ def test_small_files_that_are_not_json(file: str, words: str, models: Path, refu
     recipe = "{merge_method: linear, models: [{model: ./a}, {model: ./b}], parameters: {weight: 1}, " \
         "tokenizer_source: union, chat_template: auto}"  # fmt: skip
     refused(recipe, words=(words,))
+
+
+DEEP = '{"a": ' * 500 + "1" + "}" * 500
+LINEAR = "{merge_method: linear, models: [{model: ./a}, {model: ./b}], parameters: {weight: 1}"
+
+
+@pytest.mark.parametrize("asked", ["", ", chat_template: chatml", ", chat_template: auto", ", tokenizer_source: union"])
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("tokenizer_config.json", "{", "not JSON"),
+        ("tokenizer_config.json", "[1]", "expected a JSON object, got a list"),
+        ("tokenizer_config.json", DEEP, "levels deep"),
+        ("generation_config.json", DEEP, "levels deep"),
+        ("generation_config.json", "[]", "expected a JSON object, got a list"),
+    ],
+)
+def test_small_files_are_looked_at_before_the_merge(
+    file: str, text: str, words: str, asked: str, models: Path, refused: Refused, here: Callable[..., Any]
+) -> None:
+    (models / "a" / "chat_template.jinja").unlink(missing_ok=True)
+    (models / "a" / file).write_text(text)
+    (models / "r.yaml").write_text(f"{LINEAR}{asked}}}")
+    done = here("check", models / "r.yaml", check=False)
+    refused(f"{LINEAR}{asked}}}", words=(f"a/{file}: ", words))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"a/{file}: " in done.stderr and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "generation_config.json", "config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_links_out_of_a_models_folder_are_not_published(name: str, models: Path, refused: Refused) -> None:
+    own = models / "a" / name
+    secret = models / "secret"
+    secret.write_bytes(own.read_bytes() if own.is_file() else b"secret")
+    own.unlink(missing_ok=True)
+    own.symlink_to(Path("..") / "secret")
+    for recipe in (f"{LINEAR}}}", f"{LINEAR}, tokenizer_source: union, chat_template: auto}}"):
+        refused(recipe, words=(f"a/{name}: refused: a link that leads out of the model's folder",))
+
+
+def test_links_inside_a_models_folder_and_of_weights_are_followed(models: Path, here: Callable[..., Any]) -> None:
+    (models / "a" / "real").mkdir()
+    shutil.move(models / "a" / "generation_config.json", models / "a" / "real" / "g")
+    (models / "a" / "generation_config.json").symlink_to(Path("real") / "g")
+    shutil.move(models / "a" / MODEL, models / "weights")
+    (models / "a" / MODEL).symlink_to(models / "weights")
+    (models / "r.yaml").write_text(f"{LINEAR}}}")
+    here("merge", models / "r.yaml", models / "out")
+    assert not any(file.is_symlink() for file in (models / "out").iterdir())
+
+
+def test_padding_that_no_memory_holds(models: Path, refused: Refused) -> None:
+    refused(f"{LINEAR}, tokenizer: {{pad_to_multiple_of: 1000000000000}}}}", words=("pad_to_multiple_of", "65536"))

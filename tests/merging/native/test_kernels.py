@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from evomerge.merging.chunks import BLOCK, Chunks
 from evomerge.merging.group import Group
 from evomerge.merging.masks import Drawn, DrawnByRank, Part, Ranked
-from evomerge.merging.native import library
+from evomerge.merging.native import Job, library
 from evomerge.merging.operand import LowRank, Stored
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler on this machine")
@@ -162,3 +164,25 @@ def test_adapters_are_the_same_bits_in_any_pieces() -> None:
         assert torch.equal(Group([adapter, other], base, chunks=Chunks(size)).add([0.5, 0.25]), expected)
     exact = (left.double() @ right.double() * -0.37).reshape(-1)
     torch.testing.assert_close(adapter.delta(1000, 100_000).double(), exact[1000:100_000], rtol=1e-6, atol=1e-9)
+
+
+def test_a_bin_that_is_crowded_in_one_place_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = sys.modules["evomerge.merging.native.masked"]  # the package has a function of that name
+    everywhere, passes = module._everywhere, []
+
+    def counted(job: Job, bounds: object) -> object:
+        passes.append(bounds)
+        return everywhere(job, bounds)
+
+    monkeypatch.setattr(module, "_everywhere", counted)
+    n = 1 << 20
+    base = torch.zeros(n)
+    source = 0.01 * torch.rand(n, generator=torch.Generator().manual_seed(0))
+    source[5000:25_000] = 1.0 + torch.rand(20_000, generator=torch.Generator().manual_seed(1)) / 256
+    facts: dict[Hashable, object] = {}
+    for kept, expected in ((10_000, 2), (12_000, 1), (10_000, 1), (500_000, 1)):
+        passes.clear()
+        parts = [Part(0.5, Ranked(0, kept))]
+        merged = Group([source], base, chunks=Chunks(BLOCK), facts=facts).masked(parts, elect_sign=True)
+        assert len(passes) == expected
+        assert torch.equal(merged, Group([source], base, native=False).masked(parts, elect_sign=True))

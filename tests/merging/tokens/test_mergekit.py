@@ -70,6 +70,8 @@ CASES = {
     "base": DELTAS + "tokenizer_source: base",
     "a model's": DELTAS + "tokenizer_source: <CODE>",
     "a model's, named at length": LINEAR + "tokenizer_source: {model: {path: <CHAT>}}",
+    "that of a model that is not merged": FINE_TUNE + "tokenizer_source: <CODE>",
+    "that of a model that is not merged, padded": FINE_TUNE + "tokenizer: {source: <CODE>, pad_to_multiple_of: 64}",
     "padded": LINEAR + "tokenizer: {source: union, pad_to_multiple_of: 64}",
     "padded task vectors": DELTAS + "tokenizer: {source: base, pad_to_multiple_of: 128}",
     "tokens": LINEAR + TOKENS,

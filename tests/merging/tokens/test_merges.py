@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import InputError, RecipeError, SourceError
+from evomerge.merging.chain import OpenChain
 from evomerge.merging.engine import Engine
 from evomerge.merging.live import live_model_for
 from evomerge.merging.planner import Planner
-from evomerge.recipe import parse_recipe
+from evomerge.recipe import parse_chain, parse_recipe
 from evomerge.sources import open_sources
 
 TWO = """
@@ -71,6 +72,35 @@ def test_special_token_ids_follow_the_tokenizer(models: dict[str, str], tmp_path
     assert generation == {"temperature": 0.5, "eos_token_id": 0, "pad_token_id": None}
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False).shape[1] > 2
+
+
+def test_a_model_that_gives_its_tokenizer_alone(models: dict[str, str], tmp_path: Path) -> None:
+    """Its tokens, files and special ids; none of its weights; and its content hash beside the others'."""
+    text = "{merge_method: linear, models: [{model: <BASE>}], parameters: {weight: 1}, tokenizer_source: <CHAT>}"
+    out = write(text, models, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(models["<CHAT>"]).get_vocab()
+    assert tokenizer.eos_token == "<|im_end|>" and read(out / "config.json")["eos_token_id"] == tokenizer.eos_token_id
+    rows = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+    base = load_file(Path(models["<BASE>"]) / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(rows[:300], base) and not rows[300:].any(), "what nobody who is merged has is zero"
+    written = parse_recipe((out / "recipe.yaml").read_text())
+    assert written.evomerge.sources.keys() == {models["<BASE>"], models["<CHAT>"]}
+    changed = (
+        filled(text, models).removesuffix("}") + f", evomerge: {{sources: {{{models['<CHAT>']}: '{'0' * 64}'}}}}}}"
+    )
+    recipe = parse_recipe(changed)
+    with pytest.raises(SourceError, match="its content is not what the recipe was made with"):
+        Engine(open_sources(recipe.references())).write(recipe, tmp_path / "again")
+
+
+def test_a_step_of_a_chain_gives_the_tokenizer(models: dict[str, str], tmp_path: Path) -> None:
+    step = TWO + "tokenizer_source: union\nname: both\n---\n"
+    text = "{merge_method: linear, models: [{model: <BASE>}], parameters: {weight: 1}, tokenizer_source: both}"
+    OpenChain.open(parse_chain(filled(step + text, models))).write(tmp_path / "out")
+    union = write(TWO + "tokenizer_source: union", models, tmp_path / "union")
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (tmp_path / "out", union)]
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_files_that_would_say_something_else_are_left_out(models: dict[str, str], tmp_path: Path) -> None:
@@ -162,8 +192,8 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_bases(models: dict[str
 
 
 BAD = {
-    'tokenizer_source: "unoin" is no model of this recipe; did you mean "union"?': "tokenizer_source: unoin",
-    'tokenizer.source: "elsewhere" is no model': "tokenizer: {source: elsewhere}",
+    'tokenizer source "unoin" is not open; did you mean "union"?': "tokenizer_source: unoin",
+    'tokenizer source "elsewhere" is not open; Valid: union, base, ': "tokenizer: {source: elsewhere}",
     'tokenizer.tokens.the.source: "<CODE>" has no token "absent"': "tokenizer: {tokens: {the: {force: true, "
     "source: {kind: model_token, model: <CODE>, token: absent}}}}",
     'tokenizer.tokens.the.source: "<CODE>" has token ids 0 to 319, got 320': "tokenizer: {tokens: {the: {force: true, "
@@ -179,7 +209,7 @@ def test_refused_before_any_work(message: str, trio: dict[str, str]) -> None:
     text = TWO + BAD[message].replace("<TEMPLATE>", "chat_template: chatlm\ntokenizer: {}")
     recipe = parse_recipe(filled(text, trio))
     with pytest.raises(RecipeError) as e:
-        Planner(open_sources(recipe.references())).plan(recipe)
+        Planner(open_sources(recipe.merged_models())).plan(recipe)
     assert filled(message, trio) in str(e.value)
     assert len(str(e.value).splitlines()) == 1 and e.value.exit_code == 2
 
