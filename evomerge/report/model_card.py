@@ -71,7 +71,7 @@ def _body(outcome: Outcome) -> str:
         chosen = "by its score on items kept for this choice, neither the search's nor the held-out ones"
     return f"""# {outcome.study}
 
-Merged from {len(recipe.references())} models by `{recipe.merge_method}`; the recipe was found by evolutionary search
+Merged from {len(recipe.merged_models())} models by `{recipe.merge_method}`; the recipe was found by evolutionary search
 (evomerge {__version__}).
 
 ## Held-out results
