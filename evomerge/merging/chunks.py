@@ -32,6 +32,10 @@ class Chunks:
         self.size = max(BLOCK, size // BLOCK * BLOCK)
         self.pool = pool
 
+    def wide(self) -> Chunks:
+        """The same with larger pieces: for kernels, which go through a piece in small blocks of their own."""
+        return Chunks(4 * self.size, self.pool)
+
     def ranges(self, count: int, unit: int = 1) -> list[Range]:
         """Consecutive ranges that cover `count` elements, each a multiple of `unit` long (except the last)."""
         step = max(unit, self.size // unit * unit)

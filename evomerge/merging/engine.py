@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -85,6 +86,7 @@ class Engine:
         self._plain: dict[Input, Stored] = {}
         self._facts: dict[tuple[object, ...], dict[Hashable, object]] = {}
         self._cache_bytes = cache_bytes
+        self._copies: WeakValueDictionary[TensorInfo, Tensor] = WeakValueDictionary()
         self._cached: dict[TensorInfo, Tensor] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
@@ -306,7 +308,10 @@ class Engine:
             return self._files.tensor(info)
         found = self._cached.get(info)
         if found is None:
-            found = self._files.tensor(info).to(self.device)
+            # One copy at a time of each: an adapter is told to lie on the base by the same memory.
+            found = self._copies.get(info)
+        if found is None:
+            found = self._copies[info] = self._files.tensor(info).to(self.device)
             held = sum(x.nbytes for x in self._cached.values())
             if self._cache_bytes is None:
                 self._cache_bytes = int(CUDA_SHARE * torch.cuda.mem_get_info(self.device)[0])

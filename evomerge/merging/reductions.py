@@ -32,6 +32,7 @@ class Reductions:
         n: Number of sources.
         rows, columns: The shape as a matrix: the first dimension by the rest; what has fewer than two is one row.
         dtype: Type of computation.
+        chunks, pieces: How the work is cut, for torch and for the kernels.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Reductions:
         self.dtype = torch.float64 if double else torch.float32
         self.device = every[0].device
         self.chunks = chunks or Chunks(CUDA_CHUNK if self.device.type == "cuda" else CHUNK)
+        self.pieces = self.chunks.wide()
         self.lib = library() if native and fits(self) else None
 
     # ---- inputs by chunk

@@ -59,7 +59,7 @@ class Cuts:
         self.lib = lib
         self.group = group
         self.source = source
-        self.ranges = group.chunks.ranges(group.elements)
+        self.ranges = group.pieces.ranges(group.elements)
 
     def find(self, keep: int) -> Cut:
         """The cut with `keep` elements before it; 0 < keep < elements."""
@@ -94,7 +94,7 @@ class Cuts:
             self.lib.evomerge_histogram(*self._scored(inputs), inputs.count, pointer(out))
             return out
 
-        total: Numbers = np.sum(self.group.chunks.run(work, self.ranges), axis=0)
+        total: Numbers = np.sum(self.group.pieces.run(work, self.ranges), axis=0)
         used = np.nonzero(total)[0]
         return int(used[0]), total[used[0] : used[-1] + 1].copy()
 
@@ -106,7 +106,7 @@ class Cuts:
             self.lib.evomerge_collect(*self._scored(inputs), c_int64(start), inputs.count, place, byref(found.struct))
             return found
 
-        return joined(self.group.chunks.run(work, self.ranges if ranges is None else ranges))
+        return joined(self.group.pieces.run(work, self.ranges if ranges is None else ranges))
 
     def _counted(self, found: Bin) -> Cut:
         """Where much of a tensor has nearly one magnitude (few distinct values): by counting, remembered too."""
@@ -131,7 +131,7 @@ class Cuts:
             self.lib.evomerge_low_histogram(*self._scored(inputs), inputs.count, place, pointer(out))
             return out
 
-        total: Numbers = np.sum(self.group.chunks.run(work, self.ranges), axis=0)
+        total: Numbers = np.sum(self.group.pieces.run(work, self.ranges), axis=0)
         used = np.nonzero(total)[0]
         return (place << 16) | used, total[used]
 
@@ -143,7 +143,7 @@ class Cuts:
             self.lib.evomerge_equal(*self._scored(inputs), inputs.count, c_uint32(bits), pointer(out))
             return out
 
-        return np.concatenate(self.group.chunks.run(work, self.ranges)).astype(np.int32)
+        return np.concatenate(self.group.pieces.run(work, self.ranges)).astype(np.int32)
 
     def _scored(self, inputs: Inputs) -> tuple[Any, ...]:
         """First arguments of the kernels that look at scores."""

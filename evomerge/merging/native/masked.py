@@ -123,7 +123,7 @@ def _everywhere(job: Job, bounds: Bounds) -> list[list[Found]] | None:
             f.struct = struct
         return None if status & 2 else found
 
-    every = group.chunks.run(work, group.chunks.ranges(group.elements, max(row, 1)))
+    every = group.pieces.run(work, group.pieces.ranges(group.elements, max(row, 1)))
     complete = [found for found in every if found is not None]
     return complete if len(complete) == len(every) else None
 
@@ -146,7 +146,7 @@ def _at(job: Job, bounds: Bounds, positions: Numbers) -> None:
         if bad:
             group.note_not_finite()
 
-    group.chunks.run(work, group.chunks.ranges(group.elements))
+    group.pieces.run(work, group.pieces.ranges(group.elements))
 
 
 def _room(count: int) -> int:

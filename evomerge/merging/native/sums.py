@@ -43,7 +43,7 @@ def weighted_sum(
         if lib.evomerge_sum(len(listed), array(listed), factor, base, inputs.count, byref(target)):
             group.note_not_finite()
 
-    group.chunks.run(work, group.chunks.ranges(group.elements))
+    group.pieces.run(work, group.pieces.ranges(group.elements))
 
 
 def gram(lib: ctypes.CDLL, group: Reductions, *, deltas: bool, selection: Cut | None = None) -> list[list[float]]:
@@ -63,7 +63,7 @@ def gram(lib: ctypes.CDLL, group: Reductions, *, deltas: bool, selection: Cut | 
         lib.evomerge_gram(size, array(listed), base, chosen, c_int64(start), inputs.count, pointer(out))
         return out
 
-    found = group.chunks.run(work, group.chunks.ranges(group.elements))
+    found = group.pieces.run(work, group.pieces.ranges(group.elements))
     parts = np.concatenate(found) if found else np.zeros((0, pairs))
     sums = iter([exact_sum(column) for column in parts.T.tolist()])
     products = [[0.0] * size for _ in range(size)]
