@@ -12,7 +12,7 @@ PROGRAM = 220 << 20
 PIECE = 1 << 18
 COPIES = 3
 # From this size on the threads share one tensor; below it each takes a tensor of its own.
-SHARED_ELEMENTS = 1 << 21
+SHARED_ELEMENTS = 1 << 24
 # Where the largest elements of a tensor are asked for, those near the cut are listed: at most this share of all, with
 # so many bytes for each in every list, and so many more in the one that is being sorted (measured, with room).
 LISTED, IN_LIST, SORTED = 1 / 32, 40, 60

@@ -77,17 +77,16 @@ class Cuts:
 
     def bin(self, keep: int) -> Bin:
         """The bin that the cut lies in."""
-        first, counts = self.group.fact(("histogram", self.source), self._histogram)
-        reached = np.cumsum(counts[::-1])[::-1]
-        place = int(np.nonzero(reached >= keep)[0][-1])
-        return Bin(first + place, keep - int(reached[place] - counts[place]), int(counts[place]))
+        first, above = self.group.fact(("histogram", self.source), self._histogram)
+        place, left, inside = _found(above, keep)
+        return Bin(first + place, left, inside)
 
     def is_dense(self, found: Bin) -> bool:
         """Whether too much lies in the bin to be listed."""
         return found.inside > self.group.elements * DENSE
 
     def _histogram(self) -> tuple[int, Numbers]:
-        """The first bin used, and the counts from there to the last: a few thousand numbers, kept for candidates."""
+        """The first bin used, and `_above` of the counts from there to the last: a few thousand numbers, kept."""
 
         def work(start: int, stop: int) -> Numbers:
             inputs, out = Inputs(self.group, start, stop), np.zeros(_BINS, dtype=np.int64)
@@ -96,7 +95,7 @@ class Cuts:
 
         total: Numbers = np.sum(self.group.pieces.run(work, self.ranges), axis=0)
         used = np.nonzero(total)[0]
-        return int(used[0]), total[used[0] : used[-1] + 1].copy()
+        return int(used[0]), _above(total[used[0] : used[-1] + 1])
 
     def _listed(self, place: int, capacity: int, ranges: Sequence[Range] | None = None) -> tuple[Numbers, Numbers]:
         """Bits and positions of the elements in a bin, in order of position."""
@@ -110,21 +109,18 @@ class Cuts:
 
     def _counted(self, found: Bin) -> Cut:
         """Where much of a tensor has nearly one magnitude (few distinct values): by counting, remembered too."""
-        values, counts = self.group.fact(("low", self.source, found.place), lambda: self._low_histogram(found.place))
-        reached = np.cumsum(counts[::-1])[::-1]
-        place = int(np.nonzero(reached >= found.wanted)[0][-1])
+        values, above = self.group.fact(("low", self.source, found.place), lambda: self._low_histogram(found.place))
+        place, left, _ = _found(above, found.wanted)
         bits = int(values[place])
-        left = found.wanted - int(reached[place] - counts[place])
-        blocks = self.group.fact(("equal", self.source, bits), lambda: self._equal(bits))
-        before = np.cumsum(blocks)
-        block = int(np.searchsorted(before, left))
+        until = self.group.fact(("equal", self.source, bits), lambda: self._equal(bits))
+        block = int(np.searchsorted(until, left))
         start = block * BLOCK
         listed = self._listed(found.place, BLOCK, [(start, min(start + BLOCK, self.group.elements))])
         equal = listed[1][listed[0] == bits]
-        return Cut(bits, int(equal[left - 1 - int(before[block] - blocks[block])]))
+        return Cut(bits, int(equal[left - 1 - (int(until[block - 1]) if block else 0)]))
 
     def _low_histogram(self, place: int) -> tuple[Numbers, Numbers]:
-        """The magnitudes (bits) of a bin that occur, and how often."""
+        """The magnitudes (bits) of a bin that occur, and `_above` of how often."""
 
         def work(start: int, stop: int) -> Numbers:
             inputs, out = Inputs(self.group, start, stop), np.zeros(1 << 16, dtype=np.int64)
@@ -133,22 +129,33 @@ class Cuts:
 
         total: Numbers = np.sum(self.group.pieces.run(work, self.ranges), axis=0)
         used = np.nonzero(total)[0]
-        return (place << 16) | used, total[used]
+        return (place << 16) | used, _above(total[used])
 
     def _equal(self, bits: int) -> Numbers:
-        """How many elements of each block have that magnitude."""
+        """How many elements have that magnitude up to the end of each block."""
 
         def work(start: int, stop: int) -> Numbers:
             inputs, out = Inputs(self.group, start, stop), np.zeros(-(-(stop - start) // BLOCK), dtype=np.int64)
             self.lib.evomerge_equal(*self._scored(inputs), inputs.count, c_uint32(bits), pointer(out))
             return out
 
-        return np.concatenate(self.group.pieces.run(work, self.ranges)).astype(np.int32)
+        return np.cumsum(np.concatenate(self.group.pieces.run(work, self.ranges)))
 
     def _scored(self, inputs: Inputs) -> tuple[Any, ...]:
         """First arguments of the kernels that look at scores."""
         numbers = range(self.group.n) if self.source is None else (self.source,)
         return len(numbers), inputs.sources(numbers, deltas=True), byref(inputs.base())
+
+
+def _above(counts: Numbers) -> Numbers:
+    """For each place how many are there or above it, negated so that it rises, as `np.searchsorted` wants it."""
+    return np.append(-np.cumsum(counts[::-1])[::-1], 0)
+
+
+def _found(above: Numbers, n: int) -> tuple[int, int, int]:
+    """The place of the n-th counted from the top, how many of those there are up to it, and how many are there."""
+    place = int(np.searchsorted(above, -n, side="right")) - 1
+    return place, n + int(above[place + 1]), int(above[place + 1] - above[place])
 
 
 def joined(found: Sequence[Found]) -> tuple[Numbers, Numbers]:

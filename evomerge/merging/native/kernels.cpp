@@ -14,6 +14,7 @@
 #include "magnitudes.h"
 #include "merge.h"
 #include "structs.h"
+#include "sums.h"
 #include "values.h"
 
 namespace {
@@ -29,6 +30,7 @@ int32_t evomerge_version() { return 1; }
 // sum w_i x_i, or W_0 + sum w_i (x_i - W_0) where `base` is given. Returns 1 where a result is not finite.
 int32_t evomerge_sum(int32_t n_ops, const Operand* ops, const float* weights, const Operand* base, int64_t count,
                      const Output* out) {
+  if (const SumFew few = sum_few(n_ops, ops, base, *out)) return few(ops, weights, base, count, *out);
   float own[kBlock], total[kBlock], zero[kBlock];
   bool bad = false;
   for (int64_t at = 0; at < count; at += kBlock) {
