@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+# Seconds after which a thread that waits for the interpreter gets it: kernels take about a millisecond, Python's 5 ms
+# would leave cores idle (a tenth of a rebuild on two threads).
+_SWITCH = 1e-4
 # Share of a GPU's free memory that holds sources between candidates, where no limit is given.
 CUDA_SHARE = 0.5
 
@@ -339,11 +343,14 @@ class Engine:
     def _one_torch_thread(self) -> Iterator[None]:
         """Threads of our own do the work; torch's beside them would only wait for the same cores."""
         before = torch.get_num_threads()
-        if self._pool is None or before == 1:
+        if self._pool is None:
             yield
             return
+        interval = sys.getswitchinterval()
         torch.set_num_threads(1)
+        sys.setswitchinterval(_SWITCH)
         try:
             yield
         finally:
+            sys.setswitchinterval(interval)
             torch.set_num_threads(before)

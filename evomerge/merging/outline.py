@@ -46,5 +46,5 @@ def layout(tensors: Sequence[TensorPlan]) -> tuple[bytes, dict[str, int]]:
         places[t.name] = at
         at += t.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
+    text += b" " * (-(8 + len(text)) % 64)
     return struct.pack("<Q", len(text)) + text, places

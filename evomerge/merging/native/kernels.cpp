@@ -49,8 +49,9 @@ int32_t evomerge_sum(int32_t n_ops, const Operand* ops, const float* weights, co
     if (base != nullptr) {
       for (int64_t k = 0; k < n; ++k) total[k] += zero[k];
     }
-    bad |= store(total, *out, at, n);
+    bad |= store(total, *out, at, n, count);
   }
+  streamed();
   return bad;
 }
 
@@ -198,8 +199,9 @@ int32_t evomerge_masked(int32_t n_parts, const Part* parts, const Operand* base,
   for (int64_t at = 0; at < count; at += length) {
     const int64_t n = std::min(length, count - at);
     const float* merged = merge(n_parts, parts, *base, start, at, n, how, selection, n_votes, votes, found, complete, nullptr);
-    bad |= store(merged, *out, at, n);
+    bad |= store(merged, *out, at, n, count);
   }
+  streamed();
   return (bad ? 1 : 0) | (complete ? 0 : 2);
 }
 
@@ -214,8 +216,9 @@ int32_t evomerge_masked_at(int32_t n_parts, const Part* parts, const Operand* ba
     const int64_t n = std::min(kBlock, count - at);
     const float* merged =
         merge(n_parts, parts, *base, start, 0, n, how, nullptr, 0, nullptr, nullptr, complete, positions + at);
-    for (int64_t k = 0; k < n; ++k) bad |= store(merged + k, *out, positions[at + k] - start, 1);
+    for (int64_t k = 0; k < n; ++k) bad |= store(merged + k, *out, positions[at + k] - start, 1, 1);
   }
+  streamed();
   return bad;
 }
 

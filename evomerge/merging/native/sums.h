@@ -2,9 +2,11 @@
 // registers, so that nothing but memory takes time. Other types go block by block (evomerge_sum).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "numbers.h"
+#include "stream.h"
 #include "structs.h"
 
 namespace {
@@ -23,20 +25,26 @@ bool sum_bf16(const Operand* ops, const float* weights, const Operand* base, int
   const uint16_t* zero = kDelta ? static_cast<const uint16_t*>(base->data) : nullptr;
   uint16_t* to = static_cast<uint16_t*>(out.data);
   uint32_t bad = 0;
+  alignas(64) uint16_t block[kBlock];
+  for (int64_t at = 0; at < count; at += kBlock) {
+    const int64_t n = std::min(kBlock, count - at);
 #pragma GCC ivdep
-  for (int64_t k = 0; k < count; ++k) {
-    const float origin = kDelta ? float_of(static_cast<uint32_t>(zero[k]) << 16) : 0.0f;
-    float total = 0.0f;
-    for (int i = 0; i < N; ++i) {
-      float x = float_of(static_cast<uint32_t>(in[i][k]) << 16);
-      if (kDelta) x -= origin;
-      total = i == 0 ? x * w[i] : total + x * w[i];
+    for (int64_t k = 0; k < n; ++k) {
+      const float origin = kDelta ? float_of(static_cast<uint32_t>(zero[at + k]) << 16) : 0.0f;
+      float total = 0.0f;
+      for (int i = 0; i < N; ++i) {
+        float x = float_of(static_cast<uint32_t>(in[i][at + k]) << 16);
+        if (kDelta) x -= origin;
+        total = i == 0 ? x * w[i] : total + x * w[i];
+      }
+      if (kDelta) total += origin;
+      const uint16_t rounded = bf16(bits_of(total));
+      bad |= (rounded & 0x7F80u) == 0x7F80u;
+      block[k] = rounded;
     }
-    if (kDelta) total += origin;
-    const uint16_t rounded = bf16(bits_of(total));
-    bad |= (rounded & 0x7F80u) == 0x7F80u;
-    to[k] = rounded;
+    put(to + at, block, n * sizeof(uint16_t), count);
   }
+  streamed();
   return bad != 0;
 }
 

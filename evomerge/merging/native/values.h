@@ -1,10 +1,12 @@
 // Values of an operand in, results out, block by block.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "numbers.h"
+#include "stream.h"
 #include "structs.h"
 
 namespace {
@@ -29,8 +31,8 @@ void load(const Operand& x, int64_t at, int64_t n, float* __restrict out) {
   }
 }
 
-// Writes a block; returns whether a value is not finite.
-bool store(const float* __restrict in, const Output& out, int64_t at, int64_t n) {
+// Writes a block of a result of `count` elements; returns whether a value is not finite.
+bool store(const float* __restrict in, const Output& out, int64_t at, int64_t n, int64_t count) {
   uint32_t bad = 0;
   if (out.rounded == kF32) {
     float* __restrict to = static_cast<float*>(out.data) + at;
@@ -40,11 +42,17 @@ bool store(const float* __restrict in, const Output& out, int64_t at, int64_t n)
     }
   } else if (out.rounded == kBF16) {
     if (out.dtype == kBF16) {
-      uint16_t* __restrict to = static_cast<uint16_t*>(out.data) + at;
-      for (int64_t k = 0; k < n; ++k) {
-        const uint16_t x = bf16(bits_of(in[k]));
-        bad |= (x & 0x7F80u) == 0x7F80u;
-        to[k] = x;
+      uint16_t* to = static_cast<uint16_t*>(out.data) + at;
+      for (int64_t first = 0; first < n; first += kBlock) {  // rows may be longer than a block
+        alignas(64) uint16_t block[kBlock];
+        const int64_t part = std::min(kBlock, n - first);
+        const float* __restrict from = in + first;
+        for (int64_t k = 0; k < part; ++k) {
+          const uint16_t x = bf16(bits_of(from[k]));
+          bad |= (x & 0x7F80u) == 0x7F80u;
+          block[k] = x;
+        }
+        put(to + first, block, part * sizeof(uint16_t), count);
       }
     } else {
       uint32_t* __restrict to = reinterpret_cast<uint32_t*>(static_cast<float*>(out.data) + at);
