@@ -151,6 +151,8 @@ def _adapter(source: Source) -> dict[str, Any]:
 
 
 def _words(facts: Mapping[str, Any]) -> Iterator[str]:
+    from evomerge.merging.memory import in_words
+
     steps: Sequence[Mapping[str, Any]] = [*facts["steps"], facts["plan"]]
     for step in steps:
         if len(steps) > 1:
@@ -158,11 +160,11 @@ def _words(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from _step_words(step)
     if len(steps) > 1:
         yield "\naltogether"
-    yield f"reads {size(facts['bytes_read'])}, writes {size(facts['bytes_written'])}"
-    yield f"weights on disk: {size(facts['output_bytes'])}"
+    yield f"reads {in_words(facts['bytes_read'])}, writes {in_words(facts['bytes_written'])}"
+    yield f"weights on disk: {in_words(facts['output_bytes'])}"
     if len(steps) > 1:
-        yield f"room needed meanwhile: {size(facts['disk_bytes'])}"
-    yield f"memory beyond mapped files: at most {size(facts['memory_bytes'])}"
+        yield f"room needed meanwhile: {in_words(facts['disk_bytes'])}"
+    yield f"memory beyond mapped files: at most {in_words(facts['memory_bytes'])}"
     for name in facts["unused"]:
         yield f'not built: "{name}", which no other recipe uses'
 
@@ -208,12 +210,3 @@ def _kinds(group: Mapping[str, Any]) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def size(number: float) -> str:
-    """Bytes in words: "1.23 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

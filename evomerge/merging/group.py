@@ -182,15 +182,6 @@ class Group(Reductions):
 
         return self._write(some, by_row=False)
 
-    def whole(self, fn: Callable[[list[Tensor], Tensor | None], Tensor]) -> Tensor:
-        """fn on whole tensors, of the group's shape: for methods of matrices, which need several of that size."""
-        values = [self.values(i, 0, self.elements).reshape(self.shape) for i in range(self.n)]
-        base = None if self.base is None else self.base_values(0, self.elements).reshape(self.shape)
-        merged = fn(values, base).reshape(-1)
-        return self._write(lambda a, b: merged[a:b], by_row=False)
-
-    # ---- the rest
-
     def by_last(self) -> Group:
         """The same group with the last dimension as its columns: another matrix where there are more than two."""
         found = copy(self)

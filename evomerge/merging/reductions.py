@@ -105,21 +105,12 @@ class Reductions:
             found = self.facts[name] = compute()
         return found  # type: ignore[return-value]
 
-    def reduce(self, fn: Callable[[list[Tensor], Tensor | None], Tensor], *, deltas: bool = False) -> list[float]:
-        """Sum of fn over blocks of fixed size, each component summed exactly.
+    def total(self, fn: Callable[[int, int], Tensor]) -> list[float]:
+        """Sum of a function of ranges of elements over blocks of fixed size, each component summed exactly.
 
         Args:
-            fn: From the sources' values (or task vectors) and the base's, flat float64, to a float64 vector.
+            fn: From a range to a float64 vector.
         """
-
-        def block(start: int, stop: int) -> Tensor:
-            own = [(self.delta if deltas else self.values)(i, start, stop).double() for i in range(self.n)]
-            return fn(own, self.base_values(start, stop).double() if self.base else None)
-
-        return self.total(block)
-
-    def total(self, fn: Callable[[int, int], Tensor]) -> list[float]:
-        """The same for a function of the range of elements."""
         size = CUDA_CHUNK if self.device.type == "cuda" else BLOCK
         ranges = [(a, min(a + size, self.elements)) for a in range(0, self.elements, size)]
 

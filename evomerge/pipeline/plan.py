@@ -192,7 +192,7 @@ class Plan:
 
     def cost(self, workers: int) -> list[str]:
         """What the search will take, in words: said before it is spent."""
-        from evomerge.merging.memory import PROGRAM
+        from evomerge.merging.memory import PROGRAM, in_words
 
         options = self.options
         read = sum(s.bytes for s in self.sources.values())
@@ -212,7 +212,8 @@ class Plan:
             lines.append(f"controls: {len(controls)} more searches of as many candidates")
         return [
             *lines,
-            f"reads {_size(read)}, about {_size(memory + read)} of memory per worker; writes {_size(largest)} to "
+            f"reads {in_words(read)}, about {in_words(memory + read)} of memory per worker; "
+            f"writes {in_words(largest)} to "
             f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
         ]
 
@@ -266,11 +267,3 @@ def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
 
 def _parameters(source: Source) -> int:
     return sum(math.prod(t.shape) for t in source.tensors.values())
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
