@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "magnitudes.h"
+#include "masked_few.h"
 #include "merge.h"
 #include "structs.h"
 #include "sums.h"
@@ -30,7 +31,11 @@ int32_t evomerge_version() { return 1; }
 // sum w_i x_i, or W_0 + sum w_i (x_i - W_0) where `base` is given. Returns 1 where a result is not finite.
 int32_t evomerge_sum(int32_t n_ops, const Operand* ops, const float* weights, const Operand* base, int64_t count,
                      const Output* out) {
-  if (const SumFew few = sum_few(n_ops, ops, base, *out)) return few(ops, weights, base, count, *out);
+  if (const SumFew few = sum_few(n_ops, ops, base, *out)) {
+    const bool failed = few(ops, weights, base, count, *out);
+    streamed();
+    if (!failed) return 0;
+  }
   float own[kBlock], total[kBlock], zero[kBlock];
   bool bad = false;
   for (int64_t at = 0; at < count; at += kBlock) {
@@ -192,6 +197,14 @@ void evomerge_equal(int32_t n_ops, const Operand* ops, const Operand* base, int6
 int32_t evomerge_masked(int32_t n_parts, const Part* parts, const Operand* base, int64_t start, int64_t count,
                         int64_t row, int32_t elect, int32_t normalize, float lambda, const Boundary* selection,
                         int32_t n_votes, const Operand* votes, Found* found, const Output* out) {
+  const MaskedFew few =
+      selection == nullptr ? masked_few(n_parts, parts, *base, elect, normalize, *out) : nullptr;
+  if (few != nullptr) {
+    const int32_t status = few(parts, *base, start, count, lambda, found, *out);
+    streamed();
+    if (!(status & 1)) return status;
+    for (int i = 0; found != nullptr && i < 2 * n_parts; ++i) found[i].count = 0;
+  }
   const int64_t length = row > 0 ? row : kBlock;
   Merger merge(n_parts, length);
   const Consensus how{elect, normalize, lambda};

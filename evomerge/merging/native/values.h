@@ -11,20 +11,27 @@
 
 namespace {
 
-// Ask for what the next block reads while this one is worked on. (Behind the end it asks for nothing that is there.)
-inline void prefetch(const void* from, int64_t bytes) {
-  const char* at = static_cast<const char*>(from);
-  for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(at + k);
+// What is read on is asked for this many elements ahead, one line (64 bytes) of bfloat16 at a time. (Behind the end it
+// asks for nothing that is there.)
+constexpr int64_t kAhead = 1024;
+constexpr int64_t kLine = 32;
+
+// out[k] = one(in[k]).
+template <typename One>
+inline void each_bf16(const uint16_t* __restrict in, int64_t n, float* __restrict out, One one) {
+  int64_t line = 0;
+  for (; line + kLine <= n; line += kLine) {
+    __builtin_prefetch(in + line + kAhead);
+    for (int64_t k = line; k < line + kLine; ++k) out[k] = one(k, float_of(static_cast<uint32_t>(in[k]) << 16));
+  }
+  for (int64_t k = line; k < n; ++k) out[k] = one(k, float_of(static_cast<uint32_t>(in[k]) << 16));
 }
 
 void load(const Operand& x, int64_t at, int64_t n, float* __restrict out) {
   if (x.dtype == kF32) {
     std::memcpy(out, static_cast<const float*>(x.data) + at, n * sizeof(float));
   } else if (x.dtype == kBF16) {
-    const uint16_t* __restrict in = static_cast<const uint16_t*>(x.data) + at;
-    uint32_t* __restrict bits = reinterpret_cast<uint32_t*>(out);
-    prefetch(in + n, n * sizeof(uint16_t));
-    for (int64_t k = 0; k < n; ++k) bits[k] = static_cast<uint32_t>(in[k]) << 16;
+    each_bf16(static_cast<const uint16_t*>(x.data) + at, n, out, [](int64_t, float own) { return own; });
   } else {
     const Half* __restrict in = static_cast<const Half*>(x.data) + at;
     for (int64_t k = 0; k < n; ++k) out[k] = static_cast<float>(in[k]);
@@ -81,9 +88,7 @@ bool store(const float* __restrict in, const Output& out, int64_t at, int64_t n,
 void load_delta(const Operand& x, const float* __restrict base, int64_t at, int64_t n, float* __restrict out) {
   if (base == nullptr || x.is_delta) return load(x, at, n, out);
   if (x.dtype == kBF16) {
-    const uint16_t* __restrict in = static_cast<const uint16_t*>(x.data) + at;
-    prefetch(in + n, n * sizeof(uint16_t));
-    for (int64_t k = 0; k < n; ++k) out[k] = float_of(static_cast<uint32_t>(in[k]) << 16) - base[k];
+    each_bf16(static_cast<const uint16_t*>(x.data) + at, n, out, [=](int64_t k, float own) { return own - base[k]; });
   } else if (x.dtype == kF32) {
     const float* __restrict in = static_cast<const float*>(x.data) + at;
     for (int64_t k = 0; k < n; ++k) out[k] = in[k] - base[k];
