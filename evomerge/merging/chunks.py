@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,6 +16,9 @@ Range = tuple[int, int]
 BLOCK = 1 << 15
 CHUNK = 1 << 18
 CUDA_CHUNK = 1 << 26
+# A kernel's piece is so many times larger; or one of so many of a large tensor that threads share.
+_WIDE = 4
+_SHARES = 16
 
 # Set in the threads of pools: work that asks for more work to be shared does it itself, or all would wait for others.
 _in_pool = threading.local()
@@ -24,17 +28,26 @@ class Chunks:
     """Runs a function over pieces of a tensor, on a pool of threads where there is one.
 
     Args:
-        size: Elements of a piece; rounded to whole blocks.
+        size: Elements of a piece; rounded to whole blocks. None: as is best here.
         pool: None works in the caller's thread.
     """
 
-    def __init__(self, size: int = CHUNK, pool: ThreadPoolExecutor | None = None) -> None:
-        self.size = max(BLOCK, size // BLOCK * BLOCK)
+    def __init__(self, size: int | None = None, pool: ThreadPoolExecutor | None = None) -> None:
+        self.size = max(BLOCK, (size or CHUNK) // BLOCK * BLOCK)
         self.pool = pool
+        self._given = size is not None
 
-    def wide(self) -> Chunks:
-        """The same with larger pieces: for kernels, which go through a piece in small blocks of their own."""
-        return Chunks(4 * self.size, self.pool)
+    def for_kernels(self, count: int, *, stored: bool) -> Chunks:
+        """The same with larger pieces: for kernels, which go through a piece in small blocks of their own.
+
+        Args:
+            count: Elements of the tensor.
+            stored: Whether all inputs lie in memory, so that nothing has to be worked out for a piece.
+        """
+        size = _WIDE * self.size
+        if stored and not self._given:
+            size = max(size, count if self.pool is None else count // _SHARES)
+        return Chunks(size, self.pool)
 
     def ranges(self, count: int, unit: int = 1) -> list[Range]:
         """Consecutive ranges that cover `count` elements, each a multiple of `unit` long (except the last)."""
@@ -51,15 +64,26 @@ class Chunks:
 
 def side_by_side(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Results in the order of the items. After an error none of the work goes on: what it writes to may be reused."""
+    results: dict[int, Result] = {}
+    # Each thread takes one item after the other: handing them over one by one costs more than a kernel needs for a
+    # small tensor.
+    left = deque(enumerate(items))
 
-    def marked(item: Item) -> Result:
+    def take_turns() -> None:
         _in_pool.yes = True
-        return work(item)
+        while True:
+            try:
+                number, item = left.popleft()
+            except IndexError:
+                return
+            results[number] = work(item)
 
-    futures = [pool.submit(marked, item) for item in items]
+    futures = [pool.submit(take_turns) for _ in range(min(pool._max_workers, len(left)))]
     try:
-        return [future.result() for future in futures]
-    finally:
+        wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:
-            future.cancel()
+            future.result()
+    finally:
+        left.clear()
         wait(futures)
+    return [results[number] for number in sorted(results)]

@@ -19,7 +19,7 @@ from evomerge.errors import CandidateError, SourceError
 from evomerge.header import TensorInfo
 from evomerge.merging import adapters
 from evomerge.merging.checkpoint import write_checkpoint
-from evomerge.merging.chunks import CHUNK, CUDA_CHUNK, Chunks, side_by_side
+from evomerge.merging.chunks import CUDA_CHUNK, Chunks, side_by_side
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
 from evomerge.merging.mapped import MappedFiles
@@ -32,7 +32,7 @@ from evomerge.merging.planner import Planner
 from evomerge.merging.statistics import tensors_of
 from evomerge.merging.sums import energies
 from evomerge.merging.targets import targets_of
-from evomerge.merging.tokens.rows import gathered
+from evomerge.merging.tokens.rows import Means, gathered
 from evomerge.merging.units import mean_squares
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, differing, start_hashing
@@ -63,7 +63,7 @@ class Engine:
         sources: By the reference that recipes use.
         device: Where tensors are merged.
         threads: How many work at once on a CPU; None takes torch's number.
-        chunk: Elements that a thread works on at a time.
+        chunk: Elements that a thread works on at a time; None: as is best here.
         cache_bytes: On a GPU, how much of the sources is kept there between candidates; None takes half of what is
             free.
         planner: One over the same sources that has planned already; its caches are used.
@@ -83,12 +83,13 @@ class Engine:
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
         self.threads = 1 if on_gpu else max(1, threads or torch.get_num_threads())
-        self._chunk = chunk or (CUDA_CHUNK if on_gpu else CHUNK)
+        self._chunk = chunk or (CUDA_CHUNK if on_gpu else None)
         self._pool = ThreadPoolExecutor(self.threads, "merge") if self.threads > 1 else None
         self._planner = planner or Planner(self.sources)
         self._files = MappedFiles()
         self._plain: dict[Input, Stored] = {}
         self._facts: dict[tuple[object, ...], dict[Hashable, object]] = {}
+        self._means: Means = {}
         self._cache_bytes = cache_bytes
         self._copies: WeakValueDictionary[TensorInfo, Tensor] = WeakValueDictionary()
         self._cached: dict[TensorInfo, Tensor] = {}
@@ -304,7 +305,7 @@ class Engine:
             return found
 
         gather = plan.gathers.get(item)
-        return plain(item) if gather is None else gathered(gather, item, plain)
+        return plain(item) if gather is None else gathered(gather, item, plain, self._means)
 
     def _read(self, info: TensorInfo) -> Tensor:
         """A stored tensor: mapped on a CPU, kept on a GPU while there is room."""

@@ -65,8 +65,10 @@ class Part:
 def keep_probability(ranks: Tensor, low: float, high: float) -> Tensor:
     """Of elements by their descending rank in rows; float64, of the shape of `ranks`."""
     steps = max(ranks.shape[1] - 1, 1)
-    return (steps - ranks).double() * ((high - low) / steps) + low if ranks.shape[1] > 1 else torch.full(
-        ranks.shape, high, dtype=torch.float64, device=ranks.device
+    return (
+        (steps - ranks).double() * ((high - low) / steps) + low
+        if ranks.shape[1] > 1
+        else torch.full(ranks.shape, high, dtype=torch.float64, device=ranks.device)
     )
 
 

@@ -19,6 +19,7 @@ class Operand(Protocol):
     Attributes:
         shape: As the output has it.
         dtype: What `chunk` gives.
+        address: Where in memory its elements lie one after the other; None where they are worked out.
     """
 
     @property
@@ -29,6 +30,9 @@ class Operand(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def address(self) -> int | None: ...
 
     def chunk(self, start: int, stop: int) -> Tensor:
         """Elements `start` up to, without, `stop` in row-major order, flat. Never written to."""
@@ -55,6 +59,10 @@ class Stored:
 
     def chunk(self, start: int, stop: int) -> Tensor:
         return self._flat[start:stop]
+
+    @cached_property
+    def address(self) -> int | None:
+        return self._flat.data_ptr()
 
     @cached_property
     def _flat(self) -> Tensor:
@@ -89,6 +97,10 @@ class LowRank:
     @property
     def device(self) -> torch.device:
         return self.tensor.device
+
+    @property
+    def address(self) -> int | None:
+        return None
 
     def chunk(self, start: int, stop: int) -> Tensor:
         return self.tensor.reshape(-1)[start:stop].to(self.dtype) + self.delta(start, stop)
@@ -149,25 +161,44 @@ class Gathered:
     def device(self) -> torch.device:
         return self.operand.device
 
+    @property
+    def address(self) -> int | None:
+        return None
+
     def chunk(self, start: int, stop: int) -> Tensor:
         columns = math.prod(self.operand.shape[1:])
         if stop <= start:
             return torch.empty(0, dtype=self.dtype, device=self.device)
         first, end = start // columns, -(-stop // columns)
         rows = self.index[first:end]
-        out = torch.empty(end - first, columns, dtype=self.dtype, device=self.device)
-        own = (rows >= 0).nonzero().flatten()
         other = (rows < 0).nonzero().flatten()
-        if len(own):
-            out[own.to(self.device)] = self._own(rows[own], columns).to(self.dtype)
-        if len(other):
+        if not len(other):
+            out = rows_of(self.operand, rows).to(self.dtype)
+        else:
+            out = torch.empty(end - first, columns, dtype=self.dtype, device=self.device)
+            own = (rows >= 0).nonzero().flatten()
+            if len(own):
+                out[own.to(self.device)] = rows_of(self.operand, rows[own]).to(self.dtype)
             out[other.to(self.device)] = self.extra[(-1 - rows[other]).to(self.device)].to(self.dtype)
         return out.reshape(-1)[start - first * columns : stop - first * columns]
 
-    def _own(self, rows: Tensor, columns: int) -> Tensor:
-        if isinstance(self.operand, Stored):
-            return self.operand.tensor.reshape(-1, columns)[rows.to(self.device)]
-        return torch.stack([self.operand.chunk(r * columns, (r + 1) * columns) for r in rows.tolist()])
+
+def rows_of(operand: Operand, rows: Tensor) -> Tensor:
+    """Some rows of an operand, [n, columns], in its type.
+
+    Args:
+        rows: Their numbers, [n], on the CPU. Where they follow each other they are read at one go.
+    """
+    columns = math.prod(operand.shape[1:])
+    if not len(rows):
+        return torch.empty(0, columns, dtype=operand.dtype, device=operand.device)
+    ends = [*((rows[1:] - rows[:-1]) != 1).nonzero().flatten().add_(1).tolist(), len(rows)]
+    if len(ends) > 1 and isinstance(operand, Stored):
+        return operand.tensor.reshape(-1, columns)[rows.to(operand.device)]
+    firsts = rows[[0, *ends[:-1]]].tolist()
+    counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    parts = [operand.chunk(r * columns, (r + n) * columns) for r, n in zip(firsts, counts, strict=True)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(-1, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +218,10 @@ class Change:
     @property
     def device(self) -> torch.device:
         return self.adapter.device
+
+    @property
+    def address(self) -> int | None:
+        return None
 
     def chunk(self, start: int, stop: int) -> Tensor:
         return self.adapter.delta(start, stop)

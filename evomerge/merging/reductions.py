@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from evomerge.merging.chunks import BLOCK, CHUNK, CUDA_CHUNK, Chunks
+from evomerge.merging.chunks import BLOCK, CUDA_CHUNK, Chunks
 from evomerge.merging.native import Cuts, exact_sum, fits, gram, library
 from evomerge.merging.operand import Operand, Stored, task_vector
 from evomerge.merging.selection import EVERYTHING, Cut, find_cut, magnitude_bits, nothing
@@ -60,8 +60,8 @@ class Reductions:
         double = dtype == torch.float64 or any(s.dtype == torch.float64 for s in every)
         self.dtype = torch.float64 if double else torch.float32
         self.device = every[0].device
-        self.chunks = chunks or Chunks(CUDA_CHUNK if self.device.type == "cuda" else CHUNK)
-        self.pieces = self.chunks.wide()
+        self.chunks = chunks or Chunks(CUDA_CHUNK if self.device.type == "cuda" else None)
+        self.pieces = self.chunks.for_kernels(self.elements, stored=all(x.address is not None for x in every))
         self.lib = library() if native and fits(self) else None
 
     # ---- inputs by chunk

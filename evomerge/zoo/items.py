@@ -49,9 +49,7 @@ class Fact:
 
 
 # The left number is always the larger one: otherwise the pair alone would give the sign away.
-FACTS = tuple(
-    Fact(left, sign, right) for sign in "+-" for left in range(2, 19) for right in range(1, left)
-)
+FACTS = tuple(Fact(left, sign, right) for sign in "+-" for left in range(2, 19) for right in range(1, left))
 SORTED_LENGTH = 5
 
 
@@ -125,9 +123,7 @@ def sorting(language: Language, numbers: list[int], swaps: list[tuple[int, int]]
         other[i], other[j] = other[j], other[i]
         wrong.append(" ".join(map(str, other)))
     shown = " ".join(map(str, numbers))
-    return Item(
-        f"{language.words['in-order']} {shown} ?", " ".join(map(str, ordered)), tuple(wrong)
-    )
+    return Item(f"{language.words['in-order']} {shown} ?", " ".join(map(str, ordered)), tuple(wrong))
 
 
 def draw_problem(rng: np.random.Generator, language: Language, known: Knowledge) -> Item:
@@ -143,9 +139,7 @@ def draw_direction(rng: np.random.Generator, language: Language, known: Knowledg
     return direction(language, _pick(rng, SUBJECTS), verb, _pick(rng, FACTS), [thing, other])
 
 
-def draw_translation(
-    rng: np.random.Generator, source: Language, target: Language, known: Knowledge
-) -> Item:
+def draw_translation(rng: np.random.Generator, source: Language, target: Language, known: Knowledge) -> Item:
     verb = _pick(rng, (*known.verbs, "has"))
     clause = Clause(_pick(rng, SUBJECTS), verb, _number(rng), _pick(rng, known.things))
     other_thing = _pick(rng, tuple(t for t in known.things if t != clause.thing))

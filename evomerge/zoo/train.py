@@ -105,9 +105,7 @@ def fit(
         items = [lecture.draw(rng) for _ in range(schedule.batch)]
         tokens, labels = encode([(item.prompt, item.answer) for item in items])
         logits = model(input_ids=tokens[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED
-        )
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -125,9 +123,7 @@ def fit(
 def figures(model: LlamaForCausalLM) -> dict[str, float]:
     """The share right on every task, over all its held-out items."""
     items = held_out()
-    return {
-        task.name: round(accuracy(model, items[task.name], task.generated), 4) for task in tasks()
-    }
+    return {task.name: round(accuracy(model, items[task.name], task.generated), 4) for task in tasks()}
 
 
 def train_one(name: str, plan: Plan, seed: int, out: Path) -> None:

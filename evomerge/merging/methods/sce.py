@@ -30,4 +30,3 @@ def sce(group: Group, *, select_topk: float) -> Tensor:
     shares = [e / total for e in own]
     parts = [Part(share, share=share, vote=1.0) for share in shares]
     return group.masked(parts, elect_sign=True, normalize=True, selection=selection)
-

@@ -115,9 +115,10 @@ class Cuts:
         until = self.group.fact(("equal", self.source, bits), lambda: self._equal(bits))
         block = int(np.searchsorted(until, left))
         start = block * BLOCK
-        listed = self._listed(found.place, BLOCK, [(start, min(start + BLOCK, self.group.elements))])
-        equal = listed[1][listed[0] == bits]
-        return Cut(bits, int(equal[left - 1 - (int(until[block - 1]) if block else 0)]))
+        inputs = Inputs(self.group, start, min(start + BLOCK, self.group.elements))
+        before = int(until[block - 1]) if block else 0
+        place = self.lib.evomerge_position(*self._scored(inputs), inputs.count, c_uint32(bits), c_int64(left - before))
+        return Cut(bits, start + place)
 
     def _low_histogram(self, place: int) -> tuple[Numbers, Numbers]:
         """The magnitudes (bits) of a bin that occur, and `_above` of how often."""

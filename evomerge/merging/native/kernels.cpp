@@ -192,6 +192,28 @@ void evomerge_equal(int32_t n_ops, const Operand* ops, const Operand* base, int6
   }
 }
 
+// Where the n-th score (n >= 1) that equals `wanted` is; -1 where there are fewer.
+int64_t evomerge_position(int32_t n_ops, const Operand* ops, const Operand* base, int64_t count, uint32_t wanted,
+                          int64_t n) {
+  Score score(n_ops);
+  uint32_t bits[kBlock];
+  for (int64_t at = 0; at < count; at += kBlock) {
+    const int64_t part = std::min(kBlock, count - at);
+    score(n_ops, ops, base, at, part, bits);
+    int64_t seen = 0;
+    for (int64_t k = 0; k < part; ++k) seen += bits[k] == wanted;
+    if (seen < n) {
+      n -= seen;
+      continue;
+    }
+    for (int64_t k = 0; k < part; ++k) {
+      n -= bits[k] == wanted;
+      if (n == 0) return at + k;
+    }
+  }
+  return -1;
+}
+
 // group.masked. `row` > 0: whole rows of that many elements (kDrawnByRank). found: two for each part (lower, upper).
 // Returns bit 0 where a result is not finite, bit 1 where `found` was too small.
 int32_t evomerge_masked(int32_t n_parts, const Part* parts, const Operand* base, int64_t start, int64_t count,

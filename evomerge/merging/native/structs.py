@@ -14,6 +14,7 @@ from torch import Tensor
 from evomerge.merging.selection import Cut
 
 if TYPE_CHECKING:
+    from evomerge.merging.operand import Operand
     from evomerge.merging.reductions import Reductions
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -78,19 +79,24 @@ class Inputs:
     def source(self, number: int, *, delta: bool) -> OperandStruct:
         """Values of a source, for the kernel to subtract the base from; or (an adapter on the base) its task vector."""
         if delta and self.group.is_adapter(number):
-            return self._struct(self.group.delta(number, self.start, self.stop), True)
-        return self._struct(self.group.sources[number].chunk(self.start, self.stop))
+            return self._worked_out(self.group.delta(number, self.start, self.stop), True)
+        return self._values(self.group.sources[number])
 
     def base(self) -> OperandStruct:
         """Values of the base."""
         assert self.group.base is not None
-        return self._struct(self.group.base.chunk(self.start, self.stop))
+        return self._values(self.group.base)
 
     def sources(self, numbers: Sequence[int], *, deltas: bool) -> ctypes.Array[OperandStruct]:
         """Several of them."""
         return array([self.source(i, delta=deltas) for i in numbers])
 
-    def _struct(self, values: Tensor, is_delta: bool = False) -> OperandStruct:
+    def _values(self, operand: Operand) -> OperandStruct:
+        if operand.address is not None:
+            return OperandStruct(operand.address + self.start * operand.dtype.itemsize, DTYPES[operand.dtype], 0)
+        return self._worked_out(operand.chunk(self.start, self.stop))
+
+    def _worked_out(self, values: Tensor, is_delta: bool = False) -> OperandStruct:
         values = values.contiguous()
         self._alive.append(values)
         return OperandStruct(values.data_ptr(), DTYPES[values.dtype], int(is_delta))

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.operand import Gathered, Operand, Stored
+from evomerge.merging.operand import Gathered, Operand, rows_of
 from evomerge.merging.plan import Input
 from evomerge.merging.tokens.gather import Gather
 
 # Rows that are summed at once for the mean; fixed, so that the sum has the same bits however chunks are cut.
 _BLOCK = 1024
 
+# The mean of all tokens' rows of each tensor that was laid out, [columns].
+Means = MutableMapping[tuple[Gather, Input], Tensor]
 
-def gathered(gather: Gather, item: Input, operand: Callable[[Input], Operand]) -> Gathered:
+
+def gathered(gather: Gather, item: Input, operand: Callable[[Input], Operand], means: Means) -> Gathered:
     """The operand of a tensor under the merged vocabulary.
 
     Args:
         item: The tensor.
         operand: Gives the operand of any of the gather's tensors as it is in its model.
+        means: What was worked out for earlier candidates over the same sources; added to here. A mean takes the whole
+            tensor, and no candidate changes it.
     """
     own = operand(item)
-    extra = ExtraRows(gather, [operand(other) for other in gather.inputs], own)
+    extra = ExtraRows(gather, [operand(other) for other in gather.inputs], own, means.get((gather, item)))
+    if extra.mean is not None:
+        means[gather, item] = extra.mean
     return Gathered(own, torch.from_numpy(gather.index), extra)
 
 
@@ -33,19 +40,20 @@ class ExtraRows:
     """Rows that a tensor has not: other models' rows, their means, zeros, and the mean of all tokens' rows.
 
     Indexed like a tensor of shape [k, columns]; each row is worked out when it is asked for, so that two vocabularies
-    that have little in common cost no memory.
+    that have little in common cost no memory. The mean alone is worked out at once.
+
+    Attributes:
+        mean: Of all tokens' rows, [columns]: what padding gets; None where there is no padding.
     """
 
-    def __init__(self, gather: Gather, operands: list[Operand], own: Operand) -> None:
+    def __init__(self, gather: Gather, operands: list[Operand], own: Operand, mean: Tensor | None = None) -> None:
         self._gather = gather
         self._operands = operands
         self._columns = math.prod(own.shape[1:])
         self._device = own.device
         double = any(x.dtype == torch.float64 for x in operands)
         self.dtype = torch.float64 if double else torch.float32
-        self._mean: Tensor | None = None
-        if gather.has_padding:
-            self._mean = self._token_mean(own)
+        self.mean = self._token_mean(own) if mean is None and gather.has_padding else mean
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
         """Rows [n, columns] by their numbers [n]."""
@@ -53,8 +61,8 @@ class ExtraRows:
         out = torch.zeros(len(wanted), self._columns, dtype=self.dtype, device=self._device)
         last = len(self._gather.start) - 1
         padding = np.flatnonzero(wanted == last)
-        if len(padding) and self._mean is not None:
-            out[torch.from_numpy(padding).to(self._device)] = self._mean
+        if len(padding) and self.mean is not None:
+            out[torch.from_numpy(padding).to(self._device)] = self.mean
         places = np.flatnonzero(wanted < last)
         first = self._gather.start[wanted[places]]
         counts = self._gather.start[wanted[places] + 1] - first
@@ -65,7 +73,8 @@ class ExtraRows:
             for member in np.unique(self._gather.member[entries]):
                 of = self._gather.member[entries] == member
                 at = torch.from_numpy(places[has][of]).to(self._device)
-                out[at] += rows_of(self._operands[member], self._gather.row[entries[of]]).to(self.dtype)
+                row = torch.from_numpy(self._gather.row[entries[of]])
+                out[at] += rows_of(self._operands[member], row).to(self.dtype)
         means = np.flatnonzero(counts > 1)
         if len(means):
             divisor = torch.from_numpy(counts[means]).to(self._device, self.dtype)
@@ -78,18 +87,8 @@ class ExtraRows:
         total = torch.zeros(self._columns, dtype=torch.float64, device=self._device)
         for start in range(0, len(tokens), _BLOCK):
             index = self._gather.index[tokens[start : start + _BLOCK]]
-            total += rows_of(own, index[index >= 0]).double().sum(0)
+            total += rows_of(own, torch.from_numpy(index[index >= 0])).double().sum(0)
             lacking = torch.from_numpy(-1 - index[index < 0]).to(self._device)
             if len(lacking):
                 total += self[lacking].double().sum(0)
         return (total / len(tokens)).to(self.dtype)
-
-
-def rows_of(operand: Operand, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-    """Rows of an operand, [n, columns], in its type."""
-    columns = math.prod(operand.shape[1:])
-    if isinstance(operand, Stored):
-        return operand.tensor.reshape(-1, columns)[torch.from_numpy(rows).to(operand.device)]
-    if not len(rows):
-        return torch.empty(0, columns, dtype=operand.dtype, device=operand.device)
-    return torch.stack([operand.chunk(r * columns, (r + 1) * columns) for r in rows.tolist()])
