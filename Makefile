@@ -7,6 +7,8 @@ RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt
 BUDGET ?= 100
 ARGS ?=
+# Tests on all cores (PARALLEL= runs them one after another). Those that share something costly are an xdist_group.
+PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 
 # One thread per process: two threads of torch per worker cost far more than they give on small models.
 export OMP_NUM_THREADS ?= 1
@@ -49,7 +51,7 @@ lint: $(VENV)/dev.stamp  ## ruff, mypy and the import contracts
 # pytest runs even when lint fails, and last, so that its closing line is the last one.
 test: $(VENV)/dev.stamp  ## lint, then the quick tests
 	@$(LINT); lint=$$?; \
-	$(RUN)/python -m pytest $(ARGS); tests=$$?; \
+	$(RUN)/python -m pytest $(PARALLEL) $(ARGS); tests=$$?; \
 	if [ $$lint -ne 0 ]; then echo "make test: lint failed (above)" >&2; fi; \
 	[ $$lint -eq 0 ] && [ $$tests -eq 0 ]
 

@@ -17,18 +17,18 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SHAPE = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 16,
-         "num_key_value_heads": 8, "vocab_size": 64000}  # fmt: skip
+from process_memory import time_and_memory
+from sized_models import write_models
+
+SHAPE = {"hidden": 1024, "inner": 3584, "layers": 24, "vocabulary": 64000, "key_values": 8}
 TWO = "models: [{model: A, parameters: {weight: 0.6}}, {model: B, parameters: {weight: 0.5}}]"
 BASED = f"base_model: BASE\n{TWO}"
 RECIPES = {
@@ -50,46 +50,6 @@ MEMORY = 0.5
 SHARES = {"linear": 0.8, "task_arithmetic": 0.8, "ties": 0.5, "dare_ties": 0.5, "slerp": 0.45}
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of the llama shape."""
-    hidden, inner, vocabulary = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
-    small = hidden // SHAPE["num_attention_heads"] * SHAPE["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (vocabulary, hidden)
-    for i in range(SHAPE["num_hidden_layers"]):
-        for name, shape in (
-            ("input_layernorm", (hidden,)), ("self_attn.q_proj", (hidden, hidden)),
-            ("self_attn.k_proj", (small, hidden)),
-            ("self_attn.v_proj", (small, hidden)), ("self_attn.o_proj", (hidden, hidden)),
-            ("post_attention_layernorm", (hidden,)), ("mlp.gate_proj", (inner, hidden)),
-            ("mlp.up_proj", (inner, hidden)), ("mlp.down_proj", (hidden, inner)),
-        ):  # fmt: skip
-            yield f"model.layers.{i}.{name}.weight", shape
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (vocabulary, hidden)
-
-
-def make_models(folder: Path) -> None:
-    """BASE, A and B: A and B are BASE with noise of a twentieth of its size."""
-    import torch
-    from safetensors.torch import save_file
-
-    if (folder / "B" / "model.safetensors").is_file():
-        return
-    generator = torch.Generator().manual_seed(0)
-    base = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes()}
-    for model in ("BASE", "A", "B"):
-        (folder / model).mkdir(parents=True, exist_ok=True)
-        noise = 0.0 if model == "BASE" else 0.001
-        tensors = {
-            name: (x + noise * torch.randn(x.shape, generator=generator) if noise else x).bfloat16()
-            for name, x in base.items()
-        }
-        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-                  "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "hidden_act": "silu", **SHAPE}  # fmt: skip
-        (folder / model / "config.json").write_text(json.dumps(config))
-        save_file(tensors, folder / model / "model.safetensors", metadata={"format": "pt"})
-
-
 def write_recipe(folder: Path, method: str) -> Path:
     """The recipe file, with models by full path, in bfloat16."""
     text = RECIPES[method]
@@ -103,30 +63,8 @@ def write_recipe(folder: Path, method: str) -> Path:
 def run(command: list[str]) -> tuple[float, float]:
     """Wall time (s) and peak RssAnon (GB) of a whole process. Content hashes kept by earlier runs are forgotten."""
     shutil.rmtree(Path(os.environ["EVOMERGE_CACHE"]) / "hashes", ignore_errors=True)
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-            except OSError:
-                return
-            for line in status.splitlines():
-                if line.startswith("RssAnon"):
-                    peak = max(peak, int(line.split()[1]))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, errors = process.communicate()
-    took = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{errors[-2000:]}")
-    return took, peak / 1e6
+    took, peak = time_and_memory(command)
+    return took, peak / 1e9
 
 
 def cold(folder: Path, methods: list[str], repeats: int) -> dict[str, Any]:
@@ -225,7 +163,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
-        make_models(folder)
+        if not (folder / "B" / "model.safetensors").is_file():
+            write_models(folder, **SHAPE)
         # A cache of its own: kernels are compiled once, before anything is timed; hashes never survive a run.
         os.environ["EVOMERGE_CACHE"] = str(folder / "cache")
         from evomerge.merging.native import library

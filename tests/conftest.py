@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +19,15 @@ from evomerge import presets
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """No test reads or writes the user's cache; what it starts inherits that."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+def pytest_configure(config):
+    """No test reads or writes the user's cache: a run has its own, shared by its workers and by all that they start.
+
+    Set before any test is imported: some ask for the compiled kernels by then.
+    """
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist inherits it
+        folder = tempfile.mkdtemp(prefix="evomerge-tests-")
+        os.environ["EVOMERGE_CACHE"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.process_memory import time_and_memory
+from benchmarks.sized_models import write_models
 from evomerge.merging.statistics.files import MANIFEST, TENSORS, VERSION
 from evomerge.sources import open_source
-from tests.merging.sized import command, peak_memory, recipe, write_models
+from tests.merging.sized import command, recipe
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="RssAnon is read from /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="RssAnon is read from /proc"),
+    pytest.mark.xdist_group("sized models"),  # written once
+]
 
 METHODS = ("linear", "ties", "dare_ties", "sce", "della", "model_stock")
 # Asked for: 1.5 GB.
@@ -78,7 +83,7 @@ def test_said_and_measured(method: str, small: Path, here: Callable[..., Any], t
     """What `evomerge check` predicts is an upper limit, and not twice as much as is needed."""
     file = RECIPES[method](small) if method in RECIPES else recipe(small, method)
     said = here("check", file, "--json").result
-    peak = peak_memory(command(file, tmp_path / "out"))
+    _, peak = time_and_memory(command(file, tmp_path / "out"))
     limit = said["memory_bytes"]
     assert peak <= limit <= 2 * peak, f"{method}: {peak / 1e6:.0f} MB, said {limit / 1e6:.0f}"
     assert (tmp_path / "out" / "model.safetensors").stat().st_size == said["output_bytes"]
@@ -88,7 +93,7 @@ def test_said_and_measured(method: str, small: Path, here: Callable[..., Any], t
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tenth(method: str, small: Path, tmp_path: Path) -> None:
-    peak = peak_memory(command(recipe(small, method), tmp_path / "out"))
+    _, peak = time_and_memory(command(recipe(small, method), tmp_path / "out"))
     print(f"{method}: {peak / 1e6:.0f} MB")
     # Measured on two threads: 163 MB, of which 150 are Python with torch; 193 and 207 where elements are ranked.
     assert peak < 0.35e9, f"{method}: {peak / 1e6:.0f} MB"
@@ -100,7 +105,7 @@ def test_a_tenth(method: str, small: Path, tmp_path: Path) -> None:
 def test_three_of_three_gigabytes(method: str, large: Path, here: Callable[..., Any], tmp_path: Path) -> None:
     file = recipe(large, method)
     said = here("check", file, "--json").result["memory_bytes"]
-    peak = peak_memory(command(file, tmp_path / "out"))
+    _, peak = time_and_memory(command(file, tmp_path / "out"))
     shutil.rmtree(tmp_path / "out")
     print(f"{method}: {peak / 1e6:.0f} MB, said {said / 1e6:.0f}")
     # Measured on two threads: 163 MB as for small models; with ties 427, for lists of 1/32 of the embedding's elements.

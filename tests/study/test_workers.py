@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,8 +11,8 @@ import pytest
 
 from evomerge.errors import InputError
 from evomerge.score import State
-from evomerge.study.store import Store
 from evomerge.study.workers import Cluster, Shares, shares
+from tests.study.recorded import recorded, sequence
 
 
 @pytest.mark.parametrize(
@@ -71,9 +70,10 @@ def test_a_share_of_a_gpu_that_ray_cannot_give(share):
 
 @pytest.fixture
 def closed_port():
+    """A port that refuses, and that nobody else is given meanwhile: it is bound, and nothing listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        yield s.getsockname()[1]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
@@ -134,21 +134,3 @@ def kill_a_busy_worker(search, database, after):
 
 def busy(process):
     return "ray::_Worker.run" in " ".join(process.cmdline())
-
-
-def recorded(database):
-    if not database.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
-            return connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-
-
-def sequence(out):
-    trials = Store(f"sqlite:///{out / 'study.db'}").open("s").trials()
-    return [
-        (t.number, dict(t.params), t.state, t.reason, t.score and [x.results.tolist() for x in t.score.tasks])
-        for t in trials
-    ]

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.merging.sized import command, recipe, write_models
+from benchmarks.sized_models import write_models
+from tests.merging.sized import command, recipe
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into the process through /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into the process through /proc"),
+    pytest.mark.xdist_group("models to kill"),  # written once
+]
 
 
 @pytest.fixture(scope="module")
