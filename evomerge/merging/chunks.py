@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +26,37 @@ _SHARES = 16
 
 # Set in the threads of pools: work that asks for more work to be shared does it itself, or all would wait for others.
 _in_pool = threading.local()
+
+# Seconds after which a thread that waits for the interpreter gets it: kernels take about a millisecond, Python's 5 ms
+# would leave cores idle (a tenth of a rebuild on two threads).
+_SWITCH = 1e-4
+
+
+class _Settings:
+    """Of the process: builds may overlap in several threads, and afterwards all is as it was before the first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = (0, 0.0)
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_num_threads(), sys.getswitchinterval()
+                sys.setswitchinterval(_SWITCH)
+            self._users += 1
+            torch.set_num_threads(1)  # of the thread that calls
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            torch.set_num_threads(self._before[0])
+            if not self._users:
+                sys.setswitchinterval(self._before[1])
+
+
+_settings = _Settings()
 
 
 class Chunks:
@@ -87,3 +122,16 @@ def side_by_side(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items
         left.clear()
         wait(futures)
     return [results[number] for number in sorted(results)]
+
+
+@contextmanager
+def one_torch_thread(pool: ThreadPoolExecutor | None) -> Iterator[None]:
+    """While threads of a pool do the work, torch's own do not: they would only wait for the same cores."""
+    if pool is None:
+        yield
+        return
+    _settings.enter()
+    try:
+        yield
+    finally:
+        _settings.leave()

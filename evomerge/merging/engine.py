@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -19,7 +17,7 @@ from evomerge.errors import CandidateError, SourceError
 from evomerge.header import TensorInfo
 from evomerge.merging import adapters
 from evomerge.merging.checkpoint import write_checkpoint
-from evomerge.merging.chunks import CUDA_CHUNK, Chunks, side_by_side
+from evomerge.merging.chunks import CUDA_CHUNK, Chunks, one_torch_thread, side_by_side
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
 from evomerge.merging.mapped import MappedFiles
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-# Seconds after which a thread that waits for the interpreter gets it: kernels take about a millisecond, Python's 5 ms
-# would leave cores idle (a tenth of a rebuild on two threads).
-_SWITCH = 1e-4
 # Share of a GPU's free memory that holds sources between candidates, where no limit is given.
 CUDA_SHARE = 0.5
 
@@ -112,7 +107,7 @@ class Engine:
         chunks = Chunks(self._chunk, self._pool)
         energy = self._energy(plan, chunks)
         for t in plan.tensors:
-            with self._one_torch_thread():
+            with one_torch_thread(self._pool):
                 merged = self._merged(plan, t, chunks, energy=energy)
             yield t.name, merged
 
@@ -217,7 +212,7 @@ class Engine:
                 done(t)
 
         first_small = next((i for i, (_, x) in enumerate(ordered) if x.numel() < SHARED_ELEMENTS), len(ordered))
-        with self._one_torch_thread():
+        with one_torch_thread(self._pool):
             for number in range(first_small):
                 work(number, shared)
             rest = range(first_small, len(ordered))
@@ -234,7 +229,7 @@ class Engine:
             return {}
 
         def of(t: TensorPlan) -> list[float]:
-            with self._one_torch_thread():
+            with one_torch_thread(self._pool):
                 found = energies(self._group(plan, t, torch.float32, None, chunks))
             if not all(map(math.isfinite, found)):
                 raise self._not_finite(plan, t)
@@ -339,19 +334,3 @@ class Engine:
             if not bool(torch.isfinite(operand.chunk(0, t.elements)).all()):
                 return f': "{item.tensor}" of "{item.model}" has them already'
         return " (its sources have not: weights too large for the type?)"
-
-    @contextmanager
-    def _one_torch_thread(self) -> Iterator[None]:
-        """Threads of our own do the work; torch's beside them would only wait for the same cores."""
-        before = torch.get_num_threads()
-        if self._pool is None:
-            yield
-            return
-        interval = sys.getswitchinterval()
-        torch.set_num_threads(1)
-        sys.setswitchinterval(_SWITCH)
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(interval)
-            torch.set_num_threads(before)

@@ -113,7 +113,8 @@ class Group(Reductions):
             selection: Keep only positions whose `variance` lies before this cut.
         """
         present = [(i, p) for i, p in enumerate(parts) if p is not None and p.weight != 0.0]
-        if self.lib is not None:
+        ranks_selected = selection is not None and any(isinstance(p.mask, Ranked | DrawnByRank) for _, p in present)
+        if self.lib is not None and not ranks_selected:
             return self._native(
                 lambda lib, out: masked(Job(lib, self, present, elect_sign, normalize, lambda_, selection, out))
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,12 +78,18 @@ def below(probability: Tensor) -> Tensor:
     return probability * float(1 << BITS)
 
 
+def least_share(shares: Sequence[float]) -> float:
+    """What sums of shares must exceed to be more than what rounding leaves of shares that cancel each other."""
+    return math.fsum(map(abs, shares)) * 2.0**-22
+
+
 def elect(
     parts: Sequence[Tensor], shares: Sequence[float], votes: Sequence[Tensor], normalize: bool, lambda_: float
 ) -> Tensor:
     """Keep of each part what has the sign of the votes' sum, element by element, and add it up. All flat.
 
-    A sum of 0 elects plus. Where no source agrees the result is 0. `parts` are overwritten.
+    A sum of 0 elects plus. Where no source agrees the result is 0; where shares cancel each other it is not divided.
+    `parts` are overwritten.
     """
     total = votes[0].clone()
     for vote in votes[1:]:
@@ -96,8 +103,7 @@ def elect(
         if share is not None:
             share += agreeing.sign_().mul_(own)
     if share is not None:
-        share += torch.eq(share, 0.0, out=torch.empty_like(share))
-        mixed /= share
+        mixed /= torch.where(share.abs() > least_share(shares), share, 1.0)
     if lambda_ != 1.0:
         mixed *= lambda_
     return mixed.mul_(sign)

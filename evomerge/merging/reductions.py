@@ -178,7 +178,8 @@ class Reductions:
 
     def _cut(self, source: int | None, values: Callable[[int, int], Tensor], keep: int) -> Cut:
         lib = self.lib
-        if lib is None or not 0 < keep < self.elements:
+        # (The kernels take one operand's score for its magnitude: of one task vector alone there is no variance.)
+        if lib is None or not 0 < keep < self.elements or (source is None and self.n == 1):
             return self.find(("cut", source), values, keep)
         return self.fact((("cut", source), keep), lambda: Cuts(lib, self, source).find(keep))
 

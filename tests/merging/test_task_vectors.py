@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.errors import CandidateError
+from evomerge.merging.group import Group
+from evomerge.merging.methods.dare import dare_linear, dare_ties
 from tests.merging.oracles import (
     DENSITIES,
     KEYS,
@@ -109,6 +112,17 @@ def test_dare(shape: tuple[int, ...], dtype: str, rescale: bool, normalize: bool
     given = {"weight": weight, "density": density, "lambda_": lam, "normalize": normalize, "rescale": rescale}
     check("dare_linear", sources, base, linear_end(base, deltas, weight, normalize, lam), dtype, **given)
     check("dare_ties", sources, base, election(base, deltas, weight, normalize, lam), dtype, **given)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_dare_of_nearly_everything_drops_nothing(native: bool) -> None:
+    # No 31-bit draw lies above such a density; the limit itself, 2^31, is no int32.
+    sources, base = models((40, 30), count=1)
+    group = Group([torch.tensor(sources[0]).float()], torch.tensor(base).float(), keys=KEYS[:1], native=native)
+    whole = group.add([0.5])
+    for method in (dare_linear, dare_ties):
+        found = method(group, weight=[0.5], density=[1 - 1e-12], lambda_=1.0, normalize=False, rescale=True)
+        torch.testing.assert_close(found, whole)
 
 
 # ---- DELLA

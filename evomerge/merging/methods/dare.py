@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.merging.draws import threshold
+from evomerge.merging.draws import BITS, threshold
 from evomerge.merging.group import Group
 from evomerge.merging.masks import Drawn, Part
 from evomerge.merging.methods.weights import divisor
@@ -50,5 +50,6 @@ def dropped(weight: float, density: float, rescale: bool, scale: float = 1.0) ->
     """The part of a source of which elements are dropped at random; None where nothing is left of it."""
     if density <= 0.0:
         return None
-    mask = Drawn(threshold(density)) if density < 1.0 else None
+    below = threshold(density)
+    mask = Drawn(below) if below < 1 << BITS else None
     return Part(weight * scale / (density if rescale else 1.0), mask, share=weight)

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -39,9 +40,17 @@ class BuildError(Exception):
     """There are no kernels to be had, and why."""
 
 
-@cache
+_loading = threading.Lock()
+
+
 def library() -> ctypes.CDLL | None:
     """The loaded kernels; None where they cannot be built (said once, as a warning) or are switched off."""
+    with _loading:  # by one thread, while the others wait
+        return _library()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     compiler = _compiler()

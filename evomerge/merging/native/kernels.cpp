@@ -217,19 +217,19 @@ int64_t evomerge_position(int32_t n_ops, const Operand* ops, const Operand* base
 // group.masked. `row` > 0: whole rows of that many elements (kDrawnByRank). found: two for each part (lower, upper).
 // Returns bit 0 where a result is not finite, bit 1 where `found` was too small.
 int32_t evomerge_masked(int32_t n_parts, const Part* parts, const Operand* base, int64_t start, int64_t count,
-                        int64_t row, int32_t elect, int32_t normalize, float lambda, const Boundary* selection,
-                        int32_t n_votes, const Operand* votes, Found* found, const Output* out) {
+                        int64_t row, int32_t elect, int32_t normalize, float lambda, float least,
+                        const Boundary* selection, int32_t n_votes, const Operand* votes, Found* found, const Output* out) {
   const MaskedFew few =
       selection == nullptr ? masked_few(n_parts, parts, *base, elect, normalize, *out) : nullptr;
   if (few != nullptr) {
-    const int32_t status = few(parts, *base, start, count, lambda, found, *out);
+    const int32_t status = few(parts, *base, start, count, lambda, least, found, *out);
     streamed();
     if (!(status & 1)) return status;
     for (int i = 0; found != nullptr && i < 2 * n_parts; ++i) found[i].count = 0;
   }
   const int64_t length = row > 0 ? row : kBlock;
   Merger merge(n_parts, length);
-  const Consensus how{elect, normalize, lambda};
+  const Consensus how{elect, normalize, lambda, least};
   bool bad = false, complete = true;
   for (int64_t at = 0; at < count; at += length) {
     const int64_t n = std::min(length, count - at);
@@ -243,9 +243,9 @@ int32_t evomerge_masked(int32_t n_parts, const Part* parts, const Operand* base,
 // The same for single elements, by their positions. Pointers are those of position `start`.
 int32_t evomerge_masked_at(int32_t n_parts, const Part* parts, const Operand* base, int64_t start,
                            const int64_t* positions, int64_t count, int32_t elect, int32_t normalize, float lambda,
-                           const Output* out) {
+                           float least, const Output* out) {
   Merger merge(n_parts, kBlock);
-  const Consensus how{elect, normalize, lambda};
+  const Consensus how{elect, normalize, lambda, least};
   bool bad = false, complete = true;
   for (int64_t at = 0; at < count; at += kBlock) {
     const int64_t n = std::min(kBlock, count - at);

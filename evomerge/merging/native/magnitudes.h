@@ -64,7 +64,7 @@ struct Before {
       all = b.bits < 0;  // everything lies before it
       above = all ? 0 : static_cast<uint32_t>(b.bits);
       equal = above;
-      end = std::min<int64_t>(std::max<int64_t>(b.position + 1 - block_start, 0), kBlock * 64);
+      end = std::min<int64_t>(std::max<int64_t>(b.position + 1 - block_start, 0), INT32_MAX);
     }
   }
   bool all;

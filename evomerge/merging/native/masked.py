@@ -8,6 +8,8 @@ passes, takes them to lie after the cut, and merges those once more that the lis
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_float, c_int64
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from evomerge.merging.masks import Drawn, DrawnByRank, Part, Ranked
+from evomerge.merging.masks import Drawn, DrawnByRank, Part, Ranked, least_share
 from evomerge.merging.native.cuts import DENSE, SMALL, Bin, Cuts, Found, joined, nth
 from evomerge.merging.native.structs import (
     BoundaryStruct,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from evomerge.merging.group import Group
 
 _MASKS: dict[type, int] = {type(None): 0, Ranked: 1, Drawn: 2, DrawnByRank: 3}
+
+# What a pass says that did not go well.
+_NOT_FINITE, _NO_ROOM = 1, 2
 
 # Lower and upper end of what a source keeps, by the number of the source.
 Bounds = Mapping[int, tuple[Cut | Bin, Cut | Bin]]
@@ -60,12 +65,27 @@ def masked(job: Job) -> None:
     # Elements of a bin that lie close together find no room in the lists: remembered, so that no candidate tries again.
     crowded: set[tuple[int, int]] = job.group.fact("crowded bins", set)
     unresolved = {(i, end.place) for i, ends in bounds.items() for end in ends if isinstance(end, Bin)}
-    found = _everywhere(job, bounds) if crowded.isdisjoint(unresolved) else None
-    if found is None:
-        crowded |= unresolved
-        known = {i: (job.group.cut(i, m.stop), job.group.cut(i, m.first)) for i, m in ranked.items()}
-        _everywhere(job, known)
+    if not unresolved:
+        _settled(job, bounds)
         return
+    if crowded.isdisjoint(unresolved):
+        status, found = _everywhere(job, bounds)
+        if status == 0:
+            _resolve(job, bounds, found)
+            return
+        if status & _NO_ROOM:
+            crowded |= unresolved
+        # Or a result is not finite: perhaps only while what belongs to the largest counts as cut off.
+    _settled(job, {i: (job.group.cut(i, m.stop), job.group.cut(i, m.first)) for i, m in ranked.items()})
+
+
+def _settled(job: Job, cuts: Bounds) -> None:
+    if _everywhere(job, cuts)[0] & _NOT_FINITE:
+        job.group.note_not_finite()
+
+
+def _resolve(job: Job, bounds: Bounds, found: Sequence[Sequence[Found]]) -> None:
+    """Find the cuts in what was listed of their bins, and merge anew what lies before them."""
     cuts = dict(bounds)
     positions: list[Numbers] = []
     for number, (i, _) in enumerate(job.present):
@@ -90,14 +110,14 @@ def _bound(job: Job, source: int, keep: int) -> Cut | Bin:
     return group.cut(source, keep) if cuts.is_dense(found) else found
 
 
-def _everywhere(job: Job, bounds: Bounds) -> list[list[Found]] | None:
-    """One pass; for each range the elements of the bins that are not resolved. None: some list was too short."""
+def _everywhere(job: Job, bounds: Bounds) -> tuple[int, list[list[Found]]]:
+    """One pass: what went wrong in it, and for each range the elements of the bins that are not resolved."""
     group, flat = job.group, job.out.reshape(-1)
     by_row = any(isinstance(p.mask, DrawnByRank) for _, p in job.present)
     row = group.columns if by_row else 0
     open_ = any(isinstance(end, Bin) for ends in bounds.values() for end in ends)
 
-    def work(start: int, stop: int) -> list[Found] | None:
+    def work(start: int, stop: int) -> tuple[int, list[Found]]:
         inputs = Inputs(group, start, stop)
         found = (
             [
@@ -111,21 +131,18 @@ def _everywhere(job: Job, bounds: Bounds) -> list[list[Found]] | None:
         structs = (FoundStruct * len(found))(*[f.struct for f in found]) if open_ else None
         votes = inputs.sources(range(group.n), deltas=True) if job.selection is not None else None
         target = output(flat, start, group.out_dtype)
-        status = job.lib.evomerge_masked(
+        status: int = job.lib.evomerge_masked(
             len(job.present), _parts(job, inputs, bounds), byref(inputs.base()), c_int64(start), inputs.count,
-            c_int64(row), int(job.elect_sign), int(job.normalize), c_float(job.lambda_),
+            c_int64(row), int(job.elect_sign), int(job.normalize), c_float(job.lambda_), _least(job),
             byref(boundary(job.selection)) if job.selection is not None else None, group.n, votes, structs,
             byref(target),
         )  # fmt: skip
-        if status & 1:
-            group.note_not_finite()
         for f, struct in zip(found, structs or (), strict=True):
             f.struct = struct
-        return None if status & 2 else found
+        return status, found
 
     every = group.pieces.run(work, group.pieces.ranges(group.elements, max(row, 1)))
-    complete = [found for found in every if found is not None]
-    return complete if len(complete) == len(every) else None
+    return functools.reduce(operator.or_, (status for status, _ in every), 0), [found for _, found in every]
 
 
 def _at(job: Job, bounds: Bounds, positions: Numbers) -> None:
@@ -141,12 +158,17 @@ def _at(job: Job, bounds: Bounds, positions: Numbers) -> None:
         target = output(flat, start, group.out_dtype)
         bad = job.lib.evomerge_masked_at(
             len(job.present), _parts(job, inputs, bounds), byref(inputs.base()), c_int64(start), pointer(own),
-            c_int64(len(own)), int(job.elect_sign), int(job.normalize), c_float(job.lambda_), byref(target),
+            c_int64(len(own)), int(job.elect_sign), int(job.normalize), c_float(job.lambda_), _least(job),
+            byref(target),
         )  # fmt: skip
         if bad:
             group.note_not_finite()
 
     group.pieces.run(work, group.pieces.ranges(group.elements))
+
+
+def _least(job: Job) -> c_float:
+    return c_float(least_share([p.share for _, p in job.present]))
 
 
 def _room(count: int) -> int:

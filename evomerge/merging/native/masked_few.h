@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -29,8 +30,8 @@ inline uint32_t threshold(const Boundary& b, int64_t position, int64_t& n) {
 
 // kMask is that of all parts, or of those that have one. Returns what evomerge_masked does.
 template <int N, MaskKind kMask, How kHow>
-int32_t masked_bf16(const Part* parts, const Operand& base, int64_t start, int64_t count, float lambda, Found* found,
-                    const Output& out) {
+int32_t masked_bf16(const Part* parts, const Operand& base, int64_t start, int64_t count, float lambda, float least,
+                    Found* found, const Output& out) {
   const uint16_t* in[N + 1];
   float weight[N], share[N];
   uint32_t low[N], span[N], below[N];  // kept: low <= bits < low + span; drawn < below
@@ -85,7 +86,7 @@ int32_t masked_bf16(const Part* parts, const Operand& base, int64_t start, int64
           merged += agreeing > 0.0f ? agreeing : 0.0f;
           if (kHow == How::kNormalize) counted += agreeing > 0.0f ? share[i] : 0.0f;
         }
-        if (kHow == How::kNormalize) merged /= counted == 0.0f ? 1.0f : counted;
+        if (kHow == How::kNormalize) merged /= std::fabs(counted) > least ? counted : 1.0f;
         total = float_of(bits_of(merged * lambda) ^ sign);
       }
       total += origin;
@@ -103,7 +104,7 @@ int32_t masked_bf16(const Part* parts, const Operand& base, int64_t start, int64
   return (top >= kNotFinite ? 1 : 0) | (complete ? 0 : 2);
 }
 
-using MaskedFew = int32_t (*)(const Part*, const Operand&, int64_t, int64_t, float, Found*, const Output&);
+using MaskedFew = int32_t (*)(const Part*, const Operand&, int64_t, int64_t, float, float, Found*, const Output&);
 
 template <MaskKind kMask, How kHow>
 MaskedFew masked_of(int n) {

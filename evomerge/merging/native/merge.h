@@ -19,6 +19,7 @@ namespace {
 struct Consensus {
   int32_t elect, normalize;
   float lambda;
+  float least;  // shares of no more than this are 0
 };
 
 class Merger {
@@ -117,7 +118,7 @@ class Merger {
     }
     const float* __restrict base = base_.data();
     float* __restrict out = mixed_.data();
-    const float lambda = how.lambda;
+    const float lambda = how.lambda, least = how.least;
     const bool normalize = how.normalize;
     for (int64_t k = 0; k < n; ++k) {
       float total = rows[0][k];
@@ -129,7 +130,7 @@ class Merger {
         merged += agreeing < 0.0f ? 0.0f : agreeing;  // NaN is not less
         share += agreeing > 0.0f ? own[i] : 0.0f;
       }
-      share = normalize && share != 0.0f ? share : 1.0f;
+      share = normalize && std::fabs(share) > least ? share : 1.0f;
       merged = merged / share * lambda;
       out[k] = merged * sign + base[k];
     }
@@ -174,7 +175,7 @@ class Merger {
     const float* __restrict base = base_.data();
     for (int64_t k = 0; k < n; ++k) {
       float merged = mixed[k];
-      if (how.normalize) merged /= share[k] == 0.0f ? 1.0f : share[k];
+      if (how.normalize) merged /= std::fabs(share[k]) > how.least ? share[k] : 1.0f;
       if (how.lambda != 1.0f) merged *= how.lambda;
       mixed[k] = merged * sign[k] + base[k];
     }

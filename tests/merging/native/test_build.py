@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 CODE = """
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from evomerge.merging.group import Group
 from evomerge.merging.native import library
+with ThreadPoolExecutor(3) as pool:  # as a first merge asks for them, from several threads at once
+    list(pool.map(lambda _: library(), range(3)))
 g = torch.Generator().manual_seed(0)
 base, one = torch.randn(300, 300, generator=g), torch.randn(300, 300, generator=g)
 print(library() is not None, Group([one], base).add([0.5]).double().sum().item())
