@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -59,23 +58,36 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         SourceError: a file cut short (an interrupted download), no safetensors file at all, or a header that lies.
     """
     try:
-        size = file.stat().st_size
         with file.open("rb") as f:
-            first = f.read(8)
-            if first == b"version ":
-                raise SourceError(f"{file}: is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
-            if len(first) < 8:
-                raise SourceError(f"{file}: interrupted download: the file has {size} bytes, not even a header")
-            (length,) = struct.unpack("<Q", first)
-            if length > MAX_HEADER or length < 2:
-                raise SourceError(f"{file}: not a safetensors file (its header claims {length:,} bytes)")
-            if 8 + length > size:
-                raise _cut(file, size, 8 + length)
-            text = f.read(length)
+            return parse_header(file, file.stat().st_size, f.read)
     except OSError as e:
         raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
+
+
+def parse_header(file: Path, size: int | None, read: Callable[[int], bytes]) -> dict[str, TensorInfo]:
+    """Every tensor of a safetensors file that may lie elsewhere, in the header's order.
+
+    Args:
+        file: What the file is called here.
+        size: Its bytes; None where that is not known.
+        read: Gives the next so many bytes, from the beginning.
+
+    Raises:
+        SourceError: as `read_header`.
+    """
+    first = read(8)
+    if first == b"version ":
+        raise SourceError(f"{file}: is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    if len(first) < 8:
+        size = len(first) if size is None else size
+        raise SourceError(f"{file}: interrupted download: the file has {size} bytes, not even a header")
+    (length,) = struct.unpack("<Q", first)
+    if length > MAX_HEADER or length < 2:
+        raise SourceError(f"{file}: not a safetensors file (its header claims {length:,} bytes)")
+    if size is not None and 8 + length > size:
+        raise _cut(file, size, 8 + length)
     try:
-        header = json.loads(text, object_pairs_hook=_once)
+        header = json.loads(read(length), object_pairs_hook=_once)
     except _TwiceError as e:
         raise SourceError(f'{file}: its header has "{str(e)[:100]}" twice; the file is damaged') from None
     except (ValueError, RecursionError):
@@ -84,10 +96,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise SourceError(f"{file}: its header is a {type(header).__name__}, expected an object of tensors")
     header.pop("__metadata__", None)
     tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in header.items()}
-    needed = max((t.end for t in tensors.values()), default=0)
-    if needed > size:
-        raise _cut(file, size, needed)
-    _check_apart(file, tensors)
+    _check_layout(file, tensors, 8 + length, size)
     return tensors
 
 
@@ -104,12 +113,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_apart(file: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise SourceError where two tensors share bytes, which the safetensors library refuses too."""
-    placed = sorted((t.start, t.end, name) for name, t in tensors.items() if t.end > t.start)
-    for (_, end, name), (start, _, other) in pairwise(placed):
-        if start < end:
-            raise SourceError(f'{file}: tensors "{name}" and "{other}" overlap in it; the file is damaged')
+def _check_layout(file: Path, tensors: Mapping[str, TensorInfo], start: int, size: int | None) -> None:
+    """Raise SourceError unless tensors follow each other from `start` to the end, as the safetensors library wants."""
+    placed = sorted((t.start, t.end, name) for name, t in tensors.items())
+    needed = max([start, *(end for _, end, _ in placed)])
+    if size is not None and needed > size:
+        raise _cut(file, size, needed)
+    before, reached = "", start
+    for begin, end, name in placed:
+        if begin < reached:
+            raise SourceError(f'{file}: tensors "{before}" and "{name}" overlap in it; the file is damaged')
+        if begin > reached:
+            raise SourceError(
+                f'{file}: {begin - reached:,} bytes before "{name}" belong to no tensor; the file is damaged'
+            )
+        before, reached = name, end
+    if size is not None and size > needed:
+        raise SourceError(f"{file}: {size - needed:,} bytes at its end belong to no tensor; the file is damaged")
 
 
 def _cut(file: Path, size: int, needed: int) -> SourceError:

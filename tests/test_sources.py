@@ -85,6 +85,14 @@ def test_headers_agree_with_the_library(model: Path) -> None:
         assert content[info.start : info.end] == array.tobytes()
 
 
+@pytest.mark.parametrize("said", ["2", 2.0, True, [2]])
+def test_a_number_of_layers_that_is_none(said: Any, tmp_path: Path) -> None:
+    source = open_source(str(checkpoint(tmp_path / "m", num_hidden_layers=said)))
+    with pytest.raises(SourceError) as e:
+        _ = source.num_layers
+    assert f"num_hidden_layers = {json.dumps(said)}: expected a whole number of layers" in str(e.value)
+
+
 def test_number_of_layers_under_other_names(tmp_path: Path) -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 4}
     inner = checkpoint(tmp_path / "vlm", text_config=text, num_hidden_layers=None)
@@ -167,6 +175,39 @@ def test_missing(model: Path) -> None:
     assert "expected path[@revision]" in refused("a@")
 
 
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "m/" + "x" * 300, "/" + "x" * 5000, "~nobody-of-that-name/x", "a\0b/c", "m/" * 3000 + "x"]
+)
+def test_names_that_no_folder_can_have(name: str, model: Path) -> None:
+    for reference in (name, f"{name}@main", f"{model}+{name}", f"{name}+{model}"):
+        for root in (None, model.parent):
+            message = refused(reference, root=root)
+            assert "no such folder" in message and "Hugging Face" not in message
+
+
+def test_revisions_are_of_the_hub_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 'the zoo\'s models have no revisions; remove "@v7"' in refused("zoo:base@v7")
+    assert f'{model} is a folder, which has no revisions; remove "@a@b"' in refused(f"{model}@a@b")
+    assert "has no revisions" in refused(f"zoo:base+{model}@v7")
+    assert "has no revisions" in refused("model@../../x", root=model.parent)
+    (model.parent / "model@v7").symlink_to(model)
+    assert open_source(f"{model}@v7").path.name == "model@v7", "a folder of that name"
+    asked: list[str | None] = []
+
+    def download(name: str, *, revision: str | None, **_: Any) -> str:
+        asked.append(revision)
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for revision in ("a@b", "../../x", "a//b", "/etc", "a b", "a:b", "a\\b"):
+        assert f'"{revision}" is no revision' in refused(f"someone/model@{revision}")
+    fine = ["main", "v1.2", "refs/pr/3", "0123abcd", "feature/some-thing_2"]
+    for revision in fine:
+        assert open_source(f"someone/model@{revision}").path == model
+    assert asked == fine
+
+
 def test_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -174,7 +215,9 @@ def test_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LocalEntryNotFoundError("a long story of connections")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert refused("someone/model").endswith("it cannot be reached, and the model is not in the local cache")
+    assert refused("someone/model").endswith(
+        "it cannot be reached, and the local cache lacks the model or a part of it"
+    )
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
@@ -285,6 +328,10 @@ ONE = '{"dtype": "F32", "shape": [2], "data_offsets": [%d, %d]}'
     [
         (f'{{"a": {ONE % (0, 8)}, "b": {ONE % (4, 12)}}}', 'tensors "a" and "b" overlap'),
         (f'{{"b": {ONE % (0, 8)}, "a": {ONE % (0, 8)}}}', 'tensors "a" and "b" overlap'),
+        (f'{{"a": {ONE % (0, 8)}, "b": {ONE % (7, 7)}}}', 'damaged at tensor "b"'),
+        (f'{{"a": {ONE % (0, 8)}}}', "8 bytes at its end belong to no tensor"),
+        (f'{{"a": {ONE % (8, 16)}}}', '8 bytes before "a" belong to no tensor'),
+        (f'{{"b": {ONE % (8, 16)}, "__metadata__": {{}}}}', '8 bytes before "b" belong to no tensor'),
         (f'{{"a": {ONE % (0, 8)}, "a": {ONE % (8, 16)}}}', 'has "a" twice'),
         ('{"a": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', 'has "dtype" twice'),
     ],
@@ -294,7 +341,7 @@ def test_headers_that_the_library_refuses_too(text: str, words: str, model: Path
     with pytest.raises(SourceError, match=words):
         read_header(file)
     if "twice" not in words:
-        with pytest.raises(Exception, match="invalid offset"):
+        with pytest.raises(Exception, match=r"invalid offset|not fully covered|info is invalid"):
             load_file(file)
 
 
@@ -302,6 +349,28 @@ def test_empty_tensors_share_a_place(model: Path) -> None:
     empty = '{"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}'
     text = f'{{"x": {empty}, "a": {ONE % (0, 8)}, "y": {empty}, "b": {ONE % (8, 16)}}}'
     assert sorted(read_header(raw(model, text))) == ["a", "b", "x", "y"]
+
+
+def test_a_part_that_the_index_leaves_out(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    name, head = "model.layers.1.mlp.up_proj.weight", {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}
+    rest = {n: x for n, x in tensors.items() if n != name}
+    save_file(rest, model / "one.safetensors")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(rest, "one.safetensors")}))
+    for left_out in ({name: tensors[name]}, head):
+        save_file(left_out, model / "two.safetensors")
+        assert f'does not name two.safetensors, which lies beside it and holds "{next(iter(left_out))}"' in refused(
+            model
+        )
+    # What is no part of it: the same again, another tool's weights, an adapter's, a file that cannot be read.
+    save_file(rest, model / "two.safetensors")
+    save_file({name: tensors[name]}, model / "consolidated.safetensors")
+    save_file({"model.x.lora_A.weight": tensors[name]}, model / "adapter_model.safetensors")
+    save_file({"medusa.0.weight": tensors[name]}, model / "heads.safetensors")
+    (model / "noise.safetensors").write_bytes(b"model")
+    assert open_source(str(model)).tensors.keys() == rest.keys()
 
 
 def test_a_tensor_in_two_shards(model: Path) -> None:
@@ -338,6 +407,12 @@ def test_the_depth_of_configurations_and_what_cannot_be_written(model: Path) -> 
         (json.dumps(config | {"name": "\ud800"}), "not JSON"),
         (json.dumps(config | {"architectures": 5}), "architectures = 5: expected a list of class names"),
         (json.dumps(config | {"architectures": [5]}), "expected a list of class names"),
+        (
+            json.dumps(config | {"tie_word_embeddings": "false"}),
+            'tie_word_embeddings = "false": expected true or false',
+        ),
+        (json.dumps(config | {"text_config": {"tie_word_embeddings": "no"}}), "expected true or false"),
+        (json.dumps(config | {"model_type": 5}), "model_type = 5: expected a text"),
     ):
         (model / "config.json").write_text(text)
         assert words in refused(model)

@@ -112,6 +112,21 @@ def test_mismatches(words: str, model: Source, tmp_path: Path) -> None:
     assert refused(model, other) == [words.replace("<other>", other.reference)]
 
 
+@pytest.mark.parametrize("gone", [{"model_type": None}, {"architectures": None}, {"architectures": []}])
+def test_an_entry_that_is_missing_is_not_another(gone: dict[str, Any], model: Source, tmp_path: Path) -> None:
+    check_fit([model, saved(tmp_path / "other", llama(**gone))])
+    changed: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]} | gone
+    (told,) = refused(model, saved(tmp_path / "another", llama(**changed)))
+    by_type = "model_type mistral against llama"
+    by_class = "architecture MistralForCausalLM against LlamaForCausalLM"
+    assert told.startswith(f"{by_class if 'model_type' in gone else by_type} (models of different architecture")
+
+
+def test_one_class_under_two_types(model: Source, tmp_path: Path) -> None:
+    (told,) = refused(model, saved(tmp_path / "other", llama(model_type="mistral")))
+    assert told.startswith("model_type mistral against llama (")
+
+
 def test_heads_of_one_total_width_do_not_correspond(model: Source, tmp_path: Path) -> None:
     tensors = tensors_of(llama())  # 4 heads of 1 have the shapes of 2 heads of 2
     other = saved(tmp_path / "other", llama(num_attention_heads=4), tensors)
@@ -149,9 +164,26 @@ def test_a_message_has_an_end(model: Source, tmp_path: Path) -> None:
 
 def test_a_tied_head_may_be_stored_or_not(tmp_path: Path) -> None:
     config = llama(tie_word_embeddings=True)
-    stored = tensors_of(llama()) | {"lm_head.weight": np.zeros((11, WIDTH), np.float32)}
-    check_fit([saved(tmp_path / "a", config), saved(tmp_path / "b", config, stored)])
-    assert "lm_head.weight" not in open_source(str(tmp_path / "b")).merged_tensors
+    a, b = saved(tmp_path / "a", config), saved(tmp_path / "b", config, tensors_of(llama()))
+    check_fit([a, b])
+    assert a.tied and b.tied and "lm_head.weight" not in b.merged_tensors
+
+
+@pytest.mark.parametrize("head", [np.full((11, WIDTH), 2, np.float32), np.ones((11, WIDTH), np.float16)])
+def test_another_head_than_the_embedding_is_not_tied(head: np.ndarray, tmp_path: Path) -> None:
+    config = llama(tie_word_embeddings=True)
+    own = saved(tmp_path / "own", config, tensors_of(llama()) | {"lm_head.weight": head})
+    assert not own.tied and "lm_head.weight" in own.merged_tensors
+    (told,) = refused(own, saved(tmp_path / "tied", config))
+    assert "has no output head of its own" in told
+    check_fit([own, saved(tmp_path / "untied", llama())])
+
+
+def test_a_head_that_is_stored_alone_is_the_embedding(tmp_path: Path) -> None:
+    tensors = tensors_of(llama())
+    del tensors["model.embed_tokens.weight"]
+    source = saved(tmp_path / "a", llama(tie_word_embeddings=True), tensors)
+    assert source.tied and "lm_head.weight" in source.merged_tensors
 
 
 def test_other_layers_may_be_chosen(model: Source, tmp_path: Path) -> None:

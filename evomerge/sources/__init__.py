@@ -6,7 +6,9 @@ Safetensors only: a pickle checkpoint can run code when it is read and is refuse
 from evomerge.sources.adapter import Adapter, Update
 from evomerge.sources.files import INDEX, SINGLE, read_json, read_object, read_text, small_file
 from evomerge.sources.fit import check_fit
+from evomerge.sources.folder import local_folder
 from evomerge.sources.hashes import Hashing, differing, hash_sources, remembered, start_hashing
+from evomerge.sources.hub import fetch
 from evomerge.sources.layout import TEXT, Layout, Place
 from evomerge.sources.open import open_source, open_sources, with_adapter
 from evomerge.sources.source import HEADS, LAYER_KEYS, ZOO, Source
@@ -26,7 +28,9 @@ __all__ = [
     "Update",
     "check_fit",
     "differing",
+    "fetch",
     "hash_sources",
+    "local_folder",
     "open_source",
     "open_sources",
     "read_json",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,25 @@ _PART = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 _NAME_BYTES = 255
 # A configuration that goes deeper is made to harm; what copies and writes it calls itself once or more for each level.
 _DEPTH = 100
+# What is read of a configuration, and of its parts, beside numbers.
+_EXPECTED: dict[str, type] = {"tie_word_embeddings": bool, "model_type": str}
+# Weights under other names, for other tools; and an adapter's.
+_NOT_PARTS = ("consolidated", "adapter_model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, or why there are none."""
-    if (path / SINGLE).is_file():
+def weight_files(path: Path, names: Collection[str]) -> list[Path]:
+    """The safetensors files of a checkpoint, or why there are none.
+
+    Args:
+        names: Of the files that it has; only the index must lie in its folder.
+    """
+    if SINGLE in names:
         return [path / SINGLE]
     left = sorted(path.glob("*.incomplete"))
-    if (path / INDEX).is_file():
+    if INDEX in names:
         shards = _shards(path / INDEX)
-        missing = [s for s in shards if not (path / s).is_file()]
+        missing = [s for s in shards if s not in names]
         if missing:
             more = f"; interrupted download: {left[0].name} is left over" if left else "; download it again"
             raise SourceError(f"{path / INDEX}: names {missing[0]}, which is not there ({len(missing)} missing){more}")
@@ -39,13 +47,22 @@ def weight_files(path: Path) -> list[Path]:
     if left:
         size = left[0].stat().st_size
         raise SourceError(f"{path}: interrupted download: only {left[0].name} ({size:,} bytes); download it again")
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
+    pickles = sorted(name for name in names if Path(name).name == name and name.endswith(_PICKLES))
     if pickles:
         raise SourceError(
             f"{path}: has only {pickles[0]}, a pickle checkpoint, which can run code when it is read: refused; convert "
             "it to safetensors (AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), where you trust it)"
         )
     raise SourceError(f"{path}: has no {SINGLE} and no {INDEX}")
+
+
+def has_weights(path: Path, names: Collection[str]) -> bool:
+    """Whether every safetensors file that a checkpoint says it has is among the names.
+
+    Raises:
+        SourceError: the index cannot be used.
+    """
+    return SINGLE in names or (INDEX in names and all(shard in names for shard in _shards(path / INDEX)))
 
 
 def _shards(index: Path) -> list[str]:
@@ -69,7 +86,7 @@ def check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
         SourceError: every disagreement, one line each.
     """
     index = path / INDEX
-    if (path / SINGLE).is_file() or not index.is_file():
+    if all(info.file.name == SINGLE for info in tensors.values()) or not index.is_file():
         return
     places: dict[str, str] = read_json(index)["weight_map"]
     problems = [f"{index}: does not name {shard}, one of its own parts" for shard in _unnamed(places.values())]
@@ -79,6 +96,15 @@ def check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
         problems.append(f'{index}: says that {places[lacking[0]]} holds "{lacking[0]}", which it does not{more}')
     if problems:
         raise SourceError("\n".join(f"{problem}; download the model again" for problem in problems))
+
+
+def beside(path: Path, names: Collection[str], files: Iterable[Path]) -> list[Path]:
+    """Safetensors files that an index leaves out, those apart that by their names are not for it."""
+    named = {file.name for file in files}
+    if SINGLE in named:
+        return []
+    others = (name for name in sorted(names) if name.endswith(".safetensors") and Path(name).name == name)
+    return [path / name for name in others if name not in named and not name.startswith(_NOT_PARTS)]
 
 
 def _unnamed(shards: Iterable[str]) -> Iterator[str]:
@@ -104,6 +130,12 @@ def read_config(path: Path) -> dict[str, Any]:
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise SourceError(f"{file}: architectures = {str(names)[:80]}: expected a list of class names")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, expected in _EXPECTED.items():
+            value = part.get(key)
+            if value is not None and not isinstance(value, expected):
+                words = "true or false" if expected is bool else "a text"
+                raise SourceError(f"{file}: {key} = {json.dumps(value)[:80]}: expected {words}")
     return config
 
 

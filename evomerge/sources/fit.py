@@ -79,21 +79,27 @@ def _mismatches(first: Source, other: Source, layers: bool, vocabulary: bool, mo
     kinds = _kinds(first, other, modules)
     if kinds:
         # Nothing else would say more: another architecture has other tensors all over.
-        return [(f"architecture {kinds[1]} against {kinds[0]}", _KIND)]
+        return [(kinds, _KIND)]
     found = list(_configured(first, other, layers, vocabulary))
     # Another width changes the shape of every tensor.
     wide = any(what.partition(" ")[0] in _WIDTH for what, _ in found)
     return found + list(_tensors(first, other, layers, vocabulary, modules, shapes=not wide))
 
 
-def _kinds(first: Source, other: Source, modules: Sequence[str]) -> tuple[str, str] | None:
-    """The architectures of both, where they differ in what is merged."""
+def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
+    """How the architectures of what is merged differ, told by the first key that both have and that differs."""
     if not (first.composite or other.composite) or any(m != TEXT for m in modules):
-        same = first.config.get("model_type") == other.config.get("model_type")
-        return None if same and first.architecture == other.architecture else (first.architecture, other.architecture)
-    a, b = (str(s.text_config.get("model_type", s.config.get("model_type"))) for s in (first, other))
+        named = [next(iter(s.config.get("architectures") or ()), None) for s in (first, other)]
+        types = [s.config.get("model_type") for s in (first, other)]
+        for words, (a, b) in (("architecture", named), ("model_type", types)):
+            if a and b and a != b:
+                return f"{words} {b} against {a}"
+        return None
+    a, b = (s.text_config.get("model_type") or s.config.get("model_type") for s in (first, other))
     # A language model goes by its own name inside a composite one: qwen2_vl_text is a qwen2, gemma3_text a gemma3.
-    return None if a == b or a.startswith(f"{b}_") or b.startswith(f"{a}_") else (a, b)
+    if not (a and b) or a == b or f"{a}".startswith(f"{b}_") or f"{b}".startswith(f"{a}_"):
+        return None
+    return f"architecture {b} against {a}"
 
 
 def _configured(first: Source, other: Source, layers: bool, vocabulary: bool) -> Iterator[Mismatch]:

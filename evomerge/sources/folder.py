@@ -2,67 +2,119 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from evomerge import zoo
 from evomerge.errors import SourceError, choose, nearest
+from evomerge.header import TensorInfo, read_header
 from evomerge.recipe import ModelReference
+from evomerge.sources.files import has_weights
+from evomerge.sources.hub import bring, file_names, remote_header, small_files
 from evomerge.sources.source import ZOO
 
-# What a hub snapshot may bring: no pickles, no code; and no second copy of the weights.
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
-HUB_IGNORED = ["*/*", "consolidated*"]
-# What the hub client's errors mean, by name, so that it loads only when it is asked.
-_HUB_REASONS = {
-    "LocalEntryNotFoundError": "it cannot be reached, and the model is not in the local cache",
-    "RepositoryNotFoundError": "it has no such model, or a private one",
-    "RevisionNotFoundError": "it has the model, but not that revision",
-    "GatedRepoError": "access must be asked for on the model's page, and a token given (hf auth login)",
-}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Made of a hub at a time.
+_REQUESTS = 8
+_HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Of git, as far as the hub has them; no path is made from anything else.
+_REVISION = re.compile(r"(?!.*(\.\.|//))[^\s/@:?*~^\\\[][^\s@:?*~^\\\[]*")
 
 
-def find_folder(parsed: ModelReference, reference: str, root: Path | None) -> tuple[Path, bool]:
-    """Where a model lies, and whether that is a folder of the user's."""
+@dataclass(frozen=True)
+class Folder:
+    """Where a model lies, or will lie.
+
+    Attributes:
+        local: Whether that is a folder of the user's.
+        repo: The hub's name of the model, whose weights may still be there alone.
+    """
+
+    path: Path
+    local: bool = False
+    repo: str | None = None
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Of the files that the model has: here, or on the hub."""
+        here = {p.name for p in self.path.iterdir() if p.is_file()}
+        return here if self.repo is None or has_weights(self.path, here) else here | file_names(self.path, self.repo)
+
+    def headers(self, files: Sequence[Path]) -> list[dict[str, TensorInfo]]:
+        """The tensors of each of its weights files.
+
+        Raises:
+            SourceError: see `read_header`.
+        """
+
+        def header(file: Path) -> dict[str, TensorInfo]:
+            return read_header(file) if self.repo is None or file.is_file() else remote_header(file, self.repo)
+
+        with ThreadPoolExecutor(_REQUESTS) as pool:  # large models have dozens of files, a hub is some way off
+            return list(pool.map(header, files))
+
+    def bring(self, name: str) -> None:
+        """See to it that one of the model's files is here, where the model has it."""
+        if self.repo is not None and not (self.path / name).is_file():
+            bring(self.path, self.repo, [name])
+
+
+def find_folder(parsed: ModelReference, reference: str, root: Path | None) -> Folder:
+    """Where a model lies; of one of the hub's everything but the weights is brought here.
+
+    Raises:
+        SourceError: there is no such model, or it has no revisions and one is asked for.
+    """
     name = parsed.path
     if name.startswith(ZOO):
         known = name.removeprefix(ZOO)
         if known not in zoo.NAMES:
             raise SourceError(f'model "{reference}": no such model in the zoo; {choose(known, zoo.NAMES)}')
-        return zoo.path(known), False
-    path = Path(name).expanduser()
-    for folder in (path, root / path if root else path):
-        if folder.is_dir():
-            return folder, True
-        if folder.exists():
-            raise SourceError(f'model "{reference}": {folder} is a file, expected the folder of a checkpoint')
+        _check_plain(parsed, reference, "the zoo's models have no revisions")
+        return Folder(zoo.path(known))
+    folder = local_folder(name, root)
+    if folder is not None:
+        _check_plain(parsed, reference, f"{folder} is a folder, which has no revisions")
+        return Folder(folder, local=True)
+    path = Path(os.path.expanduser(name))
+    for file in (path, root / path if root else path):
+        if os.path.exists(file):
+            raise SourceError(f'model "{reference}": {file} is a file, expected the folder of a checkpoint')
     if not _HUB_ID.fullmatch(name):
         raise SourceError(f'model "{reference}": no such folder{_hint(path, root)}')
-    return _download(parsed, reference, _hint(path, root)), False
+    if parsed.revision and not _REVISION.fullmatch(parsed.revision):
+        raise SourceError(
+            f'model "{reference}": "{parsed.revision}" is no revision; expected a branch, a tag or a commit after the @'
+        )
+    told = f'model "{reference}": no such folder{_hint(path, root)}; and'
+    return Folder(small_files(parsed, told), repo=name)
+
+
+def local_folder(name: str, root: Path | None) -> Path | None:
+    """The folder of that name, below the current one or else below `root`; None where there is none.
+
+    A name that the system cannot even be asked for (too long, say), for which Path.is_dir has an error, is no folder's.
+    """
+    path = Path(os.path.expanduser(name))
+    return next((p for p in (path, root / path if root else path) if os.path.isdir(p)), None)
+
+
+def _check_plain(parsed: ModelReference, reference: str, why: str) -> None:
+    """Raise SourceError where a revision is asked for that would be passed over."""
+    if parsed.revision:
+        raise SourceError(f'model "{reference}": {why}; remove "@{parsed.revision}"')
 
 
 def _hint(path: Path, root: Path | None) -> str:
     """The folder that looks most like a missing one, or the zoo's model of that name."""
     for parent in dict.fromkeys((path.parent, (root or Path()) / path.parent)):
-        if parent.is_dir():
+        if os.path.isdir(parent) and os.access(parent, os.R_OK | os.X_OK):
             near = nearest(path.name, [p.name for p in sorted(parent.iterdir()) if p.is_dir()])
             if near:
                 return f'; did you mean "{parent / near}"?'
     near = nearest(path.name, zoo.NAMES)
     return f'; did you mean "{ZOO}{near}"?' if near else ""
-
-
-def _download(parsed: ModelReference, reference: str, hint: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            parsed.path, revision=parsed.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED
-        )
-    except Exception as e:  # the hub client raises many kinds: HTTP, cache, validation, connection
-        reason = _HUB_REASONS.get(type(e).__name__, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
-        raise SourceError(
-            f'model "{reference}": no such folder{hint}; and not to be had from the Hugging Face hub: {reason}'
-        ) from None
-    return Path(folder)

@@ -6,22 +6,29 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from evomerge.errors import SourceError
-from evomerge.header import FLOATS, TensorInfo, read_header
+from evomerge.header import FLOATS, TensorInfo
 from evomerge.recipe import ModelReference
-from evomerge.sources.files import check_index, read_config, weight_files
-from evomerge.sources.folder import find_folder
+from evomerge.sources.files import INDEX, beside, check_index, read_config, weight_files
+from evomerge.sources.folder import Folder, find_folder, local_folder
+from evomerge.sources.hub import fetch
 from evomerge.sources.peft import open_adapter
-from evomerge.sources.source import Source
+from evomerge.sources.source import HEADS, Source
 
 
 def open_sources(
-    references: Iterable[str], root: Path | None = None, named: Mapping[str, str] | None = None
+    references: Iterable[str],
+    root: Path | None = None,
+    named: Mapping[str, str] | None = None,
+    *,
+    weights: bool = True,
 ) -> dict[str, Source]:
     """Open several models, by reference, in order.
 
     Args:
         root: Where a relative folder is looked for when it is not below the current one.
         named: What stands before the message about a reference: the key that names it, where that is not plain.
+        weights: Whether weights are downloaded where they are on the hub alone, once every model has been found to be
+            in order. False leaves that to `fetch`, for callers that have more to check first.
 
     Raises:
         SourceError: every problem of every model, one line each.
@@ -30,20 +37,23 @@ def open_sources(
     problems: list[str] = []
     for reference in dict.fromkeys(references):
         try:
-            found[reference] = open_source(reference, root)
+            found[reference] = open_source(reference, root, weights=False)
         except SourceError as e:
             problems.append((named or {}).get(reference, "") + str(e))
     if problems:
         raise SourceError("\n".join(problems))
+    if weights:
+        fetch(found.values())
     return found
 
 
-def open_source(reference: str, root: Path | None = None) -> Source:
+def open_source(reference: str, root: Path | None = None, *, weights: bool = True) -> Source:
     """Find a model and read its configuration and headers.
 
     Args:
         reference: `zoo:NAME`, a folder, or a hub id with optional `@revision`; after a `+` a LoRA adapter on it.
         root: Where a relative folder is looked for when it is not below the current one (the recipe's folder).
+        weights: See `open_sources`.
 
     Raises:
         SourceError: the model is missing, incomplete, damaged, or in a format that is refused.
@@ -52,12 +62,16 @@ def open_source(reference: str, root: Path | None = None) -> Source:
         parsed = ModelReference.parse(reference)
     except ValueError as e:
         raise SourceError(str(e)) from None
-    if any((base / reference).is_dir() for base in (Path(), root or Path())):
+    if local_folder(reference, root):
         parsed = ModelReference(reference)  # a folder with a + or @ in its name
     if parsed.lora is None:
-        return _model(parsed, reference, root)
-    model = _model(ModelReference(parsed.path, parsed.revision), reference.partition("+")[0], root)
-    return with_adapter(model, ModelReference(parsed.lora, parsed.lora_revision), reference, root)
+        source = _model(parsed, reference, root)
+    else:
+        model = _model(ModelReference(parsed.path, parsed.revision), reference.partition("+")[0], root)
+        source = with_adapter(model, ModelReference(parsed.lora, parsed.lora_revision), reference, root)
+    if weights:
+        fetch([source])
+    return source
 
 
 def with_adapter(model: Source, lora: ModelReference, reference: str, root: Path | None = None) -> Source:
@@ -71,18 +85,20 @@ def with_adapter(model: Source, lora: ModelReference, reference: str, root: Path
     Raises:
         SourceError: the adapter is missing, damaged, or does not fit the model.
     """
-    folder, local = find_folder(lora, str(lora), root)
-    adapter = open_adapter(str(lora), folder, local, model)
+    adapter = open_adapter(str(lora), find_folder(lora, str(lora), root), model)
     tensors = dict(sorted({**model.tensors, **adapter.replaced}.items()))
     return Source(reference, model.path, model.config, tensors, model.local, adapter)
 
 
 def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
-    path, local = find_folder(parsed, reference, root)
+    folder = find_folder(parsed, reference, root)
+    path = folder.path
     config = read_config(path)
+    if "quantization_config" in config:
+        raise SourceError(f"{path}: is quantised; merging needs the weights in bfloat16, float16 or float32")
     tensors: dict[str, TensorInfo] = {}
-    for file in weight_files(path):
-        found = read_header(file)
+    files = weight_files(path, folder.names)
+    for file, found in zip(files, folder.headers(files), strict=True):
         twice = next((name for name in found if name in tensors), None)
         if twice is not None:
             raise SourceError(f'{path}: tensor "{twice}" is in {tensors[twice].file.name} and in {file.name}')
@@ -90,10 +106,25 @@ def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
     if not tensors:
         raise SourceError(f"{path}: its safetensors files hold no tensor")
     check_index(path, tensors)
-    if "quantization_config" in config:
-        raise SourceError(f"{path}: is quantised; merging needs the weights in bfloat16, float16 or float32")
+    _check_whole(folder, tensors, beside(path, folder.names, files))
     _check_types(tensors)
-    return Source(reference, path, config, dict(sorted(tensors.items())), local)
+    return Source(reference, path, config, dict(sorted(tensors.items())), folder.local)
+
+
+def _check_whole(folder: Folder, tensors: Mapping[str, TensorInfo], others: Iterable[Path]) -> None:
+    """Refuse an index that leaves out a part of the model: a file beside it with tensors of the same modules."""
+    modules = {name.partition(".")[0] for name in tensors}
+    for file in others:
+        try:
+            (found,) = folder.headers([file])
+        except SourceError:
+            continue  # whatever it is, nothing says that it is a part
+        more = [n for n in found if n not in tensors and (n.partition(".")[0] in modules or n.endswith(HEADS))]
+        if more:
+            raise SourceError(
+                f'{folder.path / INDEX}: does not name {file.name}, which lies beside it and holds "{more[0]}" '
+                f"({len(more)} tensors that it lacks); download the model again, or remove the file where it is no part"
+            )
 
 
 def _check_types(tensors: Mapping[str, TensorInfo]) -> None:

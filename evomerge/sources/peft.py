@@ -16,6 +16,8 @@ from evomerge.errors import SourceError, nearest
 from evomerge.header import TensorInfo, read_header
 from evomerge.sources.adapter import CONFIG, WEIGHTS, Adapter, Update
 from evomerge.sources.files import has_same_bytes, read_json
+from evomerge.sources.folder import Folder
+from evomerge.sources.hub import fetch
 from evomerge.sources.source import HEADS, Source
 
 _PREFIX = "base_model.model."
@@ -41,21 +43,23 @@ _VARIANTS = {
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def open_adapter(reference: str, path: Path, local: bool, model: Source) -> Adapter:
+def open_adapter(reference: str, folder: Folder, model: Source) -> Adapter:
     """Read an adapter's configuration and headers, and find the model's tensors that it changes.
 
     Args:
         reference: How it was named.
-        path: Its folder.
+        folder: Where it lies; on the hub its weights are asked for once its configuration is found to be in order.
         model: The model that it is put on.
 
     Raises:
         SourceError: every problem, on one line.
     """
+    path = folder.path
     config = _config(path)
+    folder.bring(WEIGHTS)
     weights = path / WEIGHTS
     if not weights.is_file():
-        if (path / "adapter_model.bin").is_file():
+        if "adapter_model.bin" in folder.names:
             raise SourceError(
                 f"{path}: has only adapter_model.bin, a pickle file, which can run code when it is read: refused; "
                 "save the adapter again with a current peft, where you trust it"
@@ -70,7 +74,7 @@ def open_adapter(reference: str, path: Path, local: bool, model: Source) -> Adap
     if not found.updates and not found.replaced:
         raise SourceError(f"{weights}: holds no tensor of an adapter")
     return Adapter(
-        reference, path, local, model, dict(sorted(found.updates.items())), dict(sorted(found.replaced.items()))
+        reference, path, folder.local, model, dict(sorted(found.updates.items())), dict(sorted(found.replaced.items()))
     )
 
 
@@ -153,7 +157,10 @@ class _Matcher:
                 self._replace(name, re.sub(r"\.(base_layer|original_module|modules_to_save)\.", ".", bare), info)
         for (module, embedding), sides in pairs.items():
             self._update(module, embedding, sides)
-        for name in [n for n in self.replaced if n in self.updates]:
+        both = [n for n in self.replaced if n in self.updates]
+        if both:
+            fetch([model])
+        for name in both:
             # peft writes an embedding that it adapts once more, as it was: the model's own, where it is the same.
             if has_same_bytes(self.replaced[name], model.tensors[name]):
                 del self.replaced[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import Any
 from evomerge.errors import SourceError
 from evomerge.header import TensorInfo
 from evomerge.sources.adapter import Adapter
+from evomerge.sources.files import has_same_bytes
 from evomerge.sources.hashes import content_hash, lock_of
+from evomerge.sources.hub import fetch
 from evomerge.sources.layout import Layout, count_layers
 
 ZOO = "zoo:"
@@ -76,11 +79,17 @@ class Source:
 
     @property
     def num_layers(self) -> int:
-        """Number of transformer layers, as the configuration has it."""
-        for key in LAYER_KEYS:
-            value = self.text_config.get(key)
-            if type(value) is int:
-                return value
+        """Number of transformer layers, as the configuration has it.
+
+        Raises:
+            SourceError: it has none, or something else in its place.
+        """
+        said = {key: self.text_config[key] for key in LAYER_KEYS if self.text_config.get(key) is not None}
+        for key, value in said.items():
+            if type(value) is not int:
+                text = json.dumps(value)[:80]
+                raise SourceError(f"{self.path / 'config.json'}: {key} = {text}: expected a whole number of layers")
+            return value
         # Composite models name their language model's defaults by its model_type alone; the tensors know better.
         counted = count_layers(self.tensors) if self.composite else None
         if counted is None:
@@ -103,17 +112,46 @@ class Source:
         return str(names[0])
 
     @property
-    def tied(self) -> bool:
-        """Whether the output head is the embedding."""
+    def says_tied(self) -> bool:
+        """Whether the configuration says that the output head is the embedding."""
         return bool(self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings", False)))
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding: where the configuration says so and no other head is stored.
+
+        transformers too keeps a stored head that differs from the embedding, whatever the configuration says. A head
+        of the embedding's type and shape is compared with it, for which a model of the hub's is downloaded.
+
+        Raises:
+            SourceError: the two must be compared and cannot be read.
+        """
+        if self.adapter is not None:
+            return self.adapter.model.tied
+        heads = [info for name, info in self.tensors.items() if name.endswith(HEADS)] if self.says_tied else []
+        # Where the head alone is stored, it is the embedding.
+        return self.says_tied and (not self._embeddings or all(self._is_embedding(head) for head in heads))
+
+    @property
+    def _embeddings(self) -> list[TensorInfo]:
+        """Of tokens, at the model's beginning."""
+        places = self.layout.places
+        return [info for name, info in self.tensors.items() if places[name].by_token and not name.endswith(HEADS)]
+
+    def _is_embedding(self, head: TensorInfo) -> bool:
+        alike = [info for info in self._embeddings if (info.dtype, info.shape) == (head.dtype, head.shape)]
+        if alike:
+            fetch([self])
+        return any(has_same_bytes(head, info) for info in alike)
 
     @cached_property
     def merged_tensors(self) -> dict[str, TensorInfo]:
         """The tensors that a merge concerns: without a tied head and old buffers, which are written by nobody."""
+        headless = self.tied and bool(self._embeddings)
         return {
             name: info
             for name, info in self.tensors.items()
-            if not (self.tied and name.endswith(HEADS))
+            if not (headless and name.endswith(HEADS))
             and not name.endswith(_OLD_BUFFERS)
             and not (name.endswith(_OLD_MASKS) and len(info.shape) == 4)
         }
@@ -122,6 +160,14 @@ class Source:
     def bytes(self) -> int:
         """Size of all tensors."""
         return sum(info.end - info.start for info in self.tensors.values())
+
+    @property
+    def absent(self) -> list[Path]:
+        """Its weights files that are not on this machine yet, an adapter's aside; see `fetch`."""
+        if self.adapter is not None:
+            return self.adapter.model.absent
+        files = dict.fromkeys(info.file for info in self.tensors.values())
+        return [file for file in files if not file.is_file()]
 
     @property
     def folders(self) -> list[Path]:

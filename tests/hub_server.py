@@ -1,0 +1,96 @@
+"""A Hugging Face hub on this machine: the few endpoints that its client asks, over folders, with a log of requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+_FILE = re.compile(r"/(?P<cdn>cdn/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+
+
+class Hub:
+    """Serves `root/OWNER/NAME` as the model OWNER/NAME; large files through a redirect, as the hub does.
+
+    Attributes:
+        sent: Bytes that were sent of each weights file, by "OWNER/NAME/FILE".
+        ranges: Whether range requests are answered by a part.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sent: dict[str, int] = {}
+        self.ranges = True
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                hub._answer(self, body=False)
+
+            def do_GET(self) -> None:
+                hub._answer(self, body=True)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def commit(self, repo: str) -> str:
+        """The revision that a model is at: changes with its files."""
+        files = sorted((self.root / repo).iterdir())
+        return hashlib.sha1("".join(f"{f.name} {_digest(f)}\n" for f in files).encode()).hexdigest()
+
+    def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
+        path = unquote(urlsplit(request.path).path)
+        asked = _INFO.fullmatch(path) or _FILE.fullmatch(path)
+        if asked is None or not (self.root / asked["repo"]).is_dir():
+            return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        commit = self.commit(asked["repo"])
+        if asked["revision"] not in ("main", commit):
+            return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        if "what" in asked.groupdict():
+            files = sorted((self.root / asked["repo"]).iterdir())
+            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
+            info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
+            found = json.dumps(tree if asked["what"] == "tree" else info).encode()
+            return self._send(request, 200, found, {"Content-Type": "application/json"}, body)
+        file = self.root / asked["repo"] / asked["name"]
+        if not file.is_file():
+            return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
+        size, tag = file.stat().st_size, f'"{_digest(file)}"'
+        facts = {"X-Repo-Commit": commit, "ETag": tag, "X-Linked-Etag": tag, "X-Linked-Size": str(size)}
+        if file.suffix == ".safetensors" and not asked["cdn"]:
+            return self._send(request, 302, b"", {**facts, "Location": f"{self.url}/cdn{path}"}, body)
+        data, status = file.read_bytes(), 200
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
+        if wanted and self.ranges:
+            first, last = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
+            data, status, facts["Content-Range"] = data[first : last + 1], 206, f"bytes {first}-{last}/{size}"
+        if file.suffix == ".safetensors" and body:
+            key = f"{asked['repo']}/{asked['name']}"
+            self.sent[key] = self.sent.get(key, 0) + len(data)
+        return self._send(request, status, data, facts, body)
+
+    @staticmethod
+    def _send(request: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if body:
+            request.wfile.write(data)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
