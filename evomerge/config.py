@@ -7,7 +7,7 @@ would unfold into far more than was written (a YAML bomb).
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ MAX_NODES = 200_000
 MAX_BYTES = 4_000_000
 
 Key = tuple[str | int, ...]
+# Its place in a file, the value there, and what is wrong with it.
+Problem = tuple[Key, Any, str]
 
 
 class Frozen(BaseModel):
@@ -180,21 +182,31 @@ def _check_nodes(root: yaml.Node, file: str, error: type[InputError]) -> None:
     size(root)
 
 
-def validate(model: type[M], document: Document, error: type[InputError] = InputError) -> M:
-    """Check a document against a model; every problem of the file is in the one error raised."""
+def validate(
+    model: type[M],
+    document: Document,
+    error: type[InputError] = InputError,
+    more: Callable[[Any], Iterator[Problem]] | None = None,
+) -> M:
+    """Check a document against a model; every problem of the file is in the one error raised.
+
+    Args:
+        more: Gives the problems of the plain data that the model looks for only once every field of it is right.
+    """
     document.mapping(error)
     try:
         return model.model_validate(document.data)
     except ValidationError as e:
-        lines = list(dict.fromkeys(_line(model, document, problem) for problem in e.errors()))
-        raise error("\n".join(lines)) from None
+        lines = [_line(model, document, problem) for problem in e.errors()]
+        lines += [_said(document, *problem) for problem in (more(document.data) if more else ())]
+        raise error("\n".join(dict.fromkeys(lines))) from None
 
 
 def _line(model: type[BaseModel], document: Document, problem: Mapping[str, Any]) -> str:
     key: Key = tuple(problem["loc"])
     kind, value = problem["type"], problem.get("input")
     key = _real_key(key, document.data)
-    name = ".".join(str(part) for part in key) or "the file"
+    name = _dotted(key)
     where = document.where(key)
     if kind == "extra_forbidden":
         known = _fields_at(model, key[:-1])
@@ -210,20 +222,27 @@ def _line(model: type[BaseModel], document: Document, problem: Mapping[str, Any]
         message = f"expected at least {problem['ctx']['min_length']}"
     elif message.startswith("Input should be"):
         message = "expected" + message.removeprefix("Input should be")
-    if not key:
-        return f"{where}: {message}"
-    return f"{where}: {name} = {describe(value)}: {message}"
+    return _said(document, key, value, message)
+
+
+def _said(document: Document, key: Key, value: Any, message: str) -> str:
+    where = document.where(key)
+    return f"{where}: {_dotted(key)} = {describe(value)}: {message}" if key else f"{where}: {message}"
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(str(part) for part in key) or "the file"
 
 
 def _real_key(key: Key, data: Any) -> Key:
-    """The path without the union tags that pydantic puts into it."""
+    """The path without the union tags that pydantic puts into it; those that we chose stand in brackets."""
     out: list[str | int] = []
     for i, part in enumerate(key):
         last = i == len(key) - 1
         if isinstance(data, Mapping):
             if part in data:
                 data = data[part]
-            elif not last:
+            elif not last or str(part).startswith("("):
                 continue
         elif isinstance(data, Sequence) and not isinstance(data, str):
             if not isinstance(part, int) or part >= len(data):

@@ -7,11 +7,17 @@ one's formula and where it differs from mergekit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["float", "bool", "int", "choice"]
+# Problems of one tensor's parameters, by the keyword of the method's function, in words.
+Check = Callable[[Mapping[str, Any]], Iterator[str]]
+
+# Below this a sum of weights counts as 0 (mergekit's limit).
+NOTHING = 1e-8
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class Method:
         units: Needs sums over more than the tensor that it merges (see `evomerge.merging.units`).
         whole: Works on whole matrices in float64, so that it needs memory for them.
         statistics: What it must know about each source beyond its weights (collected by `evomerge statistics`).
-        check: Problems of one tensor's parameters that lie in no single one of them, in words.
+        check: Problems of one source's parameters that lie in no single one of them.
+        check_sum: Problems of all sources' weights together. A candidate of a search may have them, and fails: spaces
+            do not ask for it.
         ignored: Parameters that mergekit takes for this method and that change nothing, there or here: accepted.
     """
 
@@ -84,7 +92,8 @@ class Method:
     whole: bool = False
     statistics: Literal["", "fisher", "gram"] = ""
     summary: str = ""
-    check: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
+    check: Check | None = None
+    check_sum: Check | None = None
     ignored: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> Parameter | None:
@@ -115,6 +124,32 @@ def band_problems(parameters: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def sum_problem(weights: Sequence[float], switch: str = "") -> str | None:
+    """What is wrong with weights that are divided by their sum, or None.
+
+    Args:
+        switch: The parameter that turns normalising off, where there is one.
+    """
+    if abs(math.fsum(weights)) >= NOTHING:
+        return None
+    if not switch:
+        return f"the weights {list(weights)} sum to 0: no source is left to average"
+    return f"the weights {list(weights)} sum to 0, so they cannot be normalised; set `{switch}: false` or other weights"
+
+
+def _dividing(switch: str = "", least: int = 1) -> Check:
+    """The check of a method that divides weights by their sum, from `least` sources on."""
+
+    def problems(parameters: Mapping[str, Any]) -> Iterator[str]:
+        weights = parameters["weight"]
+        if len(weights) >= least and (not switch or parameters[switch]):
+            problem = sum_problem(weights, switch)
+            if problem:
+                yield problem
+
+    return problems
+
+
 _WEIGHT = Parameter("weight", None, per_source=True)
 _DENSITY = Parameter("density", 1.0, per_source=True, low=0.0, high=1.0)
 _GAMMA = Parameter("gamma", 0.01, per_source=True, low=0.0, high=1.0)
@@ -140,7 +175,7 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method("linear", f"{_IN}.linear:linear", (_WEIGHT, _normalize(True)), "member",
-               summary="weighted average of the sources"),
+               check_sum=_dividing("normalize"), summary="weighted average of the sources"),
         Method("slerp", f"{_IN}.slerp:slerp", (Parameter("t", None),), "required", models=2,
                summary="spherical interpolation from the base to the other model"),
         Method("nuslerp", f"{_IN}.nuslerp:nuslerp",
@@ -148,7 +183,7 @@ METHODS: dict[str, Method] = {
                 Parameter("nuslerp_row_wise", False, kind="bool")), "optional", models=2,
                summary="spherical interpolation of two models, or of their task vectors"),
         Method("multislerp", f"{_IN}.multislerp:multislerp", (_WEIGHT, _normalize(True, "normalize_weights")),
-               "optional", ignored=("eps",),
+               "optional", ignored=("eps",), check_sum=_dividing("normalize_weights", least=2),
                summary="weighted mean direction of the sources or task vectors, norms averaged"),
         Method("karcher", f"{_IN}.karcher:karcher",
                (Parameter("max_iter", 10, kind="int", low=0, high=1000), Parameter("tol", 1e-5, low=0.0, high=1.0)),
@@ -196,9 +231,9 @@ METHODS: dict[str, Method] = {
                "required", deltas=True, units=True,
                summary="average weighed by how far each source moved, per model, layer, matrix or element"),
         Method("fisher", f"{_IN}.fisher:fisher", (_IMPORTANCE,), "none", statistics="fisher",
-               summary="average of the sources, each element weighed by its Fisher information"),
+               check_sum=_dividing(), summary="average of the sources, each element weighed by its Fisher information"),
         Method("regmean", f"{_IN}.regmean:regmean", (_IMPORTANCE, Parameter("alpha", 0.9, low=0.0, high=1.0)), "none",
-               whole=True, statistics="gram",
+               whole=True, statistics="gram", check_sum=_dividing(),
                summary="linear layers that answer as the sources do on their own inputs"),
         Method("tsv", f"{_IN}.tsv:tsv",
                (_FACTOR, Parameter("share", 0.0, low=0.0, high=1.0), _LAMBDA), "required", deltas=True, whole=True,

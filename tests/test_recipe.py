@@ -83,7 +83,8 @@ def test_mergekits_published_examples() -> None:
 
 @pytest.mark.parametrize("text", [TIES, SLICES, STACK])
 def test_what_is_written_reads_back_equal(text: str) -> None:
-    recipe = parse_recipe(text).with_extras(seed=3, sources={"a": "00"}, provenance={"study": "s"})
+    recipe = parse_recipe(text)
+    recipe = recipe.with_extras(seed=3, sources={recipe.references()[0]: "00"}, provenance={"study": "s"})
     assert parse_recipe(recipe.to_yaml()) == recipe
     assert parse_recipe(recipe.to_yaml()).hash() == recipe.hash()
     plain = yaml.safe_load(parse_recipe(text).to_yaml())
@@ -119,7 +120,7 @@ BAD = {
     'merge_method "ties" needs a base_model': TIES.replace("base_model: org/base", ""),
     'expected exactly one of "models", "slices" and "modules", got none': "merge_method: linear",
     "got ['models', 'slices']": TIES + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
-    "expected [first, end] with 0 <= first < end": STACK.replace("[8, 32]", "[32, 8]"),
+    "layer_range = [32, 8]: expected [first, end], two whole": STACK.replace("[8, 32]", "[32, 8]"),
     "equally many layers, got [32, 31]": SLICES.replace("b\n        layer_range: [0,", "b\n        layer_range: [1,"),
     "\"tokenizer_source\" and \"tokenizer\" cannot both": TIES + "tokenizer: {source: base}",
     "dtype = 'float8': expected 'float32'": TIES.replace("dtype: float16", "dtype: float8"),
@@ -137,10 +138,111 @@ def test_refused(words: str) -> None:
     assert words in str(e.value) and str(e.value).startswith("r") and e.value.exit_code == 2
 
 
+VALUE = "a number, a word, true or false"
+WRONG = {
+    "{weight: null}": f"weight = nothing (empty): expected {VALUE}, a gradient (a list of them), or a list of {{filter",
+    "{weight: {x: 1}}": "weight = {'x': 1}: expected a number",
+    "{weight: []}": "weight = []: expected a number",
+    "{weight: [1, null]}": f"weight.1 = nothing (empty): expected {VALUE}",
+    "{weight: [[1]]}": f"weight.0 = [1]: expected {VALUE}",
+    "{weight: [0.1, {filter: mlp, value: 1}]}": "weight.0 = 0.1: expected a mapping",
+    "{weight: [{filter: mlp, value: []}]}": f"value = []: expected {VALUE}, or a gradient (a list of them)",
+    "{weight: {filter: mlp, value: {value: 1}}}": f"value = {{'value': 1}}: expected {VALUE}, or a gradient",
+    "{weight: [{filter: 3, value: 1}]}": "weight.0.filter = 3: expected a valid string",
+    "{weight: {filter: mlp}}": 'key "models.0.parameters.weight.value" is missing',
+    "{weight: 2020-01-01}": "weight = datetime.date(2020, 1, 1): expected a number",
+    "{normalise: [true, false]}": 'normalise = [True, False]: merge_method "linear" has no parameter "normalise"',
+}
+
+
+@pytest.mark.parametrize("parameters", WRONG)
+def test_one_wrong_value_has_one_message(parameters: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(f"merge_method: linear\nmodels:\n- {{model: a, parameters: {parameters}}}\n", "r")
+    (line,) = str(e.value).splitlines()
+    assert WRONG[parameters] in line and line.startswith("r:3: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{kind: what}", "x.source = {'kind': 'what'}: expected a model, {kind: zero}, or {kind: model_token"),
+        ("{kind: [zero]}", "x.source = {'kind': ['zero']}: expected a model"),
+        ("5", "x.source = 5: expected a model"),
+        ("{kind: zero, token: a}", 'unknown key "tokenizer.tokens.x.source.token"'),
+        ("{kind: model_token, token: a}", 'key "tokenizer.tokens.x.source.model" is missing'),
+        ("{kind: model_token, model: a}", "'model': 'a'}: expected exactly one of \"token\" and \"token_id\""),
+    ],
+)
+def test_one_wrong_source_of_a_token_has_one_message(source: str, words: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(f"{LINEAR}tokenizer: {{tokens: {{x: {{source: {source}}}}}}}\n", "r")
+    (line,) = str(e.value).splitlines()
+    assert words in line and line.startswith("r:4: ")
+
+
+LINEAR = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+
+
+@pytest.mark.parametrize("given", ["[0, 1, 2]", "3", "[a, b]", "[2, 1]", "[0.5, 2]", "{a: 1}", "[-1, 2]", "null"])
+def test_a_wrong_layer_range_has_one_message(given: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(f"merge_method: passthrough\nslices: [{{sources: [{{model: a, layer_range: {given}}}]}}]\n", "r")
+    assert str(e.value).startswith("r:2: slices.0.sources.0.layer_range = ") and "\n" not in str(e.value)
+    assert str(e.value).endswith("expected [first, end], two whole numbers with 0 <= first < end")
+
+
+def test_a_wrong_field_hides_nothing_of_the_rest() -> None:
+    """What pydantic looks at only once every field is right: parameters, the base, one of `models` and `slices`."""
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(
+            "merge_method: slerp\n"
+            "dtype: half\n"
+            "slices:\n"
+            "- parameters: {tt: 1}\n"
+            "  sources:\n"
+            "  - {model: a, layer_range: [0, 2], parameters: {t: 0.5, s: 1}}\n"
+            "  - {model: b, layer_range: [0, 3]}\n"
+            "models: [{model: a}]\n"
+            "parameters: {t: [0.5, much]}\n"
+            "evomerge: {seed: -1, sources: {aa: x}}\n",
+            "r",
+        )
+    lines = str(e.value).splitlines()
+    expected = (
+        "r:2: dtype = 'half'",
+        "r:10: evomerge.seed = -1",
+        "equally many layers, got [2, 3]",
+        "r: expected exactly one of",
+        'r: merge_method "slerp" needs a base_model',
+        "r:9: parameters.t = 'much': expected a number",
+        "r:4: slices.0.parameters.tt = 1: merge_method",
+        "r:6: slices.0.sources.0.parameters.s = 1: merge_method",
+        'r:10: evomerge.sources.aa = \'x\': the recipe names no model "aa"; did you mean "a"?',
+    )
+    for words in expected:
+        assert sum(words in line for line in lines) == 1, (words, lines)
+    assert len(lines) == len(expected)
+
+
+@pytest.mark.parametrize("rest", ["", "tokenizer_source: c\n", "tokenizer: {source: c}\n"])
+def test_content_hashes_of_models_that_the_recipe_does_not_name(rest: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        parse_recipe(f"{LINEAR}{rest}evomerge: {{sources: {{b: x, zoo:c: y}}}}\n", "r")
+    (line,) = str(e.value).splitlines()
+    assert "evomerge.sources.zoo:c = 'y': the recipe names no model \"zoo:c\"" in line
+    assert ("Valid: a, b, c" in line) == bool(rest)
+    long = LINEAR.replace("{model: a}", "{model: {model: {path: a, revision: v1}, lora: l}}")
+    read = parse_recipe(f"{long}{rest}evomerge: {{sources: {{a@v1+l: x, b: y}}}}\n", "r")
+    assert read.evomerge.sources == {"a@v1+l": "x", "b": "y"}
+    fisher = "merge_method: fisher\nmodels: [{model: a}]\nevomerge: {statistics: {a: ./f}, sources: {a: x, ./f: y}}"
+    assert parse_recipe(fisher).evomerge.sources == {"a": "x", "./f": "y"}
+
+
 def test_every_problem_of_a_file_comes_at_once() -> None:
     with pytest.raises(RecipeError) as e:
         parse_recipe("merge_method: ties\nmodels: [{modle: a}]\ndtype: x\nbase: b", "r")
-    assert len(str(e.value).splitlines()) == 4
+    assert len(str(e.value).splitlines()) == 5
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def _space(path: Path) -> Facts:
 
     config = load_space(path)
     references = config.references()
-    sources = open_sources(references, root=path.parent)
+    sources = open_sources(references, root=path.parent, weights=False)
     check_fit(sources, vocabulary=config.tokenizer_source is None)
     first = next(iter(sources.values()))
     space = config.bind(first.num_layers, first.tensors)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError, SourceError
+from evomerge.errors import InputError
 
 if TYPE_CHECKING:
     from evomerge.merging.chain import OpenChain, PlannedStep
@@ -32,7 +33,10 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
     try:
         chain = load_chain(file)
     except InputError as e:
-        raise type(e)("\n".join([str(e), *_models_too(file)])) from None
+        lines = str(e).splitlines()
+        # What is no reference at all is told with the file already.
+        lines += [more for more in dict.fromkeys(_models_too(file)) if not any(line.endswith(more) for line in lines)]
+        raise type(e)("\n".join(lines)) from None
     opened = OpenChain.open(chain, root=file.parent)
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
@@ -41,9 +45,9 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
             steps = [_step(step) for step in planned]
         except InputError as e:
             problems.append(str(e))
-    problems += _other_contents(opened)
+    problems += _other_contents(opened, download=not problems)
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
     final = planned[-1].plan
     facts: dict[str, Any] = {
         "method": chain.final.merge_method,
@@ -51,6 +55,7 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
         "plan": steps[-1],
         "steps": steps[:-1],
         "unused": list(chain.unused),
+        "ignored": chain.ignored(),
         "bytes_read": sum(step["bytes_read"] for step in steps),
         "bytes_written": sum(step["bytes_written"] for step in steps),
         "output_bytes": weights_bytes(final),
@@ -60,38 +65,57 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
     return facts, "\n".join(_words(facts))
 
 
-def _other_contents(opened: OpenChain) -> list[str]:
-    """Models that are not those the recipe was made with, where it says which they were: they are read for it."""
-    from evomerge.sources import differing, hash_sources
+def _other_contents(opened: OpenChain, *, download: bool) -> list[str]:
+    """Models that are not those the recipe was made with, where it says which they were: they are read for it.
+
+    Args:
+        download: Whether those that are on the hub alone are downloaded; else nothing is said of them.
+    """
+    from evomerge.sources import differing, fetch, hash_sources
 
     expected = {r: digest for step in opened.chain.steps for r, digest in step.recipe.evomerge.sources.items()}
-    return differing(hash_sources({r: s for r, s in opened.sources.items() if r in expected}), expected)
+    named = {r: s for r, s in opened.sources.items() if r in expected and (download or not s.absent)}
+    fetch(named.values())
+    return differing(hash_sources(named), expected)
 
 
 def _models_too(file: Path) -> list[str]:
     """What is wrong with the models of a file that is no recipe, as far as it says which they are."""
     from evomerge.config import parse_documents, read_text
-    from evomerge.recipe.reference import renamed
+    from evomerge.merging.tokens import check_template
+    from evomerge.merging.unopened import misfits
+    from evomerge.recipe import ModelReference, merged_models, tokenizer_model
     from evomerge.sources import open_sources
 
     try:
         documents = [d.data for d in parse_documents(read_text(file), str(file)) if isinstance(d.data, dict)]
     except InputError:
         return []
-    found: list[str] = []
+    made = [str(data.get("name")) for data in documents if data.get("name") is not None]
+    asked = {r: "tokenizer_source: " for data in documents for r in tokenizer_model(data)}
+    merged = [r for data in documents for r in merged_models(data)]
+    lines: list[str] = []
 
-    def noted(reference: str) -> str:
-        found.append(reference)
-        return reference
+    def noted(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except InputError as e:
+            lines.extend(str(e).splitlines())
 
+    def outside(reference: str) -> bool:
+        try:
+            return ModelReference.parse(reference).path not in made
+        except InputError:
+            return True  # open_sources() says what is wrong with it
+
+    named = {r: words for r, words in asked.items() if r not in merged}
+    noted(lambda: open_sources(filter(outside, [*merged, *named]), file.parent, named, weights=False))
     for data in documents:
-        renamed({k: v for k, v in data.items() if k in ("models", "slices", "modules", "base_model")}, noted)
-    made = [str(data.get("name")) for data in documents]
-    try:
-        open_sources([r for r in found if r.partition("+")[0].partition("@")[0] not in made], root=file.parent)
-    except SourceError as e:
-        return str(e).splitlines()
-    return []
+        lines += misfits(data, made, file.parent)
+        template = data.get("chat_template")
+        if isinstance(template, str):
+            noted(partial(check_template, template))
+    return lines
 
 
 def _step(step: PlannedStep) -> dict[str, Any]:
@@ -167,6 +191,8 @@ def _words(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"memory beyond mapped files: at most {in_words(facts['memory_bytes'])}"
     for name in facts["unused"]:
         yield f'not built: "{name}", which no other recipe uses'
+    for line in facts["ignored"]:
+        yield f"ignored: {line}"
 
 
 def _step_words(step: Mapping[str, Any]) -> Iterator[str]:

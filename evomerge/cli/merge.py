@@ -59,12 +59,15 @@ def run(args: argparse.Namespace) -> int:
         chain = chain.with_extras(seed=args.seed)
     for name in chain.unused:
         say(args, f'"{name}" is not built: no other recipe of {args.recipe} uses it')
+    for line in chain.ignored():
+        say(args, f"ignored: {line}")
     opened = OpenChain.open(chain, root=args.recipe.parent).with_full_references()
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
         planned = opened.plan(Path(scratch))
     check_device(args.device)
     say(args, _words(chain))
-    with start_hashing(opened.sources):  # beside everything else, the import of torch included
+    here = [source for source in opened.sources.values() if not source.absent]
+    with start_hashing(here):  # beside everything else, the import of torch included
         _build(args, opened, planned)
 
     contents = opened.hashes(planned)

@@ -15,10 +15,10 @@ from evomerge.header import TensorInfo
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.planner import Planner
-from evomerge.merging.small_files import write_small_files
-from evomerge.merging.unopened import recipe_problems
+from evomerge.merging.small_files import small_files, write_small_files
+from evomerge.merging.unopened import misfits, recipe_problems
 from evomerge.recipe import BASE, UNION, Chain, ModelReference, Step
-from evomerge.sources import SINGLE, Source, open_source, open_sources, with_adapter
+from evomerge.sources import SINGLE, Source, fetch, local_folder, open_source, open_sources, with_adapter
 
 if TYPE_CHECKING:
     from evomerge.merging.engine import Engine
@@ -48,16 +48,18 @@ class OpenChain:
 
     @classmethod
     def open(cls, chain: Chain, root: Path | None = None) -> OpenChain:
-        """Open every outside model of a chain.
+        """Open every outside model of a chain; the weights of the hub's are downloaded by `write` alone.
 
         Raises:
             SourceError: every problem of every model, and what is wrong with the recipes themselves; one line each.
         """
         try:
-            return cls(chain, open_sources(chain.references(), root, _tokenizers(chain)), root)
+            return cls(chain, open_sources(chain.references(), root, _tokenizers(chain), weights=False), root)
         except SourceError as e:
-            more = [line for step in chain.steps for line in recipe_problems(step.recipe)]
-            raise SourceError("\n".join(dict.fromkeys([str(e), *more]))) from None
+            lines = str(e).splitlines()
+            for step in chain.steps:
+                lines += [*misfits(step.recipe, chain.names, root), *recipe_problems(step.recipe)]
+            raise SourceError("\n".join(dict.fromkeys(lines))) from None
 
     def with_full_references(self) -> OpenChain:
         """The same with references that can be found from any folder."""
@@ -66,16 +68,14 @@ class OpenChain:
         for step in self.chain.steps:
             for r in step.recipe.references():
                 parsed = ModelReference.parse(r)
-                if self.chain.used(r) and parsed.lora and Path(self._found(parsed.lora)).is_dir():
-                    full[r] = f"{parsed.path}+{Path(self._found(parsed.lora)).resolve()}"
+                lora = local_folder(parsed.lora, self._root) if self.chain.used(r) and parsed.lora else None
+                if lora is not None:
+                    full[r] = f"{parsed.path}+{lora.resolve()}"
         return OpenChain(self.chain.with_references(full).with_folders(self._full), sources, self._root)
 
     def _full(self, folder: str) -> str:
-        return str(Path(self._found(folder)).expanduser().resolve())
-
-    def _found(self, folder: str) -> Path:
-        beside = self._root / folder if self._root else Path(folder)
-        return Path(folder) if Path(folder).is_dir() or not beside.is_dir() else beside
+        found = local_folder(folder, self._root)
+        return str(found.resolve()) if found else folder
 
     def plan(self, folder: Path) -> list[PlannedStep]:
         """Plan every step; nothing of a tensor is read or written.
@@ -94,7 +94,7 @@ class OpenChain:
                 continue  # it builds on a step that has problems
             try:
                 planner = Planner(self._sources_of(step, made), self._root)
-                plan = planner.plan(step.recipe)
+                plan = planner.plan(step.recipe, sums=True)
             except (RecipeError, SourceError) as e:
                 where = f'"{step.name}"' if step.name in self.chain.names else "the final recipe"
                 problems.append(type(e)(f"{where}: {e}") if len(self.chain.steps) > 1 else e)
@@ -146,6 +146,7 @@ class OpenChain:
         steps = list(planned)
         check_apart(self.sources.values(), [s for step in steps for s in step.plan.statistics.values()], out)
         with checked_target(out, overwrite, peak_disk(steps)) as target, ExitStack() as scratch:
+            fetch(self.sources.values())
             # A chain of one has nothing to put there.
             folder = target.parent
             if len(steps) > 1:
@@ -219,7 +220,7 @@ def peak_disk(steps: Sequence[PlannedStep]) -> int:
 def _virtual(plan: Plan, name: str, folder: Path) -> Source:
     """What a step's result will be, told from its plan: a source whose tensors cannot be read yet."""
     folder.mkdir()
-    write_small_files(plan, folder)
+    write_small_files(small_files(plan), folder)
     file = folder / SINGLE
     tensors: dict[str, TensorInfo] = {}
     end = 0

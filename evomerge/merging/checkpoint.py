@@ -17,7 +17,7 @@ from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.merging.scratch import scratch_folder
 from evomerge.merging.shard import Shard
-from evomerge.merging.small_files import write_small_files
+from evomerge.merging.small_files import small_files, write_small_files
 from evomerge.merging.statistics import Statistics
 from evomerge.sources import INDEX, SINGLE, Source
 
@@ -62,11 +62,10 @@ def write_checkpoint(
         # What takes long comes before anything has a name: a process killed until here leaves nothing.
         for shard in shards:
             shard.sync()
-        text = recipe_text()
+        others: dict[str, Path | str] = {**small_files(plan), RECIPE: recipe_text()}
         with _atomic(target) as folder:
             _save(folder, groups, shards)
-            write_small_files(plan, folder)
-            (folder / RECIPE).write_text(text, encoding="utf-8")
+            write_small_files(others, folder)
 
 
 def check_apart(sources: Iterable[Source], statistics: Iterable[Statistics], out: Path) -> None:
@@ -117,13 +116,15 @@ def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
     try:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(out.parent).free
+            disk = shutil.disk_usage(out.parent)
         except OSError as e:
             raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
         if not os.access(out.parent, os.W_OK | os.X_OK):
             raise InputError(f"{out}: cannot be written (no right to write in {out.parent})")
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"{free:,} bytes free")
+        if not disk.total:
+            _check_files(out)
+        elif needed > disk.free:
+            raise OSError(errno.ENOSPC, f"{disk.free:,} bytes free")
         yield out
     except OSError as e:
         _remove(missing)
@@ -152,6 +153,16 @@ def _followed(out: Path) -> Path:
     if out.exists():
         return out
     raise InputError(f"{out}: is a link to {out.readlink()}, which is not there; remove it, or make that folder")
+
+
+def _check_files(out: Path) -> None:
+    """Raise InputError where no files can be made, on a file system that does not say how large it is (/proc)."""
+    try:
+        with scratch_folder(out.parent, out.name, "part"):
+            pass
+    except OSError as e:
+        why = f"{out.parent} takes no files: {e.strerror or e}"
+        raise InputError(f"{out}: cannot be written ({why})") from None
 
 
 def _remove(folders: Sequence[Path]) -> None:

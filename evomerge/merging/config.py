@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from typing import Any
 
 from evomerge.merging.plan import Plan
@@ -27,9 +28,14 @@ def merged_config(plan: Plan) -> dict[str, Any]:
         _set_layers(plan, text)
     if plan.vocabulary is not None:
         set_vocabulary(config, text, donor, plan.sources[plan.tokenizer], plan.vocabulary)
+    if donor.says_tied and not donor.tied:
+        # A head of its own is stored after all; what reads the merge need not compare them to know.
+        config["tie_word_embeddings"] = False
+        if "tie_word_embeddings" in text:
+            text["tie_word_embeddings"] = False
     asked = plan.recipe.out_dtype or plan.recipe.dtype
-    types = [t.dtype for t in plan.tensors if t.dtype in _NAMES]
-    dtype = asked or (_NAMES[max(types, key=types.count)] if types else None)
+    most = Counter(t.dtype for t in plan.tensors if t.dtype in _NAMES).most_common(1)
+    dtype = asked or (_NAMES[most[0][0]] if most else None)
     for part in (config, text):
         for key in ("dtype", "torch_dtype"):
             if key in part or (part is config and key == "dtype" and "torch_dtype" not in config):

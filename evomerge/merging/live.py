@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import SourceError
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
-from evomerge.sources import Source
+from evomerge.sources import HEADS, Source
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ def live_model(
     live: PreTrainedModel
     try:
         config = AutoConfig.from_pretrained(folder, **options)
+        if isinstance(model, Source):
+            _untie(config, model)
         live, loaded = _loader(config).from_pretrained(
             folder, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
@@ -70,10 +72,11 @@ def live_model_for(
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    folder = plan.sources[plan.donor].path
+    donor = plan.sources[plan.donor]
     content = merged_config(plan)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(donor.path, local_files_only=True, trust_remote_code=trust_remote_code)
     config = type(config).from_dict(content)
+    _untie(config, donor)
     own = getattr(torch, str(content.get("dtype") or content.get("torch_dtype")), torch.float32)
     with no_init_weights():
         live: PreTrainedModel = _loader(config).from_config(
@@ -109,6 +112,13 @@ def _loader(config: Any) -> Any:
     seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
     with_images = any(name in seeing for name in config.architectures or ())
     return AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+
+
+def _untie(config: Any, source: Source) -> None:
+    """Give a model the head of its own that its checkpoint has: some families tie it unless they are told not to."""
+    if not source.tied and any(name.endswith(HEADS) for name in source.tensors):
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = False
 
 
 def _ready(live: Any, device: torch.device | str) -> PreTrainedModel:

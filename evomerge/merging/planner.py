@@ -36,8 +36,12 @@ class Planner:
         self._tokens = TokenPlanner(sources)
         self._readable: set[int] = set()
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def plan(self, recipe: Recipe, *, sums: bool = False) -> Plan:
         """Work out every output tensor.
+
+        Args:
+            sums: Whether weights that sum to 0 where they are divided by their sum are refused too. Otherwise building
+                them is a CandidateError, which a search records before it goes on.
 
         Raises:
             RecipeError: every problem of the recipe, one line each.
@@ -46,14 +50,15 @@ class Planner:
         self._check_open(recipe)
         problems = _Problems()
         with problems.noted():
-            check_template(recipe)
+            check_template(recipe.chat_template)
         # Whether the vocabularies must agree is a matter of structure.
         key = (structure.key_of(recipe), settings_of(recipe) is None)
         plan: Plan | None = None
         with problems.noted():
-            plan = self._plan(recipe, self._structure(recipe, key), key, problems)
+            plan = self._plan(recipe, self._structure(recipe, key), key, problems, sums)
         if plan is None:
             # Without a structure there are no tensors whose parameters could be worked out.
+            problems.add(recipe_problems(recipe))
             with problems.noted():
                 self._tokens.vocabulary(recipe)
         elif recipe.method.statistics:
@@ -80,7 +85,7 @@ class Planner:
             self._structures[key] = structure.build(recipe, self.sources, vocabulary=bool(key[-1]))
         return self._structures[key]
 
-    def _plan(self, recipe: Recipe, found: Structure, key: structure.Key, problems: _Problems) -> Plan:
+    def _plan(self, recipe: Recipe, found: Structure, key: structure.Key, problems: _Problems, sums: bool) -> Plan:
         """The plan but for its statistics; what is wrong with its tokens, parameters and small files is noted."""
         pieces = structure.pieces_of(recipe, self.sources)
         tokens = PlannedTokens(found.donor, found)
@@ -88,7 +93,7 @@ class Planner:
         with problems.noted():
             tokens = self._tokens.plan(recipe, found, key, pieces)
             planned = True
-        resolver = Resolver(recipe, self.sources, found.donor, pieces)
+        resolver = Resolver(recipe, self.sources, pieces, sums=sums)
         tensors = tuple(resolver.tensor(row) for row in tokens.structure.rows)
         problems.add(resolver.problems)
         plan = Plan(
@@ -134,4 +139,4 @@ class _Problems:
         """Raise all of it at once, if there is any."""
         if self.found:
             kind = SourceError if all(isinstance(e, SourceError) for e in self.found) else RecipeError
-            raise kind("\n".join(dict.fromkeys(map(str, self.found))))
+            raise kind("\n".join(dict.fromkeys(line for e in self.found for line in str(e).splitlines())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ GENERATION = "generation_config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
-def write_small_files(plan: Plan, folder: Path) -> None:
-    """Write config.json, generation_config.json and the tokenizer's files of a merge.
+def small_files(plan: Plan) -> dict[str, Path | str]:
+    """config.json, generation_config.json and the tokenizer's files of a merge, as `copied_files`.
 
     Raises:
         SourceError: a file of a source that is needed for it cannot be read.
     """
-    for name, content in {**copied_files(plan), "config.json": _text(merged_config(plan))}.items():
+    return {**copied_files(plan), "config.json": _text(merged_config(plan))}
+
+
+def write_small_files(files: Mapping[str, Path | str], folder: Path) -> None:
+    """Copy or write what `small_files` gives."""
+    for name, content in files.items():
         if isinstance(content, Path):
             shutil.copyfile(content, folder / name)
         else:

@@ -30,7 +30,6 @@ class Row:
         t: Place in the slice from 0 to 1, for gradients.
         shape: Of the base's tensor, or else the first input's.
         copied: No merge: the first input as it is.
-        origin: The donor's tensor that decides the output's type.
         layer: Which transformer block of the output it belongs to (module and number); empty outside of them.
     """
 
@@ -41,7 +40,6 @@ class Row:
     t: float
     shape: tuple[int, ...]
     copied: bool
-    origin: str
     layer: str = ""
 
 
@@ -215,7 +213,7 @@ class _Builder:
         for place in self._places(module):
             name = self.out.named(place)
             shape = self.sources[self.donor].tensors[name].shape
-            yield Row(name, (Input(self.donor, name),), None, 0, 0.0, shape, True, name)
+            yield Row(name, (Input(self.donor, name),), None, 0, 0.0, shape, True)
 
     def _merged(self, module: str) -> tuple[list[Row], list[tuple[str, int]]]:
         """The rows of a module, and where each of its output layers comes from."""
@@ -248,16 +246,14 @@ class _Builder:
 
     def _outside(self, place: Place, piece: int, t: float) -> Row:
         name = self.out.named(place)
-        return self._row(name, [place] * len(self.pieces[piece].sources), piece, t, name)
+        return self._row(name, [place] * len(self.pieces[piece].sources), piece, t)
 
     def _layered(self, place: Place, piece: int, step: int, t: float, layer: int) -> Row:
         places = [Place(place.module, s.layer_range[0] + step, place.bare) for s in self.pieces[piece].sources]
-        depth = self.out.layers_of(place.module)
-        origin = self.out.named(Place(place.module, min(place.layer or 0, depth - 1), place.bare))
         name = self.out.named(Place(place.module, layer, place.bare))
-        return replace(self._row(name, places, piece, t, origin), layer=f"{place.module} {layer}")
+        return replace(self._row(name, places, piece, t), layer=f"{place.module} {layer}")
 
-    def _row(self, name: str, places: list[Place], piece: int, t: float, origin: str) -> Row:
+    def _row(self, name: str, places: list[Place], piece: int, t: float) -> Row:
         listed, base = self.pieces[piece].sources, self.pieces[piece].base
         inputs = []
         for source, place in zip(listed, places, strict=True):
@@ -282,7 +278,7 @@ class _Builder:
             shapes = f"{list(other.shape)} against {list(info.shape)}"
             self.problems.append(f'"{name}": "{item.tensor}" of "{item.model}" has shape {shapes}')
         shape, is_float = (info.shape, info.is_float) if info else ((), True)
-        return Row(name, tuple(inputs), base, piece, t, shape, not is_float, origin)
+        return Row(name, tuple(inputs), base, piece, t, shape, not is_float)
 
 
 def _piece_problems(recipe: Recipe, piece: Piece, sources: Mapping[str, Source]) -> Iterator[str]:

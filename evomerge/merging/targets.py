@@ -24,10 +24,10 @@ _PARTS: weakref.WeakKeyDictionary[PreTrainedModel, Parts] = weakref.WeakKeyDicti
 def targets_of(plan: Plan, model: PreTrainedModel) -> list[tuple[TensorPlan, Tensor]]:
     """The live model's tensor for each planned one: a view of a parameter or buffer, to be written in place.
 
-    Every element of every parameter belongs to exactly one planned tensor; a tied weight appears once.
+    Every element of every parameter belongs to exactly one planned tensor.
 
     Raises:
-        RecipeError: a tensor without a place in the model, or a weight of the model without a tensor.
+        RecipeError: a tensor without a place of its own in the model, or a weight of the model without a tensor.
     """
     live: dict[str, Tensor] = model.state_dict(keep_vars=True)
     parts = _parts(plan, model)
@@ -47,8 +47,12 @@ def targets_of(plan: Plan, model: PreTrainedModel) -> list[tuple[TensorPlan, Ten
         if other != t.name:
             raise RecipeError(f'"{other}" and "{t.name}" have the same place in the live model ("{part.name}")')
         tensor = live[part.name]
-        if tied.setdefault(id(tensor), part.name) != part.name:
-            continue
+        first = tied.setdefault(id(tensor), part.name)
+        if first != part.name:
+            raise RecipeError(
+                f'the live model ties "{part.name}" to "{first}", the recipe has a tensor for each of them; '
+                "build a live model for this recipe (live_model_for)"
+            )
         view = part.view(tensor.detach())
         if tuple(view.shape) != t.shape:
             raise RecipeError(

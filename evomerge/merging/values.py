@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from evomerge.header import FLOATS
@@ -16,6 +16,15 @@ from evomerge.sources import Source
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 # What may give a parameter's value, in the order of precedence.
 Chain = tuple[Setting, ...]
+_SUMS = "sums"
+
+
+def promoted(dtypes: Collection[str]) -> str:
+    """The narrowest type that holds all of the given ones: of bfloat16 and float16, float32."""
+    first, *others = dtypes
+    if not others:
+        return first
+    return "F64" if "F64" in dtypes else "F32"
 
 
 class Resolver:
@@ -23,13 +32,18 @@ class Resolver:
 
     A candidate of a search is resolved for hundreds of tensors, but most of its numbers are the same for all of them or
     for all of one layer: those are worked out once.
+
+    Args:
+        sums: Whether weights that sum to 0 and are divided by that are a problem here; else building it fails.
     """
 
-    def __init__(self, recipe: Recipe, sources: Mapping[str, Source], donor: str, pieces: Sequence[Piece]) -> None:
+    def __init__(
+        self, recipe: Recipe, sources: Mapping[str, Source], pieces: Sequence[Piece], *, sums: bool = False
+    ) -> None:
         self.problems: list[str] = []
         self.recipe = recipe
         self.sources = sources
-        self.donor = sources[donor]
+        self.sums = sums
         self.method = METHODS[recipe.merge_method]
         self.pieces = [_Resolved(self, piece) for piece in pieces]
         asked = recipe.out_dtype or recipe.dtype
@@ -53,8 +67,8 @@ class Resolver:
         return TensorPlan(row.name, inputs, base, values, row.shape, self._dtype(row), layer=row.layer)
 
     def _dtype(self, row: Row) -> str:
-        info = self.donor.tensors.get(row.origin)
-        own = info.dtype if info else self.sources[row.inputs[0].model].tensors[row.inputs[0].tensor].dtype
+        read = (row.inputs[row.base or 0],) if row.copied else row.inputs
+        own = promoted({self.sources[i.model].tensors[i.tensor].dtype for i in read})
         # What is not merged is not computed in `dtype` either.
         asked = self.copied_dtype if row.copied else self.dtype
         return asked if asked and own in FLOATS else own
@@ -77,6 +91,11 @@ class Resolver:
         for problem in self.method.check(values) if self.method.check else ():
             if problem not in self._lacking:
                 self._lacking.add(problem)
+                self.problems.append(f'merge_method "{self.method.name}", tensor "{tensor}": {problem}')
+        # Of weights that sum to 0 the first tensor is told alone: a gradient has other weights in every layer.
+        if self.sums and self.method.check_sum and _SUMS not in self._lacking and not self.problems:
+            for problem in self.method.check_sum(values):
+                self._lacking.add(_SUMS)
                 self.problems.append(f'merge_method "{self.method.name}", tensor "{tensor}": {problem}')
 
     def _resolved(self, setting: Setting, tensor: str, t: float) -> Scalar | None:

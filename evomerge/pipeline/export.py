@@ -35,9 +35,9 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     contents = {s.model: stored["named"][s.name] for s in config.sources}
     if config.base_model:
         contents[config.base_model] = stored["base"]
-    recipe = space.decode(trials[number].params, seed=fingerprint["seed"]).with_extras(
-        sources=contents, provenance={"study": study.name, "trial": number, "seed": fingerprint["seed"]}
-    )
+    seed = fingerprint["seed"]
+    recipe = space.decode(trials[number].params, seed=seed)
+    recipe = recipe.signed(contents, {"study": study.name, "trial": number, "seed": seed})
     write_checkpoint(sources, recipe, out, overwrite)
     return int(number)
 

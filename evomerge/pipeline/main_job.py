@@ -82,9 +82,7 @@ def _run(plan: Plan, store: Store, study: Study, pool: Pool, watcher: Watcher) -
     watcher.say("scoring the winner and what it must beat on the test items")
     measured, looks = final.measure(pool, study, baselines, winner, recipe, select)
     measured[-1:-1] = controls
-    signed = recipe.with_extras(
-        sources=plan.contents, provenance={"study": plan.name, "trial": winner.number, "seed": options.seed}
-    )
+    signed = recipe.signed(plan.contents, {"study": plan.name, "trial": winner.number, "seed": options.seed})
     model = plan.out / "model"
     watcher.say(f"writing {model}")
     write_checkpoint(plan.sources, signed, model, overwrite=True)

@@ -15,7 +15,7 @@ from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, evaluator_for,
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.recipe import InputModel, Recipe, load_recipe
 from evomerge.score import Value
-from evomerge.sources import Source, check_fit, open_source, open_sources
+from evomerge.sources import Source, check_fit, fetch, open_source, open_sources
 from evomerge.space import Space, SpaceConfig, default_space, load_space
 from evomerge.study import place
 from evomerge.study.budget import Budget
@@ -69,14 +69,13 @@ class Plan:
         config, mergekit_tasks = _space_config(options)
         self.evaluator = _evaluator(options, mergekit_tasks)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        opened = open_sources(config.references(), root=root)
+        opened = open_sources(config.references(), root=root, weights=False)
         check_fit(opened, vocabulary=config.tokenizer_source is None)
         # From here on local folders go by their full path, so that recipes rebuild from any folder.
         places = {r: s.full_reference for r, s in opened.items()}
         self.sources = {places[r]: replace(s, reference=places[r]) for r, s in opened.items()}
         self.config = _placed(config, places)
         self.space = self.bind(self.config)
-        self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.sampler = default_optimizer(self.space.parameters) if options.sampler == "auto" else options.sampler
         # Made once to refuse a sampler that cannot take the space before anything is written.
@@ -91,10 +90,13 @@ class Plan:
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
         place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
+        # Last, because downloading and hashing takes time, and nothing more can be wrong.
+        fetch(self.sources.values())
+        self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
 
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)
-        named = {r: open_source(r, path.parent).full_reference for r in recipe.references()}
+        named = {r: open_source(r, path.parent, weights=False).full_reference for r in recipe.references()}
         try:
             return self.space.encode(recipe.with_references(named))
         except SpaceError as e:

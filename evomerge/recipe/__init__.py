@@ -5,6 +5,7 @@ mergekit lacks sits under one extra key, `evomerge:`. Nothing here loads torch.
 """
 
 from evomerge.recipe.chain import Chain, Step
+from evomerge.recipe.consistency import ignored, merged_models, tokenizer_model
 from evomerge.recipe.read import load_chain, load_recipe, parse_chain, parse_recipe
 from evomerge.recipe.reference import BASE, UNION, ModelReference
 from evomerge.recipe.schema import Extras, InputModel, InputSlice, Module, OutputSlice, Recipe
@@ -31,11 +32,14 @@ __all__ = [
     "TokenEmbedding",
     "TokenizerSettings",
     "ZeroToken",
+    "ignored",
     "load_chain",
     "load_recipe",
+    "merged_models",
     "number",
     "parse_chain",
     "parse_recipe",
     "resolve",
     "scalars",
+    "tokenizer_model",
 ]

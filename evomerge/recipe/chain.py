@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from evomerge.errors import RecipeError
+from evomerge.recipe.consistency import ignored
 from evomerge.recipe.reference import ModelReference
 from evomerge.recipe.schema import Recipe
 
@@ -86,6 +87,11 @@ class Chain:
     def names(self) -> list[str]:
         """Names of the steps before the final one."""
         return [str(step.name) for step in self.steps[:-1]]
+
+    def ignored(self) -> list[str]:
+        """What the recipes say that has no effect, a line each."""
+        where = [f'"{step.name}": ' if step.name in self.names else "" for step in self.steps]
+        return [f"{at}{line}" for at, step in zip(where, self.steps, strict=True) for line in ignored(step.recipe)]
 
     def references(self) -> list[str]:
         """Every model from outside the chain, in order of first mention."""

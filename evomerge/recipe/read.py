@@ -7,6 +7,7 @@ from pathlib import Path
 from evomerge.config import Document, parse_documents, read_text, validate
 from evomerge.errors import RecipeError
 from evomerge.recipe.chain import Chain, Step
+from evomerge.recipe.consistency import inconsistencies
 from evomerge.recipe.schema import Recipe
 
 
@@ -46,7 +47,7 @@ def parse_chain(text: str, file: str = "<recipe>") -> Chain:
             name = document.mapping(RecipeError).pop("name", None)
             if name is not None and not isinstance(name, str):
                 raise RecipeError(f"{document.where(('name',))}: name = {name!r}: expected a text")
-            steps.append(Step(name, validate(Recipe, document, RecipeError)))
+            steps.append(Step(name, validate(Recipe, document, RecipeError, inconsistencies)))
         except RecipeError as e:
             problems.append(str(e))
     if problems:

@@ -14,7 +14,8 @@ from evomerge.errors import RecipeError
 MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
 # What stands for no model where a tokenizer is chosen.
 UNION, BASE = "union", "base"
-_WORDS = (("tokenizer_source",), ("tokenizer", "source"))
+WORDS = (UNION, BASE)
+_WORD_KEYS = (("tokenizer_source",), ("tokenizer", "source"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ModelReference:
         return text
 
 
-def _flat(value: Any) -> Any:
+def flat(value: Any) -> Any:
     """mergekit's long form {model: {path, revision}, lora: {path, revision}} as one string; others as they are."""
     if not isinstance(value, dict):
         return value
@@ -68,7 +69,7 @@ def _path(value: Any) -> str:
     raise ValueError("expected a path, or {path: ..., revision: ...}")
 
 
-Reference = Annotated[str, BeforeValidator(_flat)]
+Reference = Annotated[str, BeforeValidator(flat)]
 
 
 def renamed(data: Any, rename: Callable[[str], str], path: tuple[str, ...] = ()) -> Any:
@@ -82,5 +83,5 @@ def renamed(data: Any, rename: Callable[[str], str], path: tuple[str, ...] = ())
     if isinstance(data, list):
         return [renamed(v, rename, path) for v in data]
     if isinstance(data, str) and path and path[-1] in MODEL_KEYS:
-        return data if path in _WORDS and data in (UNION, BASE) else rename(data)
+        return data if path in _WORD_KEYS and data in WORDS else rename(data)
     return data

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from evomerge.config import Frozen
 from evomerge.errors import choose
-from evomerge.methods import IGNORED_PARAMETERS, METHODS, Method
-from evomerge.recipe.reference import BASE, UNION, Reference, renamed
+from evomerge.methods import METHODS, Method
+from evomerge.recipe.consistency import inconsistencies, merged_models, tokenizer_model
+from evomerge.recipe.reference import Reference, renamed
 from evomerge.recipe.tokenizer import TokenizerSettings
-from evomerge.recipe.values import Parameters, scalars, value_problem
+from evomerge.recipe.values import Parameters
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -34,12 +36,16 @@ class InputSlice(Frozen):
     layer_range: tuple[int, int]
     parameters: Parameters | None = None
 
-    @field_validator("layer_range")
+    @field_validator("layer_range", mode="wrap")
     @classmethod
-    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 0 <= value[0] < value[1]:
-            raise ValueError("expected [first, end] with 0 <= first < end")
-        return value
+    def _ordered(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[int, int]:
+        try:
+            first, end = handler(value)
+        except ValidationError:
+            first = end = 0
+        if not 0 <= first < end:
+            raise ValueError("expected [first, end], two whole numbers with 0 <= first < end")
+        return first, end
 
 
 class OutputSlice(Frozen):
@@ -117,17 +123,14 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        given = [k for k in ("models", "slices", "modules") if getattr(self, k)]
-        if len(given) != 1:
-            raise ValueError(f'expected exactly one of "models", "slices" and "modules", got {given or "none"}')
-        if self.tokenizer_source and self.tokenizer:
-            raise ValueError('"tokenizer_source" and "tokenizer" cannot both be given')
-        problems = list(self._parameter_problems())
-        method = METHODS[self.merge_method]
-        if method.base == "required" and self.base_model is None and not self._bases():
-            problems.append(f'merge_method "{method.name}" needs a base_model')
+        problems = list(inconsistencies(self))
         if problems:
-            raise ValueError("; ".join(problems))
+            # Raised inside a validator, its places become places of the whole file: one line per problem.
+            details = [
+                InitErrorDetails(type=PydanticCustomError("recipe", "{text}", {"text": text}), loc=key, input=value)
+                for key, value, text in problems
+            ]
+            raise ValidationError.from_exception_data("recipe", details)
         return self
 
     @property
@@ -137,57 +140,24 @@ class Recipe(Frozen):
 
     def references(self) -> list[str]:
         """Every model named: those that are merged, then the one whose tokenizer is taken where that is another."""
-        return list(dict.fromkeys((*self.merged_models(), *self._tokenizer_model())))
+        return list(dict.fromkeys((*self.merged_models(), *tokenizer_model(self))))
 
     def merged_models(self) -> list[str]:
         """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
-        named = [s.model for s in self._inputs()]
-        named += [b for b in (self.base_model, *self._bases()) if b]
-        return list(dict.fromkeys(named))
-
-    def _tokenizer_model(self) -> Iterator[str]:
-        source = self.tokenizer_source or (self.tokenizer.source if self.tokenizer else None)
-        if source and source not in (UNION, BASE):
-            yield source
-
-    def _output_slices(self) -> Iterator[OutputSlice]:
-        yield from self.slices or ()
-        for module in (self.modules or {}).values():
-            yield from module.slices or ()
-
-    def _bases(self) -> list[str]:
-        return [s.base_model for s in self._output_slices() if s.base_model]
-
-    def _inputs(self) -> Iterator[InputModel | InputSlice]:
-        yield from self.models or ()
-        for module in (self.modules or {}).values():
-            yield from module.models or ()
-        for piece in self._output_slices():
-            yield from piece.sources
-
-    def _parameter_problems(self) -> Iterator[str]:
-        """Unknown parameter names and values of the wrong kind or out of range."""
-        method = METHODS[self.merge_method]
-        known = [p.name for p in method.parameters]
-        groups: list[tuple[str, Parameters | None]] = [("parameters", self.parameters)]
-        groups += [(f"modules.{name}.parameters", m.parameters) for name, m in (self.modules or {}).items()]
-        groups += [("slices.parameters", s.parameters) for s in self._output_slices()]
-        groups += [(f"parameters of {s.model}", s.parameters) for s in self._inputs()]
-        for where, parameters in groups:
-            for name, setting in (parameters or {}).items():
-                parameter = method.parameter(name)
-                if parameter is None:
-                    if name not in (*IGNORED_PARAMETERS, *method.ignored):
-                        yield f'{where}: merge_method "{method.name}" has no parameter "{name}"; {choose(name, known)}'
-                    continue
-                for value in scalars(setting):
-                    problem = value_problem(parameter, value)
-                    if problem:
-                        yield f"{where}.{name} = {value!r}: {problem}"
+        return merged_models(self)
 
     def with_extras(self, **values: Any) -> Recipe:
         """A copy whose `evomerge:` key has these values."""
         return self.model_copy(update={"evomerge": self.evomerge.model_copy(update=values)})
+
+    def signed(self, contents: Mapping[str, str], provenance: Mapping[str, Any]) -> Recipe:
+        """A copy that says where it is from, and which the models that it names are.
+
+        Args:
+            contents: Content hash by reference, of these models and perhaps of others.
+        """
+        named = {r: contents[r] for r in self.references() if r in contents}
+        return self.with_extras(sources=named, provenance=dict(provenance))
 
     def with_references(self, names: Mapping[str, str]) -> Recipe:
         """A copy that calls the models by other references; those not in `names` keep theirs."""

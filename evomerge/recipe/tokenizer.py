@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evomerge.config import Frozen
 from evomerge.recipe.reference import UNION, Reference
@@ -34,6 +35,28 @@ class ZeroToken(Frozen):
     kind: Literal["zero"]
 
 
+def _kind(value: Any) -> str | None:
+    """Which kind of source is meant, so that a wrong one has one message."""
+    if isinstance(value, str):
+        return "(model)"
+    kind = getattr(value, "kind", None)
+    if isinstance(value, Mapping):
+        kind = value.get("kind", "model" if "model" in value else None)
+    return f"({kind})" if kind in ("model_token", "zero", "model") else None
+
+
+_TokenSource = Annotated[
+    Annotated[ModelToken, Tag("(model_token)")]
+    | Annotated[ZeroToken, Tag("(zero)")]
+    | Annotated[Reference, Tag("(model)")],
+    Discriminator(
+        _kind,
+        custom_error_type="token",
+        custom_error_message="expected a model, {kind: zero}, or {kind: model_token, model, token or token_id}",
+    ),
+]
+
+
 class TokenEmbedding(Frozen):
     """Where a token's embedding comes from, in models that lack it (`force`: in every model).
 
@@ -41,7 +64,7 @@ class TokenEmbedding(Frozen):
         source: A model (its embedding of this token), another token of a model, or zero. None: as for any token.
     """
 
-    source: ModelToken | ZeroToken | Reference | None = None
+    source: _TokenSource | None = None
     force: bool = False
 
     @model_validator(mode="after")

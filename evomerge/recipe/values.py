@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from evomerge.config import Frozen
 from evomerge.errors import RecipeError, choose
 from evomerge.methods import Parameter
 
+_PLAIN = "expected a number, a word, true or false"
+_GRADIENT = f"{_PLAIN}, or a gradient (a list of them)"
+_ANY = f"{_PLAIN}, a gradient (a list of them), or a list of {{filter, value}}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(_PLAIN)
+
+
+def _form(value: Any) -> str | None:
+    """Which form a value has, so that a wrong one is told about as what it was meant to be."""
+    if isinstance(value, bool | int | float | str):
+        return "(scalar)"
+    if isinstance(value, Condition) or (isinstance(value, Mapping) and ("filter" in value or "value" in value)):
+        return "(condition)"
+    if not isinstance(value, list) or not value:
+        return None
+    return "(conditions)" if any(isinstance(v, Condition | Mapping) for v in value) else "(gradient)"
+
+
 Scalar = bool | int | float | str
+# One of the forms is tried, not each in turn: a wrong value has one message.
+_Plain = Annotated[Scalar, BeforeValidator(_plain)]
+_Value = Annotated[
+    Annotated[_Plain, Tag("(scalar)")] | Annotated[list[_Plain], Tag("(gradient)")],
+    Discriminator(
+        lambda value: form if (form := _form(value)) in ("(scalar)", "(gradient)") else None,
+        custom_error_type="value",
+        custom_error_message=_GRADIENT,
+    ),
+]
 
 
 class Condition(Frozen):
     """One entry of a filtered parameter: the first whose `filter` is a substring of the tensor's name applies."""
 
     filter: str | None = None
-    value: Scalar | list[Scalar]
+    value: _Value
 
     def matches(self, tensor: str) -> bool:
         """Whether this entry applies to a tensor name ("*" or no filter: to every one)."""
@@ -24,17 +59,28 @@ class Condition(Frozen):
 
 
 Setting = Scalar | list[Scalar] | list[Condition] | Condition
-Parameters = dict[str, Setting]
+Parameters = dict[
+    str,
+    Annotated[
+        Annotated[_Plain, Tag("(scalar)")]
+        | Annotated[list[_Plain], Tag("(gradient)")]
+        | Annotated[list[Condition], Tag("(conditions)")]
+        | Annotated[Condition, Tag("(condition)")],
+        Discriminator(_form, custom_error_type="setting", custom_error_message=_ANY),
+    ],
+]
 
 
-def scalars(setting: Setting) -> Iterator[Scalar]:
-    """Every plain value inside a parameter setting."""
+def scalars(setting: Any) -> Iterator[Scalar]:
+    """Every plain value inside a parameter setting, also of one that is still plain data, and perhaps wrong."""
     if isinstance(setting, Condition):
         yield from scalars(setting.value)
+    elif isinstance(setting, Mapping):
+        yield from scalars(setting.get("value"))
     elif isinstance(setting, list):
         for entry in setting:
             yield from scalars(entry)
-    else:
+    elif isinstance(setting, bool | int | float | str):
         yield setting
 
 

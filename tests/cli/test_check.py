@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,6 +183,102 @@ def test_problems_of_every_kind_come_at_once(command: Callable, tmp_path: Path, 
         lines = done.error.splitlines()
         assert len(lines) == len(words), done.error
         assert all(word in line for word, line in zip(words, lines, strict=True)), done.error
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (  # models that do not fit each other, and numbers that are lacking
+            "merge_method: linear\nmodels: [{model: zoo:maths}, {model: ./deep}]\nparameters: {normalize: false}\n",
+            ['"./deep" does not fit "zoo:maths": 1 layers against 4', '"zoo:maths" has none', '"./deep" has none'],
+        ),
+        (  # one that cannot be opened, and others that do not fit
+            "merge_method: linear\nmodels: [{model: ./gone}, {model: zoo:maths}, {model: ./deep}]\n"
+            "parameters: {weight: 1}\n",
+            ['model "./gone": no such folder', '"./deep" does not fit "zoo:maths"'],
+        ),
+        (  # a file that is no recipe
+            "merge_method: ties\nbase_model: zoo:base\nmodels: [{model: ./gone, parameters: {wieght: 1}}, "
+            "{model: ./deep}]\nlamda: 1\ntokenizer_source: ./lost\nchat_template: '{% if %}'\n",
+            [
+                'unknown key "lamda"',
+                'no parameter "wieght"; did you mean "weight"',
+                'model "./gone": no such folder',
+                'tokenizer_source: model "./lost": no such folder',
+                '"zoo:base" does not fit "./deep"',
+                'chat_template = "{% if %}": expected the text of a Jinja template; line 1: Expected an expression',
+            ],
+        ),
+        (  # no references at all
+            "merge_method: linear\nmodels: [{model: zoo:maths+}, {model: zoo:maths+}]\nparameters: {weight: 1}\n",
+            ['model reference "zoo:maths+": expected path'],
+        ),
+    ],
+)
+def test_no_problem_hides_another(command: Callable, tmp_path: Path, text: str, words: list[str]) -> None:
+    shutil.copytree(zoo.path("base"), tmp_path / "deep")
+    config = json.loads((tmp_path / "deep" / "config.json").read_text())
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    header = read_header(tmp_path / "deep" / "model.safetensors")
+    kept = {n: np.zeros(t.shape, np.float32) for n, t in header.items() if "layers" not in n or "layers.0." in n}
+    save_file(kept, tmp_path / "deep" / "model.safetensors")
+    (tmp_path / "r.yaml").write_text(text)
+    lines = command("check", tmp_path / "r.yaml").error.splitlines()
+    assert len(lines) == len(words), lines
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
+
+
+CANCEL = """
+merge_method: {}
+models:
+- {{model: zoo:maths, parameters: {{weight: {}}}}}
+- {{model: zoo:kovesh, parameters: {{weight: {}}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CANCEL.format("linear", 1, -1), 'tensor "model.embed_tokens.weight": the weights [1.0, -1.0] sum to 0'),
+        (CANCEL.format("linear", "[1, -1]", "[-2, -1, 0.33333333333333, 4]"), 'tensor "model.layers.2.'),
+        (CANCEL.format("multislerp", 0.1, -0.1), "set `normalize_weights: false` or other weights"),
+        (CANCEL.format("linear", 0, "{filter: mlp.up, value: 1}") + "parameters: {weight: 0}", "[0.0, 0.0] sum to 0"),
+    ],
+)
+def test_weights_that_no_merge_can_be_made_of(command: Callable, tmp_path: Path, text: str, words: str) -> None:
+    """`merge` refuses them too, and as early: nothing is read."""
+    (tmp_path / "r.yaml").write_text(text)
+    for done in (command("check", tmp_path / "r.yaml"), command("merge", tmp_path / "r.yaml", tmp_path / "out")):
+        (line,) = done.error.splitlines()
+        assert done.code == 2 and words in line and line.startswith('merge_method "')
+    (tmp_path / "r.yaml").write_text(re.sub(r"(?<=[ \[])-(?=\d)", "", text).replace("{weight: 0}", "{weight: 1}"))
+    assert command("check", tmp_path / "r.yaml").code == 0
+
+
+def test_what_has_no_effect_is_said(command: Callable, tmp_path: Path) -> None:
+    """mergekit takes it without a word, so it is no error."""
+    text = "merge_method: ties\nbase_model: zoo:base\nmodels: [{model: zoo:maths, parameters: {weight: 1%s}}]\n"
+    words = 'models.0.parameters: "lambda" has no effect for one source ("zoo:maths"): ties has one lambda for all'
+    (tmp_path / "plain.yaml").write_text(text % "")
+    (tmp_path / "r.yaml").write_text(text % ", lambda: 0.3")
+    assert f"\nignored: {words}" in command("check", tmp_path / "r.yaml").out
+    assert [line.startswith(words) for line in command("check", tmp_path / "r.yaml", "--json").json["ignored"]] == [
+        True
+    ]
+    assert command("check", tmp_path / "plain.yaml", "--json").json["ignored"] == []
+    assert f"ignored: {words}" in command("merge", tmp_path / "r.yaml", tmp_path / "a").err
+    assert "ignored" not in command("merge", tmp_path / "plain.yaml", tmp_path / "b").err
+    a, b = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
+    assert a == b
+    sliced = (
+        "merge_method: slerp\nbase_model: zoo:base\nslices:\n- parameters: {t: 0.5}\n  sources:\n"
+        "  - {model: zoo:base, layer_range: [0, 4]}\n"
+        "  - {model: zoo:maths, layer_range: [0, 4], parameters: {t: 0.9}}\n"
+    )
+    final = "merge_method: passthrough\nmodels: [{model: first}]\n"
+    (tmp_path / "r.yaml").write_text(f"name: first\n{sliced}---\n{final}")
+    (line,) = command("check", tmp_path / "r.yaml", "--json").json["ignored"]
+    assert line.startswith('"first": slices.0.sources.1.parameters: "t" has no effect for one source ("zoo:maths")')
 
 
 def test_models_that_are_not_those_of_the_recipe(command: Callable, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from evomerge.errors import CandidateError
 from evomerge.merging.group import Group
 from evomerge.merging.methods import function
+from evomerge.methods import METHODS
 from tests.merging.oracles import SHAPES, TYPES, WEIGHTS, Array, check, merged, models
 
 
@@ -25,6 +26,25 @@ def test_linear(shape: tuple[int, ...], dtype: str, normalize: bool, weight: tup
 def test_linear_refuses_weights_that_cancel() -> None:
     with pytest.raises(CandidateError, match="sum to 0"):
         merged("linear", models((3, 4))[0][:2], None, weight=(0.5, -0.5), normalize=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.parameter("weight") and m.models is None])
+def test_what_a_method_refuses_is_told_before_it_is_asked(name: str, count: int) -> None:
+    """Weights that sum to 0: what the table says of them and what the method does."""
+    method = METHODS[name]
+    negative = method.parameter("weight").low is None  # type: ignore[union-attr]
+    weight = (1.0, -1.0) if negative and count == 2 else (0.0,) * count
+    values = {p.name + "_" * (p.name == "lambda"): (p.default,) * count if p.per_source else p.default
+              for p in method.parameters} | {"weight": weight}  # fmt: skip
+    sources, base = models((3, 4))
+    told = list(method.check_sum(values)) if method.check_sum else []
+    try:
+        merged(name, sources[:count], base if method.apart else None, **values)
+    except CandidateError as e:
+        assert [str(e)] == [f"{name}: {problem}" for problem in told]
+    else:
+        assert not told
 
 
 def arc(a: Array, b: Array, t: float, axis: int | None = None) -> Array:

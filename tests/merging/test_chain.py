@@ -147,6 +147,13 @@ def test_refused_before_any_work(message: str, family: Family, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-that-name/x"])
+def test_an_adapter_on_a_step_that_no_folder_can_be(name: str, family: Family, tmp_path: Path) -> None:
+    chain = opened(CHAIN.replace("model: right", f"model: right+{name}"), family).with_full_references()
+    with pytest.raises(SourceError, match="no such folder"):
+        chain.plan(tmp_path)
+
+
 def test_problems_of_independent_steps_come_together(family: Family, tmp_path: Path) -> None:
     text = STACKED.replace("[1, 3]", "[1, 9]") + "---\nname: other\n" + STACKED.split("---")[0].split("\n", 2)[2]
     text = text.replace("[0, 2]", "[0, 8]") + "---\n"

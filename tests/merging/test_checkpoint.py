@@ -162,6 +162,13 @@ def test_an_output_that_cannot_be_made(family: Family, tmp_path: Path) -> None:
         write(linear(family), tmp_path / "file" / "out")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_that_takes_no_files_is_no_full_disk(family: Family) -> None:
+    with pytest.raises(InputError, match=r"/proc/x: cannot be written \(/proc takes no files") as e:
+        write(linear(family), Path("/proc/x"))
+    assert e.value.exit_code == 2 and "full" not in str(e.value)
+
+
 def test_chat_template(family: Family, tmp_path: Path) -> None:
     text = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
     models = []

@@ -21,7 +21,7 @@ from evomerge.recipe import Recipe, parse_recipe
 from evomerge.sources import open_sources
 
 Family = tuple[str, str, str]
-# Those that need collected statistics are built in test_statistics.py.
+# Those that need collected statistics are built in statistics/test_merges.py.
 PLAIN = [name for name, method in METHODS.items() if not method.statistics]
 
 

@@ -5,6 +5,8 @@ Where a method draws at random, mergekit is handed our masks. What differs on pu
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evomerge.merging.draws import BITS, draws, stream_key
 from evomerge.merging.engine import Engine
+from evomerge.merging.mapped import TYPES
 from evomerge.methods import IGNORED_PARAMETERS, METHODS
 from evomerge.recipe import load_recipe, parse_recipe
 from evomerge.sources import open_sources
@@ -164,6 +167,38 @@ def test_equals_mergekit(name: str, exact_family: Family, tmp_path: Path) -> Non
         # mergekit gives what comes after the layers the first value of a gradient; the last slice here has none.
         assert len({n.split(".")[2] for n in ours if "layers" in n}) == 5
     compare(RECIPES[name], ours, theirs)
+
+
+MIXED = {
+    "linear": of("linear", WEIGHTS),
+    "a source of no weight": of("ties", BASE, "\nmodels: [{model: <A>}, {model: <B>}]", weight=0),
+    "task_arithmetic": of("task_arithmetic", BASE, WEIGHTS),
+    "nothing but the base": of("task_arithmetic", "\nbase_model: <A>", ONE, weight=1),
+    "slices": "merge_method: passthrough\nslices:\n- {sources: [{model: <A>, layer_range: [0, 2]}]}\n"
+    "- {sources: [{model: <B>, layer_range: [1, 3]}]}",
+}
+
+
+@pytest.mark.parametrize("types", [("F16", "BF16", "BF16"), ("BF16", "BF16", "F32"), ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("name", MIXED)
+def test_models_of_different_types(
+    name: str, types: tuple[str, str, str], exact_family: Family, tmp_path: Path
+) -> None:
+    """Without `dtype`, a tensor gets the type that holds all of its inputs'."""
+    stored: list[str] = []
+    for number, (folder, dtype) in enumerate(zip(exact_family, types, strict=True)):
+        other = tmp_path / f"{number}"
+        shutil.copytree(folder, other)
+        for file in other.glob("*.safetensors"):
+            tensors = {n: t.to(TYPES[dtype]) for n, t in load_file(file).items()}
+            save_file(tensors, file, {"format": "pt"})
+        stored.append(str(other))
+    ours, theirs = both(MIXED[name], (stored[0], stored[1], stored[2]), tmp_path)
+    assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+    said = json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"]
+    assert getattr(torch, said) in {t.dtype for t in ours.values()}
+    if name != "slices":
+        assert {t.dtype for t in ours.values()} == {getattr(torch, said)}
 
 
 @pytest.mark.parametrize("name", RANDOM)

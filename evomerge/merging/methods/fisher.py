@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from evomerge.errors import CandidateError
 from evomerge.merging.group import Group
-from evomerge.merging.methods.weights import NOTHING
+from evomerge.merging.methods.weights import check_weights
 
 
 def fisher(group: Group, *, weight: Sequence[float]) -> Tensor:
@@ -50,7 +48,5 @@ def shares(method: str, weight: Sequence[float]) -> list[float]:
     Raises:
         CandidateError: all weights are 0.
     """
-    total = math.fsum(weight)
-    if abs(total) < NOTHING:
-        raise CandidateError(f"{method}: the weights {list(weight)} sum to 0: no source is left to average")
+    total = check_weights(method, weight, switch="")
     return [w / total for w in weight]

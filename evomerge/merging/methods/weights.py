@@ -9,25 +9,22 @@ from torch import Tensor
 
 from evomerge.errors import CandidateError
 from evomerge.merging.group import Group
-
-# Below this a sum of weights counts as 0 (mergekit's limit).
-NOTHING = 1e-8
+from evomerge.methods import NOTHING, sum_problem
 
 
 def check_weights(method: str, weights: Sequence[float], switch: str = "normalize") -> float:
     """The sum of weights that are normalised.
 
     Args:
-        switch: Name of the parameter that turns normalising off.
+        switch: Name of the parameter that turns normalising off; empty where nothing does.
 
     Raises:
         CandidateError: the sum is 0, so that there is no average.
     """
-    total = math.fsum(weights)
-    if abs(total) < NOTHING:
-        raise CandidateError(f"{method}: the weights {list(weights)} sum to 0, so they cannot be normalised; "
-                             f"set `{switch}: false` or other weights")  # fmt: skip
-    return total
+    problem = sum_problem(weights, switch)
+    if problem:
+        raise CandidateError(f"{method}: {problem}")
+    return math.fsum(weights)
 
 
 def divisor(weight: Sequence[float], normalize: bool) -> float:

@@ -12,7 +12,7 @@ from evomerge.errors import RecipeError, SourceError, choose
 from evomerge.header import TensorInfo, read_header
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.recipe import Recipe
-from evomerge.sources import Source, read_json, remembered
+from evomerge.sources import Source, local_folder, read_json, remembered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,11 +58,12 @@ def open_statistics(folder: str | Path, root: Path | None = None) -> Statistics:
     Raises:
         SourceError: it is missing or damaged.
     """
-    path = Path(folder).expanduser()
-    path = next((p for p in (path, root / path if root else path) if (p / MANIFEST).is_file()), path)
+    path = local_folder(str(folder), root)
+    if path is None or not (path / MANIFEST).is_file():
+        raise SourceError(
+            f"statistics {path or folder}: no such folder, or no {MANIFEST} in it (evomerge statistics writes it)"
+        )
     manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise SourceError(f"statistics {path}: no such folder, or no {MANIFEST} in it (evomerge statistics writes it)")
     facts = read_json(manifest)
     if not isinstance(facts, dict) or facts.get("kind") not in KINDS or not isinstance(facts.get("model"), str):
         raise SourceError(f'{manifest}: expected a JSON object with "kind" ({" or ".join(KINDS)}) and "model"')

@@ -24,7 +24,6 @@ class MergedVocabulary:
         own: Each model's vocabulary, by reference.
         size: Number of embedding rows: the highest id and one, rounded up as asked.
         settings: The recipe's.
-        asked: What the recipe asked for: "union", "base" or a model.
     """
 
     owner: str

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.errors import RecipeError, choose
+from evomerge.merging.tokens.jinja import syntax_problem
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, read_object, read_text, small_file
 
@@ -25,15 +26,19 @@ def named_template(name: str) -> str:
     return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def check_template(recipe: Recipe) -> None:
+def check_template(given: str | None) -> None:
     """Raise RecipeError where `chat_template` is neither "auto", a known name nor the text of a template."""
-    given = recipe.chat_template
-    if given is not None and given not in (AUTO, *names()) and "{" not in given:
-        shown = given if len(given) <= 80 else given[:77] + "..."
+    if given is None or given in (AUTO, *names()):
+        return
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    if "{" not in given:
         raise RecipeError(
             f'chat_template = "{shown}": expected a name or the text of a Jinja template; '
             f"{choose(given, [AUTO, *names()])}"
         )
+    problem = syntax_problem(given)
+    if problem:
+        raise RecipeError(f'chat_template = "{shown}": expected the text of a Jinja template; {problem}')
 
 
 def template_of(recipe: Recipe, sources: Mapping[str, Source]) -> str | None:

@@ -64,7 +64,7 @@ def test_files_made_to_harm(text: str | bytes, words: str, models: Path, refused
         ),
         (
             "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: heavy}}]",
-            ["parameters of ./a.weight = 'heavy': expected a number"],
+            ["recipe.yaml:2: models.0.parameters.weight = 'heavy': expected a number"],
         ),
         ("merge_method: linear\nmodels: [{model: ./a, parameters: {weight: .nan}}]", ["expected a finite number"]),
         (f"merge_method: linear\n{ONE}\ndtype: bf16", ["recipe.yaml:3: dtype = 'bf16'", "bfloat16"]),
@@ -76,7 +76,7 @@ def test_files_made_to_harm(text: str | bytes, words: str, models: Path, refused
         ("merge_method: linear\nmodels: []", ['expected exactly one of "models", "slices" and "modules"']),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: ./a, layer_range: [3, 1]}]}]",
-            ["expected [first, end] with 0 <= first < end"],
+            ["expected [first, end], two whole numbers with 0 <= first < end"],
         ),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: ./a, layer_range: [0, 99]}]}]",

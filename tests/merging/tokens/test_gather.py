@@ -78,7 +78,7 @@ def test_the_rule_token_by_token(seed: int) -> None:
     assert not problems
     wanted = expected(ids, 32, own, matrices, base)
     for gather, item, values in zip(gathers, inputs, wanted, strict=True):
-        operand = gathered(gather, item, lambda i: operands[names.index(i.model)])
+        operand = gathered(gather, item, lambda i: operands[names.index(i.model)], {})
         assert operand.shape == (32, COLUMNS)
         whole = operand.chunk(0, 32 * COLUMNS)
         np.testing.assert_allclose(whole.reshape(32, COLUMNS).numpy(), values, rtol=1e-5, atol=1e-6)

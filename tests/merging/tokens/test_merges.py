@@ -18,7 +18,9 @@ from evomerge.errors import InputError, RecipeError, SourceError
 from evomerge.merging.chain import OpenChain
 from evomerge.merging.engine import Engine
 from evomerge.merging.live import live_model_for
+from evomerge.merging.operand import Operand, rows_of
 from evomerge.merging.planner import Planner
+from evomerge.merging.tokens import rows
 from evomerge.recipe import parse_chain, parse_recipe
 from evomerge.sources import open_sources
 
@@ -174,6 +176,41 @@ def test_tokenizers_are_read_once_for_all_candidates(trio: dict[str, str], monke
     assert second.gathers is first.gathers and second.vocabulary is first.vocabulary
     assert all(t.shape[0] == first.vocabulary.size for t in second.tensors if "embed" in t.name)
     assert {i.tensor for i in first.gathers} <= {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_the_mean_that_padding_gets_is_read_once_for_all_candidates(
+    source: str, trio: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def count(operand: Operand, index: torch.Tensor) -> torch.Tensor:
+        counted.append(len(index))
+        return rows_of(operand, index)
+
+    monkeypatch.setattr(rows, "rows_of", count)
+
+    def recipe(weight: float, multiple: int) -> Any:
+        tokenizer = f"tokenizer: {{source: {source}, pad_to_multiple_of: {multiple}}}"
+        return parse_recipe(filled(TWO.replace("0.5", str(weight)) + tokenizer, trio))
+
+    def built(engine: Engine, recipe: Any) -> tuple[dict[str, torch.Tensor], int]:
+        before = sum(counted)
+        return dict(engine.tensors(recipe)), sum(counted) - before
+
+    sources = open_sources(trio.values())
+    kept = Engine(sources)
+    built(kept, recipe(0.5, 128))
+    for weight, multiple, known in ((0.7, 128, True), (0.7, 256, False), (0.3, 128, True)):
+        wanted = recipe(weight, multiple)
+        alone, whole = built(Engine(sources), wanted)
+        merged, read = built(kept, wanted)
+        assert all(torch.equal(merged[name], values) for name, values in alone.items())
+        plan = kept.plan(wanted)
+        assert plan.vocabulary is not None
+        # Every token of every embedding and head, whether its row is the model's own or another's.
+        tokens = len(plan.gathers) * len(plan.vocabulary.vocabulary.ids)
+        assert whole - read >= tokens if known else whole == read > tokens
 
 
 def test_a_model_without_a_tokenizer_is_taken_to_have_the_bases(models: dict[str, str], tmp_path: Path) -> None:

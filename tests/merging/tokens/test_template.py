@@ -94,13 +94,40 @@ def recipe(template: str) -> Any:
 
 @pytest.mark.parametrize("given", ["auto", "{{ messages }}", *names()])
 def test_accepted(given: str) -> None:
-    check_template(recipe(given))
+    check_template(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{% if %}", "line 1: Expected an expression"),
+        ("{% for m in messages %}\n{{ m.content }}", "line 2: Unexpected end of template"),
+        ("{% generation %}{{ x }}{% endfor %}", "line 1: Encountered unknown tag 'endfor'"),
+        ("{{ messages | tojsn }}", "line 1: No filter named 'tojsn'"),
+        ("{{" + "(" * 5000 + "x" + ")" * 5000 + "}}", "it is nested too deeply"),
+    ],
+)
+def test_what_is_no_template(given: str, words: str) -> None:
+    with pytest.raises(RecipeError) as e:
+        check_template(given)
+    assert f"expected the text of a Jinja template; {words}" in str(e.value) and len(str(e.value)) < 300
+
+
+def test_tags_and_filters_of_transformers() -> None:
+    given = (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}{{ m | tojson(indent=2) }}{% endgeneration %}"
+        "{% if loop.last %}{% break %}{% endif %}{% endfor %}"
+        "{{ raise_exception('no') if not messages }}{{ strftime_now('%Y') }}"
+    )
+    check_template(given)
+    assert rendered(given, [{"role": "user", "content": "x"}], False).startswith("{")
 
 
 @pytest.mark.parametrize(("given", "near"), [("chatlm", "chatml"), ("lama3", "llama3"), ("x", None), ("a" * 500, None)])
 def test_unknown_names(given: str, near: str | None) -> None:
     with pytest.raises(RecipeError) as e:
-        check_template(recipe(given))
+        check_template(given)
     assert (f'did you mean "{near}"?' in str(e.value)) == (near is not None)
     assert all(name in str(e.value) for name in ("auto", *names())) and len(str(e.value)) < 300
 

@@ -1,0 +1,134 @@
+"""What a recipe says that does not go together, or does nothing: seen in a recipe, and in a file that is none yet.
+
+A file with a misspelt key or a wrong value is no recipe, but what else is wrong with it is worth telling at once. So
+everything here reads plain data as well as models, and passes over what is not as it should be: that has a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evomerge.config import Key, Problem
+from evomerge.errors import choose
+from evomerge.methods import IGNORED_PARAMETERS, METHODS
+from evomerge.recipe.reference import WORDS, flat
+from evomerge.recipe.values import scalars, value_problem
+
+
+def inconsistencies(recipe: Any) -> Iterator[Problem]:
+    """Each problem of a recipe that lies in no single key: its place, the value there, and what is wrong."""
+    given = [k for k in ("models", "slices", "modules") if _get(recipe, k)]
+    if len(given) != 1:
+        yield (), None, f'expected exactly one of "models", "slices" and "modules", got {given or "none"}'
+    if _get(recipe, "tokenizer_source") and _get(recipe, "tokenizer"):
+        yield (), None, '"tokenizer_source" and "tokenizer" cannot both be given'
+    name = _get(recipe, "merge_method")
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if method is not None:
+        yield from _parameter_problems(recipe)
+        bases = [_get(holder, "base_model") for _, holder in _holders(recipe)]
+        if method.base == "required" and all(base is None for base in bases):
+            yield (), None, f'merge_method "{method.name}" needs a base_model'
+    yield from _unknown_contents(recipe)
+
+
+def ignored(recipe: Any) -> Iterator[str]:
+    """Parameters that stand where they do nothing, in words. mergekit takes them there too: no error."""
+    method = METHODS[_get(recipe, "merge_method")]
+    for key, holder in _holders(recipe):
+        if not _is_source(key):
+            continue
+        for name in _mapping(_get(holder, "parameters")):
+            parameter = method.parameter(name)
+            if parameter is not None and not parameter.per_source:
+                yield (
+                    f'{_dotted(key)}.parameters: "{name}" has no effect for one source ("{_get(holder, "model")}"): '
+                    f"{method.name} has one {name} for all; give it under the recipe's or the slice's parameters"
+                )
+
+
+def merged_models(recipe: Any) -> list[str]:
+    """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
+    holders = [holder for _, holder in _holders(recipe)]
+    named = [_reference(_get(holder, key)) for key in ("model", "base_model") for holder in holders]
+    return list(dict.fromkeys(r for r in named if r))
+
+
+def tokenizer_model(recipe: Any) -> list[str]:
+    """The model whose tokenizer is asked for by its name, if there is one."""
+    source = _reference(_get(recipe, "tokenizer_source") or _get(_get(recipe, "tokenizer"), "source"))
+    return [source] if source and source not in WORDS else []
+
+
+def _parameter_problems(recipe: Any) -> Iterator[Problem]:
+    """Unknown parameter names, and values of the wrong kind or out of range."""
+    method = METHODS[_get(recipe, "merge_method")]
+    known = [p.name for p in method.parameters]
+    for key, holder in _holders(recipe):
+        for name, setting in _mapping(_get(holder, "parameters")).items():
+            place = (*key, "parameters", name)
+            parameter = method.parameter(str(name))
+            if parameter is not None:
+                for value in scalars(setting):
+                    problem = value_problem(parameter, value)
+                    if problem:
+                        yield place, value, problem
+            elif name not in (*IGNORED_PARAMETERS, *method.ignored):
+                text = f'merge_method "{method.name}" has no parameter "{name}"; {choose(str(name), known)}'
+                yield place, setting, text
+
+
+def _unknown_contents(recipe: Any) -> Iterator[Problem]:
+    """Content hashes of models that the recipe does not name: one that is misspelt would check nothing."""
+    extras = _get(recipe, "evomerge")
+    named = [*merged_models(recipe), *tokenizer_model(recipe)]
+    folders = [f for f in _mapping(_get(extras, "statistics")).values() if isinstance(f, str)]
+    for reference, digest in _mapping(_get(extras, "sources")).items():
+        if reference not in named and reference not in folders:
+            text = f'the recipe names no model "{reference}"; {choose(str(reference), [*named, *folders])}'
+            yield ("evomerge", "sources", reference), digest, text
+
+
+def _holders(recipe: Any) -> Iterator[tuple[Key, Any]]:
+    """Everything in a recipe that may have parameters, with its place: itself, modules, slices and sources."""
+    yield (), recipe
+    modules = [(("modules", name), module) for name, module in _mapping(_get(recipe, "modules")).items()]
+    for key, holder in [((), recipe), *modules]:
+        if key:
+            yield key, holder
+        yield from _listed(key, holder, "models")
+        for place, piece in _listed(key, holder, "slices"):
+            yield place, piece
+            yield from _listed(place, piece, "sources")
+
+
+def _listed(key: Key, holder: Any, name: str) -> Iterator[tuple[Key, Any]]:
+    entries = _get(holder, name)
+    if isinstance(entries, list | tuple):
+        yield from (((*key, name, i), entry) for i, entry in enumerate(entries))
+
+
+def _is_source(key: Key) -> bool:
+    return len(key) > 1 and key[-2] in ("models", "sources")
+
+
+def _get(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _reference(value: Any) -> str | None:
+    """A reference in its short form, or None where it is none."""
+    try:
+        value = flat(value)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))
