@@ -88,7 +88,7 @@ def stopped(
     sized: Path, out: Path, moment: Callable[[int, Path], bool], how: int, *options: str, change: str = ""
 ) -> int | None:
     """Start a merge, send it a signal at a moment; its exit code, or None where it was done before."""
-    file = recipe(sized, "ties")
+    file = recipe(sized, "della")  # the slowest: there must be time for a moment in between
     words = command(file, out, "--threads", "1", *options)
     words = changed(change, words) if change else words
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
