@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     emit(
         args,
         {"out": out, **facts, "bytes": size, "seconds": seconds},
-        f"{out}: {facts['tensors']} tensors, {size / 1e6:.1f} MB, from {facts['samples']} documents "
+        f"{out}: {facts['tensors']} tensors, {size / 1e6:.1f} MB, documents: {facts['samples']} "
         f"({facts['tokens']:,} tokens)\nIn a recipe: evomerge: {key}",
     )
     return 0

@@ -11,6 +11,8 @@ PROGRAM = 220 << 20
 # Elements that a thread works on at a time, and how many float64 copies of them it may hold for each input.
 PIECE = 1 << 18
 COPIES = 3
+# Of float64, which the kernels do not know, torch holds whole chains of operations (measured, with room).
+COPIES_DOUBLE = 10
 # From this size on the threads share one tensor; below it each takes a tensor of its own.
 SHARED_ELEMENTS = 1 << 24
 # Where the largest elements of a tensor are asked for, those near the cut are listed: at most this share of all, with
@@ -31,7 +33,8 @@ def peak_bytes(plan: Plan, threads: int | None = None) -> int:
     inputs = max((len(t.reads) for t in plan.tensors), default=1) + 2
     by_row = [t for t in plan.tensors if len(t.shape) > 1]
     row = max((t.elements // max(t.shape[0], 1) for t in by_row), default=0)
-    pieces = workers * inputs * COPIES * 8 * max(PIECE, row)
+    copies = COPIES_DOUBLE if any(_in_double(plan, t) for t in plan.tensors) else COPIES
+    pieces = workers * inputs * copies * 8 * max(PIECE, row)
     whole = 0
     if plan.recipe.method.whole:
         large = max((_whole_bytes(plan, t) for t in by_row), default=0)
@@ -62,13 +65,17 @@ def _listed_bytes(plan: Plan, t: TensorPlan) -> int:
 
     In float64 the kernels are not used, and nothing is listed.
     """
-    if plan.recipe.dtype == "float64" or any(plan.info(i).dtype == "F64" for i in t.reads):
+    if _in_double(plan, t):
         return 0
     densities = t.parameters.get("density", ())
     assert isinstance(densities, tuple)
     ends = 2 if "gamma" in t.parameters else 1
     lists = ends * sum(0.0 < d < 1.0 for d in densities) + (0.0 < float(t.parameters.get("select_topk", 1.0)) < 1.0)  # type: ignore[arg-type]
     return int(t.elements * LISTED * (IN_LIST * lists + SORTED)) if lists else 0
+
+
+def _in_double(plan: Plan, t: TensorPlan) -> bool:
+    return plan.recipe.dtype == "float64" or any(plan.info(i).dtype == "F64" for i in t.reads)
 
 
 def usable_cores() -> int:

@@ -288,8 +288,8 @@ def _piece_problems(recipe: Recipe, piece: Piece, sources: Mapping[str, Source])
         have = sources[s.model].layout.layers_of(piece.module)
         if s.layer_range[1] > have:
             yield (
-                f'{piece.where}: layer_range {list(s.layer_range)} of "{s.model}": the model has layers 0 to {have} '
-                "(end)"
+                f'{piece.where}: layer_range {list(s.layer_range)} of "{s.model}": the model has {have} layers; '
+                f"expected [first, end] within [0, {have}]"
             )
     if method.base == "required":
         if piece.base_model is None:

@@ -90,8 +90,10 @@ def find_folder(parsed: ModelReference, reference: str, root: Path | None) -> Fo
         raise SourceError(
             f'model "{reference}": "{parsed.revision}" is no revision; expected a branch, a tag or a commit after the @'
         )
-    told = f'model "{reference}": no such folder{_hint(path, root)}; and'
-    return Folder(small_files(parsed, told), repo=name)
+    try:
+        return Folder(small_files(parsed, f'model "{reference}": no such folder, and'), repo=name)
+    except SourceError as e:
+        raise SourceError(f"{e}{_hint(path, root)}") from None
 
 
 def local_folder(name: str, root: Path | None) -> Path | None:
@@ -116,5 +118,5 @@ def _hint(path: Path, root: Path | None) -> str:
             near = nearest(path.name, [p.name for p in sorted(parent.iterdir()) if p.is_dir()])
             if near:
                 return f'; did you mean "{parent / near}"?'
-    near = nearest(path.name, zoo.NAMES)
+    near = nearest(path.name, zoo.NAMES) if path == Path(path.name) else None
     return f'; did you mean "{ZOO}{near}"?' if near else ""

@@ -127,7 +127,7 @@ def test_planned_to_the_end_without_building(family: Family, tmp_path: Path, mon
 
 
 BAD = {
-    'the final recipe: slices[0]: layer_range [0, 5] of "deep": the model has layers 0 to 4': STACKED.replace(
+    'the final recipe: slices[0]: layer_range [0, 5] of "deep": the model has 4 layers': STACKED.replace(
         "layer_range: [0, 4]", "layer_range: [0, 5]"
     ),
     '"deep": slices[1]: layer_range [1, 9]': STACKED.replace("[1, 3]", "[1, 9]"),

@@ -305,7 +305,7 @@ BAD = {
     "[{model: <A>}, {model: <T>}]}}",
     "vision_tower would have 1 layers instead of 2; only the text_decoder can have another number": "modules: "
     "{vision_tower: {slices: [{sources: [{model: <A>, layer_range: [0, 1]}]}]}}",
-    'modules.vision_tower.slices[0]: layer_range [0, 3] of "<A>": the model has layers 0 to 2': "modules: "
+    'modules.vision_tower.slices[0]: layer_range [0, 3] of "<A>": the model has 2 layers': "modules: "
     "{vision_tower: {slices: [{sources: [{model: <A>, layer_range: [0, 3]}]}]}}",
 }  # fmt: skip
 

@@ -184,7 +184,7 @@ BAD = {
     "takes 1 model(s) beside the base_model; got 2": "{merge_method: slerp, base_model: <BASE>, parameters: {t: 0.5}, "
     "models: [{model: <A>}, {model: <B>}]}",
     "takes 1 model(s); got 2": "{merge_method: passthrough, models: [{model: <A>}, {model: <B>}]}",
-    'layer_range [1, 4] of "<A>": the model has layers 0 to 3': "{merge_method: passthrough, "
+    'layer_range [1, 4] of "<A>": the model has 3 layers': "{merge_method: passthrough, "
     "slices: [{sources: [{model: <A>, layer_range: [1, 4]}]}]}",
     "whose layer ranges differ": "{merge_method: ties, base_model: <BASE>, parameters: {weight: 1}, slices: "
     "[{sources: [{model: <A>, layer_range: [0, 2]}, {model: <B>, layer_range: [1, 3]}]}]}",

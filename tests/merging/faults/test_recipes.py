@@ -80,7 +80,7 @@ def test_files_made_to_harm(text: str | bytes, words: str, models: Path, refused
         ),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: ./a, layer_range: [0, 99]}]}]",
-            ["layer_range [0, 99]", "the model has layers 0 to 4"],
+            ["layer_range [0, 99]", "the model has 4 layers"],
         ),
         (f"merge_method: linear\n{ONE}\nevomerge: {{seed: -1}}", ["evomerge.seed = -1"]),
         (
