@@ -84,6 +84,11 @@ def changed(change: str, words: list[str]) -> list[str]:
 NAMED_FILES = "del os.O_TMPFILE"
 
 
+def interruptible() -> None:
+    """Where tests run in the background of a shell, SIGINT is ignored by all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stopped(
     sized: Path, out: Path, moment: Callable[[int, Path], bool], how: int, *options: str, change: str = ""
 ) -> int | None:
@@ -91,7 +96,7 @@ def stopped(
     file = recipe(sized, "della")  # the slowest: there must be time for a moment in between
     words = command(file, out, "--threads", "1", *options)
     words = changed(change, words) if change else words
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=interruptible)
     deadline = time.monotonic() + 120
     sent = False
     while time.monotonic() < deadline:
