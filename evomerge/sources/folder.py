@@ -81,7 +81,7 @@ def find_folder(parsed: ModelReference, reference: str, root: Path | None) -> Fo
         _check_plain(parsed, reference, f"{folder} is a folder, which has no revisions")
         return Folder(folder, local=True)
     path = Path(os.path.expanduser(name))
-    for file in (path, root / path if root else path):
+    for file in _places(path, root):
         if os.path.exists(file):
             raise SourceError(f'model "{reference}": {file} is a file, expected the folder of a checkpoint')
     if not _HUB_ID.fullmatch(name):
@@ -101,8 +101,12 @@ def local_folder(name: str, root: Path | None) -> Path | None:
 
     A name that the system cannot even be asked for (too long, say), for which Path.is_dir has an error, is no folder's.
     """
-    path = Path(os.path.expanduser(name))
-    return next((p for p in (path, root / path if root else path) if os.path.isdir(p)), None)
+    return next((p for p in _places(Path(os.path.expanduser(name)), root) if os.path.isdir(p)), None)
+
+
+def _places(path: Path, root: Path | None) -> tuple[Path, ...]:
+    """Where something of that name may lie: below the current folder, then below `root`."""
+    return (path, root / path) if root else (path,)
 
 
 def _check_plain(parsed: ModelReference, reference: str, why: str) -> None:
@@ -113,7 +117,7 @@ def _check_plain(parsed: ModelReference, reference: str, why: str) -> None:
 
 def _hint(path: Path, root: Path | None) -> str:
     """The folder that looks most like a missing one, or the zoo's model of that name."""
-    for parent in dict.fromkeys((path.parent, (root or Path()) / path.parent)):
+    for parent in _places(path.parent, root):
         if os.path.isdir(parent) and os.access(parent, os.R_OK | os.X_OK):
             near = nearest(path.name, [p.name for p in sorted(parent.iterdir()) if p.is_dir()])
             if near:

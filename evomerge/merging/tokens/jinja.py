@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+@lru_cache(maxsize=16)  # a search plans hundreds of candidates with one template
 def syntax_problem(text: str) -> str | None:
     """What is wrong with the text of a chat template, in words; None where it can be read."""
     from jinja2 import TemplateSyntaxError
