@@ -262,11 +262,10 @@ def _fields_at(model: type[BaseModel], key: Key) -> list[str]:
             continue
         below: list[type[BaseModel]] = []
         for m in models:
-            field = m.model_fields.get(str(part))
-            if field is not None:
-                below += _models_in(field.annotation)
+            found = [f for name, f in m.model_fields.items() if str(part) == (f.alias or name)]
+            below += [model for field in found for model in _models_in(field.annotation)]
         models = below or models
-    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+    return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,4 +1,5 @@
-"""The README's commands, run as they stand: blocks marked ```console runnable, in order, in one temporary folder."""
+"""The commands of the README and of docs/, run as they stand: blocks marked ```console runnable, in order, in one folder
+for each document."""
 
 from __future__ import annotations
 
@@ -15,30 +16,33 @@ from evomerge.cli import main
 from evomerge.cli.commands import COMMANDS, parse
 from evomerge.errors import InputError
 
-README = Path(__file__).parents[1] / "README.md"
-FILE = re.compile(r"^```(?:yaml|text) ([\w.-]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCK = re.compile(r"^```console([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# What has commands that can be run here.
+DOCUMENTS = [README, *sorted(f for f in (ROOT / "docs").glob("*.md") if "```console runnable" in f.read_text())]
+FILE = re.compile(r"^```(?:yaml|text) ([\w.-]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def commands(*, slow: bool) -> list[list[str]]:
-    """The marked commands in the README's order; the quick ones are needed by the slow ones."""
+def commands(document: Path, *, slow: bool) -> list[list[str]]:
+    """The marked commands in the document's order; the quick ones are needed by the slow ones."""
     found: list[list[str]] = []
-    for marks, body in BLOCK.findall(README.read_text(encoding="utf-8")):
+    for marks, body in BLOCK.findall(document.read_text(encoding="utf-8")):
         if "runnable" in marks and (slow or "slow" not in marks):
             found += [shlex.split(line[2:]) for line in body.splitlines() if line.startswith("$ ")]
     return found
 
 
-def write_files(folder: Path) -> None:
-    """The files that the README shows by name (```yaml recipe.yaml)."""
-    files = FILE.findall(README.read_text(encoding="utf-8"))
-    assert files
+def write_files(document: Path, folder: Path) -> None:
+    """The files that a document shows by name (```yaml recipe.yaml)."""
+    files = FILE.findall(document.read_text(encoding="utf-8"))
+    assert files or document != README
     for name, text in files:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def run_all(found: list[list[str]], folder: Path) -> None:
-    write_files(folder)
+def run_all(document: Path, found: list[list[str]], folder: Path) -> None:
+    write_files(document, folder)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(README.parent)}
     for command in found:
         assert command[0] == "evomerge", f"only evomerge's own commands can be run here: {command}"
@@ -48,12 +52,15 @@ def run_all(found: list[list[str]], folder: Path) -> None:
         assert done.returncode == 0, f"{shlex.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
-def test_quick_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_quick_commands(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In this process: nine fresh ones would spend most of their time on imports."""
-    found = commands(slow=False)
-    assert len(found) >= 5
+    found = commands(document, slow=False)
+    assert len(found) >= (5 if document == README else 1)
     monkeypatch.chdir(tmp_path)
-    write_files(tmp_path)
+    write_files(document, tmp_path)
     for command in found:
         code = main(command[1:])
         assert code == 0, f"{shlex.join(command)}: exit code {code}\n{capsys.readouterr().err}"
@@ -61,10 +68,11 @@ def test_quick_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_commands(tmp_path: Path) -> None:
-    found = commands(slow=True)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_all_commands(document: Path, tmp_path: Path) -> None:
+    found = commands(document, slow=True)
     assert any(c[1] == "search" for c in found)
-    run_all(found, tmp_path)
+    run_all(document, found, tmp_path)
 
 
 def test_every_command_is_in_the_readme() -> None:
@@ -74,7 +82,8 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_console_blocks_name_commands_that_exist() -> None:
     """Unmarked blocks too (they need the network or much time): their evomerge commands and options parse."""
-    for marks, body in BLOCK.findall(README.read_text(encoding="utf-8")):
+    blocks = [block for document in DOCUMENTS for block in BLOCK.findall(document.read_text(encoding="utf-8"))]
+    for marks, body in blocks:
         for line in body.splitlines():
             words = shlex.split(line.removeprefix("$ "))
             if not line.startswith("$ ") or words[0] != "evomerge" or words[1] == "--help":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from evomerge.errors import SourceError
-from evomerge.sources import TEXT, Source, check_fit, open_source
+from evomerge.sources import TEXT, Source, check_fit, check_path_fit, open_source
 
 WIDTH, HEAD = 4, 2
 
@@ -68,10 +69,10 @@ def model(tmp_path: Path) -> Source:
     return saved(tmp_path / "model", llama())
 
 
-def refused(*sources: Source, **options: Any) -> list[str]:
+def refused(*sources: Source, check: Callable[..., None] = check_fit, **options: Any) -> list[str]:
     """What is said of each source that does not fit the first."""
     with pytest.raises(SourceError) as e:
-        check_fit(list(sources), **options)
+        check(list(sources), **options)
     head, *lines = str(e.value).split("\n  ")
     if not lines:  # one source: one line
         head, _, line = head.partition(": ")
@@ -89,7 +90,7 @@ FUSED = "(models of different shape can only be fused: evomerge fuse, planned)"
 PAIRED = "(use `slices:` with layer_range to choose which layers are paired)"
 TOKENS = "(a tokenizer in the recipe reconciles vocabularies: tokenizer_source: union, base, or one of the models)"
 ALIKE = "(use models saved alike)"
-MISMATCHES = {
+MISMATCHES: dict[str, dict[str, Any]] = {
     "architecture MistralForCausalLM against LlamaForCausalLM (models of different architecture can only be fused: "
     "evomerge fuse, planned)": {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
     f"hidden_size 8 against 4 {FUSED}": {"hidden_size": 8},
@@ -226,3 +227,105 @@ def test_layers_counted_where_a_composite_configuration_leaves_them_out(tmp_path
     old = saved(tmp_path / "old", config, {n: np.ones(t.shape, np.float32) for n, t in source.tensors.items()})
     assert old.num_layers == 2
     check_fit([source, old])
+
+
+def test_in_a_stack_only_the_ends_have_vocabularies(model: Source, tmp_path: Path) -> None:
+    wide = saved(tmp_path / "wide", llama(vocab_size=12))
+    tied = saved(tmp_path / "tied", llama(tie_word_embeddings=True))
+    check_fit([model, wide, tied], layers=False, ends=[model])
+    assert refused(model, wide, tied, layers=False, ends=[model, wide]) == [f"vocab_size 12 against 11 {TOKENS}"]
+    (told,) = refused(model, wide, tied, layers=False, ends=[model, tied])
+    assert told.startswith(f'"{tied.reference}" has no output head of its own')
+    # The first model need not be one of them.
+    with pytest.raises(SourceError) as e:
+        check_fit([tied, model, wide], layers=False, ends=[model, wide])
+    assert str(e.value).endswith(
+        f'"{wide.reference}" does not fit "{model.reference}": vocab_size 12 against 11 {TOKENS}'
+    )
+    # Layers still have to be alike.
+    other = saved(tmp_path / "other", llama(num_key_value_heads=2))
+    (told,) = refused(model, other, layers=False, ends=[model])
+    assert told.startswith("num_key_value_heads 2 against 1")
+
+
+ONE = "(a path has one config.json for all of its layers)"
+FULL = {
+    "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "head_dim": HEAD, "max_position_embeddings": 64,
+}  # fmt: skip
+PATHS: dict[str, dict[str, Any]] = {
+    f"rope_parameters.rope_theta 500000.0 against 10000.0 {ONE}":
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    f"rms_norm_eps 1e-05 against 1e-06 {ONE}": {"rms_norm_eps": 1e-5},
+    f"hidden_act 'gelu' against 'silu' {ONE}": {"hidden_act": "gelu"},
+    f"hidden_act 'gelu' against 'silu', rms_norm_eps 1e-05 against 1e-06 {ONE}":
+        {"rms_norm_eps": 1e-5, "hidden_act": "gelu"},
+    f"rope_parameters.rope_type 'linear' against 'default' {ONE}":
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+    f"head_dim 4 against 2 {FUSED}": {"head_dim": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", PATHS)
+def test_what_all_layers_of_a_path_share(words: str, tmp_path: Path) -> None:
+    first = saved(tmp_path / "first", llama(**FULL))
+    other = saved(tmp_path / "other", llama(**{**FULL, **PATHS[words]}))
+    assert refused(first, other, check=check_path_fit) == [words]
+    if ONE in words:
+        check_fit([first, other])  # tensor by tensor they can be merged
+
+
+def test_everything_that_keeps_layers_off_one_path(tmp_path: Path) -> None:
+    first = saved(tmp_path / "first", llama(**FULL))
+    other = saved(tmp_path / "other", llama(**{**FULL, "rms_norm_eps": 1e-5, "num_key_value_heads": 2}))
+    wide = saved(tmp_path / "wide", llama(**FULL, hidden_size=8, num_attention_heads=4))
+    told = refused(first, other, wide, check=check_path_fit)
+    assert told == [
+        'num_key_value_heads 2 against 1, tensor "model.layers.0.self_attn.k_proj.weight" has shape [4, 4] against '
+        f"[2, 4] {FUSED}; rms_norm_eps 1e-05 against 1e-06 {ONE}",
+        f"hidden_size 8 against 4, num_attention_heads 4 against 2 {FUSED}",
+    ]
+
+
+def test_another_architecture_is_told_alone(tmp_path: Path) -> None:
+    changed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "rms_norm_eps": 1e-5}
+    sources = [saved(tmp_path / "a", llama(**FULL)), saved(tmp_path / "b", llama(**{**FULL, **changed}))]
+    (told,) = refused(*sources, check=check_path_fit)
+    assert told.startswith("architecture MistralForCausalLM against LlamaForCausalLM") and ONE not in told
+
+
+def test_what_models_of_one_path_may_have_of_their_own(tmp_path: Path) -> None:
+    own = {
+        "num_hidden_layers": 3, "vocab_size": 13, "bos_token_id": 7, "eos_token_id": [1, 2], "pad_token_id": 3,
+        "dtype": "float16", "_name_or_path": "elsewhere", "transformers_version": "4.1", "use_cache": False,
+        "max_position_embeddings": 128, "attention_dropout": 0.1, "initializer_range": 0.5,
+        "layer_types": ["full_attention"] * 3, "tie_word_embeddings": True,
+    }  # fmt: skip
+    first = saved(tmp_path / "first", llama(**FULL))
+    other = saved(tmp_path / "other", llama(**{**FULL, **own}))
+    check_path_fit([first, other])
+    check_path_fit({"first": first, "other": other}, ends=[first])
+    check_path_fit([first])
+    (told,) = refused(first, other, check=check_path_fit, ends=[first, other])
+    assert told.startswith("vocab_size 13 against 11")
+
+
+def test_older_names_and_what_is_left_out_are_no_difference(tmp_path: Path) -> None:
+    new = {**FULL, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
+    old = {"rope_scaling": {"type": "linear", "factor": 2.0}, "max_position_embeddings": 64}  # the rest as by default
+    first = saved(tmp_path / "first", llama(**new))
+    check_path_fit([first, saved(tmp_path / "other", llama(**old))])
+    changed = {**old, "rope_theta": 2e4}
+    assert refused(first, saved(tmp_path / "changed", llama(**changed)), check=check_path_fit) == [
+        f"rope_parameters.rope_theta 20000.0 against 10000.0 {ONE}"
+    ]
+
+
+def test_a_family_that_transformers_does_not_know(tmp_path: Path) -> None:
+    nobody = {"model_type": "nobody", "architectures": ["NobodyForCausalLM"], "twist": 3}
+    first = saved(tmp_path / "first", llama(**nobody))
+    check_path_fit([first, saved(tmp_path / "same", llama(**nobody))])
+    for number, (twist, words) in enumerate({4: "4", None: "none given"}.items()):
+        changed = {k: v for k, v in {**nobody, "twist": twist}.items() if v is not None}
+        other = saved(tmp_path / f"{number}", llama(**changed))
+        assert refused(first, other, check=check_path_fit) == [f"twist {words} against 3 {ONE}"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
 from evomerge.errors import InputError
+
+if TYPE_CHECKING:
+    from evomerge.space import SearchSpace
 
 DESCRIPTION = """\
 Check a file before time is spent on it: a search space, a recipe (or a chain of them) or an evaluator, told apart by
@@ -95,18 +98,26 @@ def _recipe(path: Path) -> Facts:
 
 
 def _space(path: Path) -> Facts:
-    from evomerge.sources import check_fit, open_sources
-    from evomerge.space import load_space
+    from evomerge.pipeline.models import live_of, open_space, second_space
+    from evomerge.space import HybridConfig, load_space
 
     config = load_space(path)
-    references = config.references()
-    sources = open_sources(references, root=path.parent, weights=False)
-    check_fit(sources, vocabulary=config.tokenizer_source is None)
-    first = next(iter(sources.values()))
-    space = config.bind(first.num_layers, first.tensors)
+    if not isinstance(config, HybridConfig):
+        sources, space = open_space(config, path.parent)
+        return _space_facts(space, sources[live_of(config)].num_layers), space.describe()
+    sources, first = open_space(config.parameter, path.parent)
+    merge = sources[live_of(config.parameter)]
+    second = second_space(config, merge, path.parent)
+    stages = {"parameter": first, "dataflow": second}
+    facts = {name: _space_facts(space, merge.num_layers) for name, space in stages.items()}
+    lines = [f"{config.share:.0%} of the budget: {first.describe()}", f"the rest: {second.describe()}"]
+    return {"kind": config.kind, "share": config.share, **facts}, "\n".join(lines)
+
+
+def _space_facts(space: SearchSpace, layers: int) -> dict[str, Any]:
+    method = {"method": list(space.config.method)} if hasattr(space.config, "method") else {"kind": space.config.kind}
     names = [p.name for p in space.parameters]
-    facts = {"method": list(config.method), "models": references, "layers": first.num_layers, "parameters": names}
-    return facts, _words(space.describe())
+    return {**method, "models": space.config.references(), "layers": layers, "parameters": names}
 
 
 def _evaluator(path: Path) -> Facts:

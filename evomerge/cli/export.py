@@ -50,8 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
     from evomerge.pipeline import export
 
-    number = export(study, args.out, args.trial, overwrite=args.overwrite)
-    emit(args, {"study": name, "trial": number, "out": str(args.out)}, f"{args.out}: candidate {number} of {name}")
+    done = export(study, args.out, args.trial, overwrite=args.overwrite)
+    words = f"{args.out}: candidate {done.number} of {name}"
+    facts: dict[str, Any] = {"study": name, "trial": done.number, "out": str(args.out)}
+    if done.path is not None:
+        from evomerge.report.outputs import write_atomically
+        from evomerge.report.path import path_text, write_path_png
+
+        path = done.path
+        write_atomically(args.out / "path.png", lambda part: write_path_png(path, done.names, done.depths, part))
+        facts["path"] = path_text(path, done.names)
+        words += f"\n{facts['path']} (path.png)"
+    emit(args, facts, words)
     return 0
 
 

@@ -60,6 +60,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     where.add_argument(
         "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
     )
+    where.add_argument(
+        "--prefix-memory", type=_gigabytes, default=1.0, metavar="GB",
+        help="data-flow spaces: each worker's memory for what candidates' common beginnings gave; 0: none (default: 1)",
+    )  # fmt: skip
     where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
     parser.set_defaults(run=run)
 
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         study=args.study, storage=args.storage, out=args.out,
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
-        enqueue=args.enqueue,
+        enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),
     )  # fmt: skip
     with Progress() as progress:
         try:
@@ -92,12 +96,20 @@ def run(args: argparse.Namespace) -> int:
             raise
     out = outcome.model.parent
     write_outputs(outcome, out)
-    emit(
-        args,
-        to_dict(outcome),
-        f"{table_text(outcome)}\n{out}/: model/, recipe.yaml, README.md, result.json, history.png, *.parquet, study.db",
-    )
+    path = "path.png, " if outcome.path is not None else ""
+    files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet, study.db"
+    emit(args, to_dict(outcome), f"{table_text(outcome)}\n{out}/: {files}")
     return 0
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a number of gigabytes, 0 or more')
+    return number
 
 
 def _seed(text: str) -> int:

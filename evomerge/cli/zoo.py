@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,19 @@ def _list(args: argparse.Namespace) -> int:
     models = [_model(name) for name in zoo.NAMES]
     folder = presets.folder("evaluators") / "zoo"
     tasks = [{"task": f.stem, "about": _first_comment(f)} for f in sorted(folder.glob("*.yaml"))]
-    lines = ["models", *(f"  zoo:{m['name']:<10} {m['parameters']:,} parameters, {m['layers']} layers" for m in models)]
-    width = max((len(t["task"]) for t in tasks), default=0)
-    lines += ["tasks", *(f"  {t['task']:<{width}}  {t['about']}" for t in tasks)]
+    lines = ["models", *_columns([(m["reference"], _size(m), m["about"]) for m in models])]
+    lines += ["tasks", *_columns([(t["task"], t["about"]) for t in tasks])]
     emit(args, {"models": models, "tasks": tasks}, "\n".join(lines))
     return 0
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _size(model: dict[str, Any]) -> str:
+    return f"{model['parameters']:,} parameters, {model['layers']} layers"
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -65,6 +74,7 @@ def _model(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "reference": f"zoo:{name}",
+        "about": zoo.ABOUT[name],
         "path": path,
         "parameters": count,
         "layers": config["num_hidden_layers"],

@@ -31,12 +31,16 @@ class TaskConfig(Frozen):
         metric: As lm-eval writes it: "exact_match", or "exact_match,FILTER". Default: the task's first metric.
         weight: Share in the score.
         higher_is_better: Default: as lm-eval has it (python: true).
+        greedy_likelihood: For a generate_until task of lm-eval that is scored by exact_match against one right answer:
+            on the search split, one forward pass over prompt and answer says whether greedy generation would give it.
+            The results are generation's, for a fraction of the time; select and test generate all the same.
     """
 
     name: str
     metric: str | None = None
     weight: float = Field(default=1.0, ge=0)
     higher_is_better: bool | None = None
+    greedy_likelihood: bool = False
 
 
 class SplitConfig(Frozen):
@@ -128,6 +132,14 @@ class EvaluatorConfig(Frozen):
             raise ValueError(f"tasks named twice: {', '.join(twice)}")
         if not any(t.weight for t in self.tasks):
             raise ValueError("every task has weight 0: nothing to search for")
+        read = [t for t in self.tasks if t.greedy_likelihood]
+        if read and self.kind != "lm_eval":
+            raise ValueError(f'task "{read[0].name}": greedy_likelihood belongs to kind "lm_eval"')
+        idle = [t.name for t in read if not t.weight]
+        if idle:
+            raise ValueError(
+                f'task "{idle[0]}": greedy_likelihood is for the search, which a task of weight 0 is not in'
+            )
         if self.kind == "python" and (self.function is None or ":" not in self.function):
             raise ValueError('kind "python" needs function: file.py:function')
         if self.kind != "python" and (self.function or self.items):

@@ -22,6 +22,8 @@ import torch
 from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.greedy import Drafts
+from evomerge.evaluation.obstacles import obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, content_id, divide
 from evomerge.score import Score, TaskScore
@@ -31,7 +33,12 @@ CPU_BATCH = 64
 
 @dataclass
 class _Prepared:
-    """A task with what is fixed for every candidate."""
+    """A task with what is fixed for every candidate.
+
+    Attributes:
+        greedy: Whether the search split is scored by greedy likelihood.
+        drafts: For that, what is fixed while the live model is the same one.
+    """
 
     name: str
     task: Any
@@ -40,6 +47,8 @@ class _Prepared:
     weight: float
     higher: bool
     items: Mapping[Split, list[Item]]
+    greedy: bool = False
+    drafts: Drafts | None = None
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
 
@@ -98,8 +107,9 @@ class HarnessEvaluator:
             if split not in task.requests:
                 task.requests[split] = self._build(task, split, lm)
         seed_all(self._config.seed)
+        read = [t.name for t in tasks if t.greedy and split == "search"]
         requests: dict[str, list[Any]] = {}
-        for task in tasks:
+        for task in (t for t in tasks if t.name not in read):
             for request in task.requests[split]:
                 request.resps, request.filtered_resps = [], {}
                 requests.setdefault(request.request_type, []).extend([request] * request.repeats)
@@ -109,7 +119,8 @@ class HarnessEvaluator:
                     answers = getattr(lm, kind)(batch)
                 for request, answer in zip(batch, answers, strict=True):
                     request.resps.append(answer)
-        return Score(tuple(self._score(task, split) for task in tasks))
+            scores = {task.name: self._read(task, lm) for task in tasks if task.name in read}
+        return Score(tuple(scores[t.name] if t.name in scores else self._score(t, split) for t in tasks))
 
     def _language_model(self, model: Any, tokenizer: Any) -> Any:
         """lm-eval's wrapper of a model; kept while the model is the same."""
@@ -117,6 +128,8 @@ class HarnessEvaluator:
             from lm_eval.models.huggingface import HFLM
 
             config = self._config
+            for task in self._tasks:
+                task.drafts = None  # their tokens are the tokenizer's, and where they are cut is the model's
             size: int | str = config.batch_size
             if size == "auto" and model.device.type == "cpu":
                 # lm-eval's search for the largest batch runs until memory is out, which on a CPU is the machine's.
@@ -186,8 +199,13 @@ class HarnessEvaluator:
         higher = entry.higher_is_better
         if higher is None:
             higher = bool(task.higher_is_better().get(metric, True))
-        items = divide(task.eval_docs, config.splits, config.split_seed, name)
-        return _Prepared(name, task, metric, chosen or filters[0], weight, higher, items)
+        docs, chosen = task.eval_docs, chosen or filters[0]
+        items = divide(docs, config.splits, config.split_seed, name)
+        if entry.greedy_likelihood:
+            found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
+            if found:
+                raise EvaluatorError("\n".join(f"{self._greedily(name)}: {line}" for line in found))
+        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood)
 
     def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
         """lm-eval's requests for the items of a split."""
@@ -206,6 +224,22 @@ class HarnessEvaluator:
                 tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
             )
         return list(task.task.instances)
+
+    def _read(self, task: _Prepared, lm: Any) -> TaskScore:
+        """The search split by greedy likelihood."""
+        if task.drafts is None:
+            requests = task.requests["search"]
+            answers = [right_answer(task.task, r.doc) for r in requests]
+            delimiter = task.task.config.target_delimiter
+            task.drafts = Drafts(requests, answers, delimiter, lm, self._greedily(task.name))
+        with _quiet():
+            results = task.drafts.results()
+        # Named apart, for a figure of this kind is never one of a table of results: those generate.
+        return task_score(task.name, f"{task.metric} (greedy likelihood)", results, task.weight, task.higher,
+                          task.items["search"], task.task.aggregation()[task.metric])  # fmt: skip
+
+    def _greedily(self, name: str) -> str:
+        return f'{self._file.file}: task "{name}": greedy_likelihood: true'
 
     def _score(self, task: _Prepared, split: Split) -> TaskScore:
         requests = task.requests[split]

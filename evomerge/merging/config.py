@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.merging.plan import Plan
 from evomerge.merging.tokens import set_vocabulary
-from evomerge.sources import LAYER_KEYS, Source
+from evomerge.sources import LAYER_KEYS, Source, completed_config
 
 # Settings that go with a rule by a layer's number.
 _BY_POSITION = re.compile(r"sliding|window|pattern|interval|interleave|chunk|sparse_step")
@@ -48,15 +49,30 @@ def _set_layers(plan: Plan, text: dict[str, Any]) -> None:
     keys = [key for key in LAYER_KEYS if key in text] or [LAYER_KEYS[0]]
     text.update(dict.fromkeys(keys, len(plan.layers)))
     full = {reference: _completed(plan.sources[reference]) for reference in dict.fromkeys(m for m, _ in plan.layers)}
-    donor = full.setdefault(plan.donor, _completed(plan.sources[plan.donor]))
-    depth = plan.sources[plan.donor].num_layers
-    for key, value in donor.items():
+    full.setdefault(plan.donor, _completed(plan.sources[plan.donor]))
+    text.update(lists_by_layer(plan.layers, plan.donor, plan.sources[plan.donor].num_layers, full))
+
+
+def lists_by_layer(
+    layers: Sequence[tuple[str, int]], donor: str, depth: int, complete: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A configuration's lists with one entry per layer (layer_types, ...), and lists of layers (mlp_only_layers).
+
+    Args:
+        layers: Model and layer of each.
+        donor: Reference of the model whose configuration it is.
+        depth: Number of that model's own layers.
+        complete: Each model's configuration; nothing that has an entry per layer is left to a rule.
+    """
+    found: dict[str, Any] = {}
+    for key, value in complete[donor].items():
         if "layer" not in key or not isinstance(value, list):
             continue
         if _numbers_of_layers(value, depth):
-            text[key] = [at for at, (model, layer) in enumerate(plan.layers) if layer in full[model].get(key, value)]
+            found[key] = [at for at, (model, layer) in enumerate(layers) if layer in complete[model].get(key, value)]
         elif len(value) == depth:
-            text[key] = [_entry(full[model].get(key), layer, value) for model, layer in plan.layers]
+            found[key] = [_entry(complete[model].get(key), layer, value) for model, layer in layers]
+    return found
 
 
 def _entry(own: Any, layer: int, donor: list[Any]) -> Any:
@@ -83,10 +99,4 @@ def _completed(source: Source) -> dict[str, Any]:
     listed = any("layer" in k and isinstance(v, list) and len(v) == source.num_layers for k, v in own.items())
     if listed or not any(_BY_POSITION.search(k) and v for k, v in own.items()):
         return own
-    from transformers import AutoConfig
-
-    try:
-        known = AutoConfig.from_pretrained(source.path, local_files_only=True).get_text_config().to_dict()
-    except (OSError, ValueError, KeyError):
-        return own  # a family that it does not know
-    return {**known, **own}
+    return {**(completed_config(source) or {}), **own}

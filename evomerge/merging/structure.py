@@ -156,14 +156,19 @@ def build(recipe: Recipe, sources: Mapping[str, Source], *, vocabulary: bool = T
     problems: list[str] = []
     for module in modules:
         by_name = bool(module.models)
-        named = list(dict.fromkeys(s.model for p in pieces if p.module == module.name for s in p.sources))
+        own = [p.sources for p in pieces if p.module == module.name]
+        named = list(dict.fromkeys(s.model for listed in own for s in listed))
         lacking = [r for r in named if module.name not in sources[r].layout.stacks]
         if lacking:
             has = ", ".join(sources[lacking[0]].layout.stacks)
             problems.append(f'{module.where.rstrip(".")}: "{lacking[0]}" has no {module.name}; it has {has}')
             continue
         try:
-            check_fit([sources[r] for r in named], layers=by_name, vocabulary=vocabulary, modules=[module.name])
+            # In a stack, the embeddings are the first slice's, the head the last's, and no other model's is used.
+            stack = not by_name and all(len(listed) == 1 for listed in own)
+            ends = [sources[own[0][0].model], sources[own[-1][0].model]] if stack else None
+            fitting = [sources[r] for r in named]
+            check_fit(fitting, layers=by_name, vocabulary=vocabulary, modules=[module.name], ends=ends)
         except SourceError as e:
             problems.append(str(e))
     structural = [p for piece in pieces for p in _piece_problems(recipe, piece, sources)]

@@ -10,7 +10,16 @@ from typing import Any
 from evomerge.errors import RecipeError, SourceError
 from evomerge.merging.statistics import unnamed
 from evomerge.merging.tokens import check_template
-from evomerge.recipe import InputModel, InputSlice, ModelReference, Module, Parameters, Recipe, merged_models
+from evomerge.recipe import (
+    InputModel,
+    InputSlice,
+    ModelReference,
+    Module,
+    Parameters,
+    Recipe,
+    merged_models,
+    stack_ends,
+)
 from evomerge.sources import Source, check_fit, open_source
 
 # Sources, what they are merged against, and the parameters that apply to all of them.
@@ -48,8 +57,11 @@ def misfits(recipe: Any, made: Collection[str], root: Path | None) -> list[str]:
         with suppress(RecipeError, SourceError):
             if ModelReference.parse(reference).path not in made:
                 opened.append(open_source(reference, root, weights=False))
+    own = stack_ends(recipe)
+    ends = None if own is None else [s for s in opened if s.reference in own]
+    vocabulary = not (has("tokenizer_source") or has("tokenizer"))
     try:
-        check_fit(opened, layers=has("models"), vocabulary=not (has("tokenizer_source") or has("tokenizer")))
+        check_fit(opened, layers=has("models"), vocabulary=vocabulary, ends=ends)
     except SourceError as e:
         return str(e).splitlines()
     return []

@@ -1,4 +1,4 @@
-"""CatCMA with margin (arXiv 2504.07884) by `cmaes`: floats, integers and categories in one distribution."""
+"""CatCMA with margin (arXiv 2504.07884) by `cmaes`: floats, integers (and grids) and categories in one distribution."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimizers.coordinates import from_unit, to_unit
+from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, ranks
+from evomerge.optimizers.protocol import Told
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
 SIGMA = 1 / 6
-LEAST_INTEGER_STEP = 0.5
+# Of what has a grid, in steps of the grid.
+LEAST_STEP = 0.5
 
 
 class CatCma:
@@ -42,19 +44,21 @@ class CatCma:
     ) -> None:
         from cmaes import CatCMAwM
 
-        self._floats = [p for p in parameters if isinstance(p, Float)]
-        self._integers = [p for p in parameters if isinstance(p, Integer)]
+        self._floats = [p for p in parameters if isinstance(p, Float) and p.step is None]
+        self._grids: list[Float | Integer] = [
+            p for p in parameters if isinstance(p, Integer) or (isinstance(p, Float) and p.step is not None)
+        ]
         self._categories = [p for p in parameters if isinstance(p, Categorical)]
         step = SIGMA if sigma is None else sigma
         start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
         # The covariance is given: the library's own is zero for a mean that lies on a bound.
         widths = [step] * len(self._floats)
-        widths += [max(step * (p.high - p.low), LEAST_INTEGER_STEP) for p in self._integers]
+        widths += [max(step * (bins(p) - 1), LEAST_STEP) for p in self._grids]
         self.generation = population or 4 + math.floor(3 * math.log(len(parameters)))
         self._solution: Any = CatCMAwM.Solution
         self._es = CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._floats) or None,
-            z_space=[list(range(p.low, p.high + 1)) for p in self._integers] or None,
+            z_space=[_numbers(p) for p in self._grids] or None,
             c_space=[len(p.choices) for p in self._categories] or None,
             population_size=self.generation,
             mean=self._mean(start) if widths else None,
@@ -85,17 +89,17 @@ class CatCma:
             candidates.append((self._decode(solution), solution))
         return flight.ask(candidates)
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
         """See `Optimizer.tell`. A generation of nothing but ties teaches nothing and leaves the distribution alone."""
         solutions, told = self._flight.tell(params, scores)
         if len(set(told)) < 2:
             return
         self._es.tell(list(zip(solutions, ranks(told).tolist(), strict=True)))
-        self._done = bool((self._floats or self._integers) and self._es.should_stop())
+        self._done = bool((self._floats or self._grids) and self._es.should_stop())
 
     def _mean(self, params: Mapping[str, Value]) -> Any:
         point = [to_unit(p, float(params[p.name])) for p in self._floats]
-        return np.array([*point, *(float(params[p.name]) for p in self._integers)], dtype=np.float64)
+        return np.array([*point, *(_number(p, float(params[p.name])) for p in self._grids)], dtype=np.float64)
 
     def _encode(self, params: Mapping[str, Value]) -> Any:
         numbers = self._mean(params)
@@ -105,17 +109,28 @@ class CatCma:
         floats = len(self._floats)
         return self._solution(
             numbers[:floats] if floats else None,
-            numbers[floats:] if self._integers else None,
+            numbers[floats:] if self._grids else None,
             chosen if self._categories else None,
             numbers if len(numbers) else None,
         )
 
     def _decode(self, solution: Any) -> dict[str, Value]:
         values: dict[str, Value] = {}
-        for i, number in enumerate(self._floats):
-            values[number.name] = from_unit(number, float(solution.x[i]))
-        for i, integer in enumerate(self._integers):
-            values[integer.name] = int(solution.z[i])
+        for i, real in enumerate(self._floats):
+            values[real.name] = from_unit(real, float(solution.x[i]))
+        for i, p in enumerate(self._grids):
+            number = int(solution.z[i])
+            values[p.name] = number if isinstance(p, Integer) else p.at(number)
         for i, category in enumerate(self._categories):
             values[category.name] = category.choices[int(np.argmax(solution.c[i]))]
         return {p.name: values[p.name] for p in self._flight.parameters}
+
+
+def _number(parameter: Float | Integer, value: float) -> float:
+    """Where a value stands on the line of the grid's numbers: an integer itself, else how many steps from low."""
+    return value if isinstance(parameter, Integer) else float(parameter.index(value))
+
+
+def _numbers(parameter: Float | Integer) -> list[int]:
+    first = parameter.low if isinstance(parameter, Integer) else 0
+    return list(range(first, first + bins(parameter)))

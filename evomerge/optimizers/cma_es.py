@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.optimizers.coordinates import from_unit, to_unit
+from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
+from evomerge.optimizers.protocol import Told
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -31,7 +32,7 @@ class _Normal:
 
 
 class CmaEs:
-    """CMA-ES on floats and integers (by equal bins, with a least step so that they never freeze).
+    """CMA-ES on floats and integers (these and floats on a grid by equal bins, whose least step keeps them moving).
 
     Args:
         sigma: First standard deviation, as a share of every range; default 1/6, as in arXiv 2403.13187.
@@ -61,7 +62,7 @@ class CmaEs:
             "randn": _Normal(seed),
             "bounds": [0.0, 1.0],
             "popsize": self.generation,
-            "minstd": [0.3 / (p.high - p.low + 1) if isinstance(p, Integer) else 0.0 for p in self._numbers]
+            "minstd": [0.3 / bins(p) if bins(p) else 0.0 for p in self._numbers]
             + [0.0] * (len(mean) - len(self._numbers)),
             "tolx": CONVERGED,
             # Accuracies on a few hundred items tie all the time: plateaus are no sign of convergence.
@@ -98,7 +99,7 @@ class CmaEs:
         drawn = [self._params(x) for x in points[len(given) :]]
         return flight.ask(list(zip([*given, *drawn], points, strict=True)))
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
         """See `Optimizer.tell`."""
         points, told = self._flight.tell(params, scores)
         self._es.tell(points, losses(told).tolist())

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evomerge.errors import EvoMergeError
+from evomerge.optimizers.protocol import Told
 from evomerge.score import Value
 from evomerge.space.parameters import Parameter, check
 
@@ -26,11 +27,13 @@ class Generation(Generic[T]):
     Args:
         parameters: What candidates consist of.
         size: Candidates per generation.
+        objectives: Number of values that each is told with.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], size: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], size: int, objectives: int = 1) -> None:
         self.parameters = tuple(parameters)
         self.size = size
+        self.objectives = objectives
         self.queue: list[Params] = []
         self._asked: list[tuple[Params, T]] | None = None
         self._started = False
@@ -54,19 +57,30 @@ class Generation(Generic[T]):
         self._asked = candidates
         return [dict(params) for params, _ in candidates]
 
-    def tell(
-        self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]
-    ) -> tuple[list[T], list[float | None]]:
-        """What was kept of each candidate with its score, in the order of the asks (None: failed)."""
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[float | None]]:
+        """What was kept of each candidate with its one score, in the order of the asks (None: failed)."""
+        kept, told = self.tell_all(params, scores)
+        return kept, [None if values is None else values[0] for values in told]
+
+    def tell_all(
+        self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
+    ) -> tuple[list[T], list[tuple[float, ...] | None]]:
+        """The same with the values of all objectives."""
         if self._asked is None:
             raise EvoMergeError("no generation is asked for: nothing to tell")
         if len(params) != len(scores) or [dict(p) for p in params] != [p for p, _ in self._asked]:
             raise EvoMergeError(
                 f"told {len(params)} candidates and {len(scores)} scores, expected the {self.size} asked last, in order"
             )
+        values = [None if s is None else s if isinstance(s, tuple) else (s,) for s in scores]
+        for told in values:
+            if told is not None and len(told) != self.objectives:
+                raise EvoMergeError(f"told {len(told)} values of a candidate, expected {self.objectives}")
         kept = [k for _, k in self._asked]
         self._asked = None
-        return kept, [None if s is None or not math.isfinite(s) else float(s) for s in scores]
+        return kept, [
+            None if told is None or not all(map(math.isfinite, told)) else tuple(map(float, told)) for told in values
+        ]
 
 
 def losses(scores: Sequence[float | None]) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.optimizers.generation import Generation
+from evomerge.optimizers.protocol import Told
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -76,11 +77,11 @@ class _Sampled:
                 self._study.sampler = self._sampler(_mix(self._seed, self._number))
                 self._number += 1
                 trial = self._study.ask(self._distributions)
-                params = {name: trial.params[name] for name in self._distributions}
+                params = {p.name: _value(p, trial.params[p.name]) for p in flight.parameters}
                 candidates.append((given[i] if i < len(given) else params, trial))
         return flight.ask(candidates)
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
         """See `Optimizer.tell`. Optuna would forget a failed trial: it is told at minus infinity instead."""
         trials, told = self._flight.tell(params, scores)
         for trial, score in zip(trials, told, strict=True):
@@ -127,11 +128,17 @@ class Random(_Sampled):
         return RandomSampler(seed=seed)
 
 
+def _value(parameter: Parameter, drawn: Any) -> Value:
+    """What Optuna drew, in the grid's own spelling where there is one."""
+    value: Value = parameter.snap(drawn) if isinstance(parameter, Float) and parameter.step is not None else drawn
+    return value
+
+
 def _distribution(parameter: Parameter) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(parameter, Float):
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
     if isinstance(parameter, Integer):
         return IntDistribution(parameter.low, parameter.high)
     assert isinstance(parameter, Categorical)

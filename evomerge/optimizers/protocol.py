@@ -7,6 +7,9 @@ from typing import Protocol
 
 from evomerge.score import Value
 
+# What a candidate is worth, higher is better: one score, or a value of each objective; None where it failed.
+Told = float | tuple[float, ...] | None
+
 
 class Optimizer(Protocol):
     """Ask and tell on typed parameters; knows neither models, evaluators nor Ray.
@@ -34,11 +37,11 @@ class Optimizer(Protocol):
         """
         ...
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
         """The results of the generation asked last, higher is better; None (or NaN) failed and takes the worst rank.
 
         Raises:
-            EvoMergeError: they are not the candidates asked last.
+            EvoMergeError: they are not the candidates asked last, or have another number of objectives.
         """
         ...
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evomerge.errors import SpaceError, choose
 from evomerge.optimizers.protocol import Optimizer
 from evomerge.score import Value
-from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check
+from evomerge.space.parameters import OFF_GRID, Categorical, Float, Integer, Parameter, check, default_sampler
 
 AUTO = "auto"
 
@@ -22,25 +22,28 @@ class Entry:
         cls: `module:class`.
         categorical: Whether it takes categorical parameters.
         least: Smallest population that its update can use.
+        several: Whether it takes several objectives.
     """
 
     cls: str
     categorical: bool
     least: int
     summary: str
+    several: bool = False
 
 
 OPTIMIZERS: dict[str, Entry] = {
     "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers"),
     "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too"),
+    "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths", several=True),
     "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)"),
     "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, 1, "uniform random search (Optuna)"),
 }
 
 
 def default_optimizer(parameters: Sequence[Parameter]) -> str:
-    """`cma`, or `catcma` where a parameter is categorical."""
-    return "catcma" if any(isinstance(p, Categorical) for p in parameters) else "cma"
+    """What "auto" means for parameters of which nothing more is known (a space may know better: its `sampler`)."""
+    return default_sampler(parameters)
 
 
 def make_optimizer(
@@ -51,13 +54,15 @@ def make_optimizer(
     population: int | None = None,
     sigma: float | None = None,
     initial: Mapping[str, Value] | None = None,
+    objectives: int = 1,
 ) -> Optimizer:
     """An optimizer by name ("auto": the default for these parameters).
 
     Args:
         population: Candidates per generation; default the optimizer's own.
-        sigma: First standard deviation as a share of each range (cma, catcma; the others have none).
+        sigma: First standard deviation as a share of each range (cma, catcma, evolution; the others have none).
         initial: Where to start; default the parameters' own start.
+        objectives: Number of values that candidates are told with.
 
     Raises:
         SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.
@@ -66,12 +71,16 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise SpaceError(f'unknown optimizer "{name}"; {choose(name, [AUTO, *OPTIMIZERS])}')
     _check(name, parameters, seed, population, sigma)
+    if objectives > 1 and not OPTIMIZERS[name].several:
+        can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.several)
+        raise SpaceError(f'optimizer "{name}" has one objective, {objectives} are asked for; these can: {can}')
     if initial is not None:
         initial = check(parameters, initial)
     module, _, cls = OPTIMIZERS[name].cls.partition(":")
     made: Optimizer = getattr(importlib.import_module(module), cls)(
-        parameters, seed, population=population, sigma=sigma, initial=initial
-    )
+        parameters, seed, population=population, sigma=sigma, initial=initial,
+        **({"objectives": objectives} if objectives > 1 else {}),
+    )  # fmt: skip
     return made
 
 
@@ -88,6 +97,8 @@ def _check(name: str, parameters: Sequence[Parameter], seed: int, population: in
     for p in parameters:
         if isinstance(p, Float | Integer) and not p.low < p.high:
             problems.append(f"{p.name}: low = {p.low:g} must be below high = {p.high:g}")
+        if isinstance(p, Float) and p.step is not None:
+            problems += _grid_problems(p, p.step)
         if isinstance(p, Categorical) and len(p.choices) < 2:
             problems.append(f"{p.name}: expected at least two choices, got {', '.join(p.choices) or 'none'}")
     if population is not None and population < (least := OPTIMIZERS[name].least):
@@ -98,3 +109,13 @@ def _check(name: str, parameters: Sequence[Parameter], seed: int, population: in
         problems.append(f"seed = {seed}: expected 0 or more")
     if problems:
         raise SpaceError("\n".join(problems))
+
+
+def _grid_problems(parameter: Float, step: float) -> list[str]:
+    where = f"{parameter.name}: step = {step:g}"
+    if parameter.log:
+        return [f"{where}: a parameter whose logarithm is searched has no grid"]
+    if not step > 0 or not parameter.low < parameter.high:
+        return [] if step > 0 else [f"{where}: expected a number above 0"]
+    off = [word for word in ("high", "init") if abs(parameter.snap(v := getattr(parameter, word)) - v) > OFF_GRID]
+    return [f"{where}: {word} = {getattr(parameter, word):g} is not low plus a multiple of it" for word in off]

@@ -2,6 +2,7 @@
 
 from evomerge.pipeline.export import export
 from evomerge.pipeline.main_job import search
-from evomerge.pipeline.plan import Options, Plan
+from evomerge.pipeline.options import Options
+from evomerge.pipeline.plan import Plan
 
 __all__ = ["Options", "Plan", "export", "search"]

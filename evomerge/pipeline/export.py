@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import StudyError
-from evomerge.recipe import Recipe
-from evomerge.sources import Source, open_sources
-from evomerge.space import SpaceConfig
+from evomerge.pipeline.models import opened, shape_of
+from evomerge.pipeline.plan import SPACE_NOTE, STEPS_NOTE, chained
+from evomerge.recipe import Chain, Recipe
+from evomerge.recipe import Path as RecipePath
+from evomerge.sources import Source
+from evomerge.space import DataflowConfig, HybridConfig, SpaceConfig, stored_space
 from evomerge.study.store import Study
 
 
-def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> int:
-    """Write a candidate of a study as a plain checkpoint; the winner, where none is named. Returns its number.
+@dataclass(frozen=True)
+class Exported:
+    """A candidate that was written.
+
+    Attributes:
+        path: The candidate as a path over layers; None for a merge.
+        names: Short names of its sources by reference.
+        depths: Their numbers of layers.
+    """
+
+    number: int
+    path: RecipePath | None
+    names: Mapping[str, str]
+    depths: Mapping[str, int]
+
+
+def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> Exported:
+    """Write a candidate of a study as a plain checkpoint; the winner, where none is named.
 
     Raises:
         InputError: no such candidate, no winner yet, or the sources are gone or have changed.
@@ -27,23 +48,63 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     trials = {t.number: t for t in study.trials()}
     if number not in trials:
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
-    config = SpaceConfig.model_validate(notes["space"])
-    sources = open_sources(config.references())
-    model = sources[config.base_model or config.sources[0].model]
-    space = config.bind(model.num_layers, list(model.tensors))
+    config = stored_space(notes[SPACE_NOTE])
+    assert not isinstance(config, HybridConfig)
+    steps = {model: _Step(**step) for model, step in notes.get(STEPS_NOTE, {}).items()}
+    sources = _sources(config, steps)
+    space = config.bind_models({r: shape_of(sources[r]) for r in config.references()})
     stored = fingerprint["sources"]
     contents = {s.model: stored["named"][s.name] for s in config.sources}
     if config.base_model:
         contents[config.base_model] = stored["base"]
     seed = fingerprint["seed"]
-    recipe = space.decode(trials[number].params, seed=seed)
-    recipe = recipe.signed(contents, {"study": study.name, "trial": number, "seed": seed})
-    write_checkpoint(sources, recipe, out, overwrite)
-    return int(number)
+    plain = space.decode(trials[number].params, seed=seed)
+    recipe: Recipe | Chain = plain.signed(contents, {"study": study.name, "trial": number, "seed": seed})
+    for model, step in steps.items():
+        assert isinstance(recipe, Recipe)
+        recipe = chained(recipe, model, step.name, step.made)
+    write_checkpoint(sources, plain, recipe, out, overwrite)
+    depths = {r: s.num_layers for r, s in sources.items()}
+    path = RecipePath.read(plain) if isinstance(config, DataflowConfig) else None
+    return Exported(int(number), path, {s.model: s.name for s in config.sources}, depths)
 
 
-def write_checkpoint(sources: Mapping[str, Source], recipe: Recipe, out: Path, overwrite: bool) -> None:
-    """Build a recipe into a folder."""
+@dataclass(frozen=True)
+class _Step:
+    """An earlier stage's winner, as a study keeps it."""
+
+    name: str
+    recipe: Mapping[str, Any]
+
+    @property
+    def made(self) -> Recipe:
+        return Recipe.model_validate(dict(self.recipe))
+
+
+def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, _Step]) -> dict[str, Source]:
+    """The models of a study's space; of an earlier stage's winner whose folder is gone, those that it is made from."""
+    gone = [model for model in steps if not Path(model).is_dir()]
+    if gone:
+        step = steps[gone[0]]
+        raise StudyError(
+            f'{gone[0]}: the first stage\'s winner ("{step.name}") is gone, and this study\'s paths run through it; '
+            "the same `evomerge search` command writes it again"
+        )
+    return opened(config, None)
+
+
+def write_checkpoint(
+    sources: Mapping[str, Source], recipe: Recipe, signed: Recipe | Chain, out: Path, overwrite: bool
+) -> None:
+    """Build a recipe into a folder.
+
+    Args:
+        signed: What its recipe.yaml is to say: the recipe with where it is from, or a chain that ends in it.
+    """
     from evomerge.merging.engine import Engine
 
-    Engine({r: sources[r] for r in recipe.references() if r in sources}).write(recipe, out, overwrite=overwrite)
+    engine = Engine({r: sources[r] for r in recipe.references() if r in sources})
+    if isinstance(signed, Recipe):
+        engine.write(signed, out, overwrite=overwrite)
+    else:
+        engine.write(recipe, out, overwrite=overwrite, recipe_text=lambda _: signed.to_yaml())

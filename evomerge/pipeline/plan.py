@@ -5,88 +5,99 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, SpaceError
-from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, evaluator_for, load_evaluator, open_evaluator
+from evomerge.errors import SpaceError
+from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
-from evomerge.recipe import InputModel, Recipe, load_recipe
+from evomerge.pipeline.models import fits, live_of, opened, shapes
+from evomerge.pipeline.options import Asked, Options
+from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
+from evomerge.recipe import Path as RecipePath
 from evomerge.score import Value
-from evomerge.sources import Source, check_fit, fetch, open_source, open_sources
-from evomerge.space import Space, SpaceConfig, default_space, load_space
+from evomerge.sources import fetch, open_source
+from evomerge.space import DataflowConfig, SearchSpace, SpaceConfig, default_space
 from evomerge.study import place
-from evomerge.study.budget import Budget
 from evomerge.study.final import Baseline
+from evomerge.study.loop import DEPTH, path_order
 from evomerge.study.store import Study
-from evomerge.study.workers import Cluster
 
-QUICKSTART = "quickstart"
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
+# Optimizers whose first candidate is the start anyway.
+STARTING = ("evolution", "tpe")
+# Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
+SPACE_NOTE, STEPS_NOTE = "space", "steps"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `evomerge search` takes; see its `--help` for each.
+class FirstStage:
+    """What a search builds on: the winner of a search before it.
 
     Attributes:
-        space: A search space's file or preset; None with `models`: the default space over them.
-        workers: 0 runs in this process, without Ray.
+        name: What recipes call the winner.
+        model: Its checkpoint, by the reference that this search's space has for it.
+        recipe: How it was made, signed.
+        plan: The search that found it.
+        candidates: How many it took.
+        seconds: How long it took.
     """
 
-    budget: Budget
-    space: str | None = None
-    models: Sequence[str] = ()
-    base: str | None = None
-    evaluator: str | None = None
-    tasks: Sequence[str] = ()
-    study: str | None = None
-    storage: str | None = None
-    out: Path | None = None
-    cluster: Cluster = field(default_factory=Cluster)
-    sampler: str = "auto"
-    seed: int = 0
-    population: int | None = None
-    sigma: float | None = None
-    controls: bool = False
-    patience: int | None = None
-    enqueue: Sequence[Path] = ()
+    name: str
+    model: str
+    recipe: Recipe
+    plan: Plan
+    candidates: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Control:
+    """A search to compare the main one with, at its budget."""
+
+    name: str
+    space: SearchSpace
+    sampler: str
 
 
 class Plan:
-    """Everything a search needs, checked before any time is spent.
+    """Everything a search over one space needs, checked before any time is spent.
+
+    Args:
+        asked: The space and the evaluator, where they have been read already.
+        first: The search before it, where this is the second stage of a hybrid.
 
     Raises:
         InputError: whatever is wrong with space, evaluator, sources, recipes, output or storage.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, asked: Asked | None = None, first: FirstStage | None = None) -> None:
+        asked = asked or Asked.by(options)
+        assert isinstance(asked.config, SpaceConfig | DataflowConfig)
         self.options = options
-        config, mergekit_tasks = _space_config(options)
-        self.evaluator = _evaluator(options, mergekit_tasks)
-        root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        opened = open_sources(config.references(), root=root, weights=False)
-        check_fit(opened, vocabulary=config.tokenizer_source is None)
+        self.evaluator = asked.evaluator
+        self.first = first
+        found = opened(asked.config, asked.root)
         # From here on local folders go by their full path, so that recipes rebuild from any folder.
-        places = {r: s.full_reference for r, s in opened.items()}
-        self.sources = {places[r]: replace(s, reference=places[r]) for r, s in opened.items()}
-        self.config = _placed(config, places)
+        places = {r: s.full_reference for r, s in found.items()}
+        self.sources = {places[r]: replace(s, reference=places[r]) for r, s in found.items()}
+        self.config = asked.config.placed(places)
         self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
-        self.sampler = default_optimizer(self.space.parameters) if options.sampler == "auto" else options.sampler
+        self.sampler = self._sampler(self.space)
         # Made once to refuse a sampler that cannot take the space before anything is written.
         try:
             self.optimizer(self.space)
         except SpaceError as e:
             raise SpaceError(f"--sampler {options.sampler}: {e}") from None
-        opened_evaluator = open_evaluator(self.evaluator)
-        self.items = _items(opened_evaluator, self.evaluator)
-        self.definition = dict(opened_evaluator.definition())
-        self.name = options.study or f"{config.name}-{self.evaluator.name}-{options.seed}"
+        evaluator = open_evaluator(self.evaluator)
+        self.items = _items(evaluator, self.evaluator)
+        self.definition = dict(evaluator.definition())
+        self.name = asked.study(options)
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
         place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
@@ -102,52 +113,89 @@ class Plan:
         except SpaceError as e:
             raise SpaceError(f"--enqueue {path}: {e}") from None
 
-    def bind(self, config: SpaceConfig) -> Space:
-        """A space for these sources' layers and tensors."""
-        model = self.sources[self.live]
-        return config.bind(model.num_layers, list(model.tensors))
+    def bind(self, config: SpaceConfig | DataflowConfig) -> SearchSpace:
+        """A space over these sources."""
+        return config.bind_models(shapes(self.sources, config))
 
     @property
     def live(self) -> str:
-        """The model whose architecture, tokenizer and configuration candidates have."""
-        return self.config.base_model or self.config.sources[0].model
+        """The model whose architecture, tokenizer and configuration merges have; of paths, the first source."""
+        return live_of(self.config)
 
-    def optimizer(self, space: Space) -> Optimizer:
+    @property
+    def order(self) -> Callable[[Recipe], Any] | None:
+        """How a generation is put in order, so that candidates share what a worker knows of earlier ones."""
+        return path_order if isinstance(self.config, DataflowConfig) else None
+
+    @property
+    def minimised(self) -> tuple[str, ...]:
+        """Objectives beside the score."""
+        return (DEPTH,) if isinstance(self.config, DataflowConfig) and self.config.depth.objective else ()
+
+    def _sampler(self, space: SearchSpace) -> str:
+        return space.sampler if self.options.sampler == "auto" else self.options.sampler
+
+    def optimizer(self, space: SearchSpace) -> Optimizer:
         """A fresh optimizer over the space, with the recipes of one's own first."""
         made = self._made(self.sampler, space, self.options.seed)
         for params in self.enqueued:
             made.enqueue(params)
+        if self.first is not None and self.sampler not in STARTING:
+            made.enqueue(space.initial())
         return made
 
-    def control_optimizer(self, space: Space, sampler: str) -> Optimizer:
+    def control_optimizer(self, space: SearchSpace, sampler: str) -> Optimizer:
         """A fresh optimizer of a control search; with draws of its own, lest it repeat the main one."""
         return self._made(sampler, space, self.options.seed + CONTROL_SEED)
 
-    def _made(self, sampler: str, space: Space, seed: int) -> Optimizer:
+    def _made(self, sampler: str, space: SearchSpace, seed: int) -> Optimizer:
         options = self.options
-        return make_optimizer(sampler, space.parameters, seed, population=options.population, sigma=options.sigma)
+        # Controls are searched for their score alone.
+        objectives = 1 + len(self.minimised) if space is self.space and seed == options.seed else 1
+        return make_optimizer(
+            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives
+        )
 
-    def control_searches(self) -> list[tuple[str, Space, str]]:
-        """The searched controls: name, space, sampler.
+    def control_searches(self) -> list[Control]:
+        """The searched controls.
 
-        A task vector alone only says something where its scale is searched: a normalised average of one source is
-        that source, which is measured anyway.
+        Of merges: each task vector alone. It only says something where its scale is searched: a normalised average of
+        one source is that source, which is measured anyway. Of paths: the parameter space over the same sources, where
+        they can be merged. Of both: random search.
         """
-        searches: list[tuple[str, Space, str]] = []
+        if isinstance(self.config, DataflowConfig):
+            merged = self._parameter_space()
+            beside = [Control("parameter space", merged, merged.sampler)] if merged is not None else []
+            return [*beside, Control("random paths", self.space, "random")]
+        searches: list[Control] = []
         names = [s.name for s in self.config.sources]
         if len(names) > 1 and all(m.deltas and m.parameter("weight") for m in self.config.methods):
             for name in names:
                 alone = self.bind(self.config.only(name))
-                fits = self.sampler if self.options.sampler != "auto" else default_optimizer(alone.parameters)
-                searches.append((f"vector {name}", alone, fits))
-        return [*searches, ("random search", self.space, "random")]
+                fits = self.options.sampler if self.options.sampler != "auto" else default_optimizer(alone.parameters)
+                searches.append(Control(f"vector {name}", alone, fits))
+        return [*searches, Control("random search", self.space, "random")]
 
-    def fingerprint(self, space: Space, sampler: str) -> dict[str, Any]:
+    def _parameter_space(self) -> SearchSpace | None:
+        """The space that merges these sources' weights; a hybrid's own, else the default one; None where none fits."""
+        if self.first is not None:
+            return self.first.plan.space
+        merged = [s.model for s in self.config.sources]
+        models = {r: self.sources[r] for r in [*merged, *([self.config.base_model] if self.config.base_model else [])]}
+        if len(merged) < 2 or not fits(models):
+            return None
+        named = default_space(merged, self.config.base_model)
+        names = {s.model: s.name for s in self.config.sources}
+        sources = tuple(s.model_copy(update={"name": names[s.model]}) for s in named.sources)
+        return self.bind(named.model_copy(update={"sources": sources}))
+
+    def fingerprint(self, space: SearchSpace, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
         options = self.options
         # Models count by their content and short name, not by where they lie.
         named = space.fingerprint() | {"sources": list(space.names)}
         named.pop("base_model", None)
+        config = self.config
         return {
             "version": FINGERPRINT_VERSION,
             "space": named,
@@ -155,41 +203,69 @@ class Plan:
             "tasks": self.definition,
             "items": self.items,
             "sources": {
-                **({"base": self.contents[self.config.base_model]} if self.config.base_model else {}),
-                "named": {s.name: self.contents[s.model] for s in self.config.sources},
+                **({"base": self.contents[config.base_model]} if config.base_model else {}),
+                "named": {s.name: self.contents[s.model] for s in config.sources},
             },
             "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma},
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
         }
 
-    def keep(self, study: Study, config: SpaceConfig) -> None:
+    def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:
         """Keep with the study what `export` needs to build its candidates again."""
-        study.note("space", config.model_dump(mode="json", exclude_unset=True) | {"name": config.name})
+        kept = config.model_dump(mode="json", exclude_unset=True) | {"name": config.name, "kind": config.kind}
+        study.note(SPACE_NOTE, kept)
+        if self.first is not None:
+            step = {"name": self.first.name, "recipe": self.first.recipe.to_dict()}
+            study.note(STEPS_NOTE, {self.first.model: step})
 
     def hash(self, recipe: Recipe) -> str:
         """A recipe's hash, given the content of the sources."""
         return recipe.hash(self.contents)
 
-    def decode(self, space: Space) -> Callable[[Mapping[str, Value]], Recipe]:
+    def decode(self, space: SearchSpace) -> Callable[[Mapping[str, Value]], Recipe]:
         """Parameters to recipe, over a space."""
         return lambda params: space.decode(params, seed=self.options.seed)
 
+    def signed(self, recipe: Recipe, trial: int) -> Recipe | Chain:
+        """A recipe that says where it is from; a chain where it builds on the first stage's winner."""
+        found = recipe.signed(self.contents, {"study": self.name, "trial": trial, "seed": self.options.seed})
+        return found if self.first is None else chained(found, self.first.model, self.first.name, self.first.recipe)
+
+    @property
+    def start(self) -> Recipe | None:
+        """In the second stage of a hybrid, the first one's winner as it is: to be among the finalists."""
+        return None if self.first is None else self.decode(self.space)(self.space.initial())
+
+    def path(self, recipe: Recipe) -> RecipePath | None:
+        """A recipe as a path, where that is what the space is about."""
+        return RecipePath.read(recipe) if isinstance(self.config, DataflowConfig) else None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Short names of the sources, by reference."""
+        return {s.model: s.name for s in self.config.sources}
+
     def baselines(self) -> list[Baseline]:
-        """The base, each source as it is, and the uniform merge."""
+        """The base, each source as it is, and the uniform merge, where the sources can be merged."""
         found = []
         if self.config.base_model:
             found.append(Baseline("base", "base", source=self.config.base_model))
         found += [Baseline(s.name, "source", source=s.model) for s in self.config.sources]
-        found.append(Baseline("uniform", "uniform", recipe=self.uniform()))
+        uniform = self.first.plan.uniform() if self.first is not None else self.uniform()
+        if uniform is not None:
+            found.append(Baseline("uniform", "uniform", recipe=uniform))
         return found
 
-    def uniform(self) -> Recipe:
-        """The linear average of the sources, without the base."""
-        models = [InputModel(model=s.model, parameters={"weight": 1.0}) for s in self.config.sources]
+    def uniform(self) -> Recipe | None:
+        """The linear average of the sources, without the base; None where layers or shapes differ."""
+        config = self.config
+        if not fits({s.model: self.sources[s.model] for s in config.sources}, config.tokenizer_source is None):
+            return None
+        models = [InputModel(model=s.model, parameters={"weight": 1.0}) for s in config.sources]
         return Recipe(
-            merge_method="linear", models=models, dtype=self.config.dtype, out_dtype=self.config.out_dtype,
-            tokenizer_source=self.config.tokenizer_source,
+            merge_method="linear", models=models, dtype=config.dtype, out_dtype=config.out_dtype,
+            tokenizer_source=config.tokenizer_source,
         )  # fmt: skip
 
     def cost(self, workers: int) -> list[str]:
@@ -197,12 +273,15 @@ class Plan:
         from evomerge.merging.memory import PROGRAM, in_words
 
         options = self.options
+        paths = isinstance(self.config, DataflowConfig)
         read = sum(s.bytes for s in self.sources.values())
         largest = max(s.bytes for s in self.sources.values())
-        count = max(_parameters(s) for s in self.sources.values())
+        counts = [math.prod(t.shape) for s in self.sources.values() for t in s.tensors.values()]
+        one = max(sum(math.prod(t.shape) for t in s.tensors.values()) for s in self.sources.values())
         items = sum(n["count"] for n in self.items["search"].values())
-        # The live model in float32; sources are mapped from disk, and their pages are shared between workers.
-        memory = PROGRAM + 4 * count
+        # In float32: of merges one live model, with sources mapped from disk, whose pages workers share; of paths
+        # every source, and the hidden states of common beginnings.
+        memory = PROGRAM + (4 * sum(counts) + options.prefix_bytes if paths else 4 * one + read)
         controls = self.control_searches() if options.controls else []
         lines = [
             f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
@@ -214,44 +293,24 @@ class Plan:
             lines.append(f"controls: {len(controls)} more searches of as many candidates")
         return [
             *lines,
-            f"reads {in_words(read)}, about {in_words(memory + read)} of memory per worker; "
+            f"reads {in_words(read)}, about {in_words(memory)} of memory per worker; "
             f"writes {in_words(largest)} to "
             f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
         ]
 
 
-def _placed(config: SpaceConfig, places: Mapping[str, str]) -> SpaceConfig:
-    """A space whose models go by other references, under the same short names."""
-    sources = tuple(s.model_copy(update={"model": places[s.model]}) for s in config.sources)
-    base = places[config.base_model] if config.base_model else None
-    tokenizer = places.get(config.tokenizer_source or "", config.tokenizer_source)
-    return config.model_copy(update={"sources": sources, "base_model": base, "tokenizer_source": tokenizer})
+def chained(recipe: Recipe, model: str, name: str, first: Recipe) -> Chain:
+    """A recipe over the result of another as one chain.
+
+    Args:
+        model: The reference that `recipe` has for the result of `first`, which the chain calls `name`.
+    """
+    final = Recipe.model_validate(recipe.with_extras(sources=_without(recipe.evomerge.sources, model)).to_dict())
+    return Chain.of([Step(name, first), Step(None, final.with_references({model: name}))])
 
 
-def _space_config(options: Options) -> tuple[SpaceConfig, Sequence[Any]]:
-    """The space asked for, and the tasks where it is mergekit-evolve's configuration."""
-    if options.space is None and options.models:
-        return default_space(options.models, options.base), ()
-    if options.space is None and options.base:
-        raise InputError("--base needs --models")
-    config = load_space(options.space or QUICKSTART)
-    if options.models:
-        config = config.with_sources(options.models, options.base or config.base_model)
-    return config, config.tasks
-
-
-def _evaluator(options: Options, mergekit_tasks: Sequence[Any]) -> EvaluatorFile:
-    if options.tasks and options.evaluator:
-        raise InputError("--tasks and --evaluator cannot both be given")
-    if options.tasks:
-        return evaluator_for(options.tasks)
-    if options.evaluator:
-        return load_evaluator(options.evaluator)
-    if mergekit_tasks:
-        return evaluator_for(mergekit_tasks)
-    if options.models and options.space is None:
-        raise InputError("--models needs --tasks or --evaluator: what makes a merge good?")
-    return load_evaluator(QUICKSTART)
+def _without(contents: Mapping[str, str], reference: str) -> dict[str, str]:
+    return {r: digest for r, digest in contents.items() if r != reference}
 
 
 def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
@@ -265,7 +324,3 @@ def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
             if split != "search" or weights.get(task, 1.0)
         }
     return found
-
-
-def _parameters(source: Source) -> int:
-    return sum(math.prod(t.shape) for t in source.tensors.values())

@@ -5,7 +5,8 @@ mergekit lacks sits under one extra key, `evomerge:`. Nothing here loads torch.
 """
 
 from evomerge.recipe.chain import Chain, Step
-from evomerge.recipe.consistency import ignored, merged_models, tokenizer_model
+from evomerge.recipe.consistency import ignored, merged_models, stack_ends, tokenizer_model
+from evomerge.recipe.path import Hop, Path
 from evomerge.recipe.read import load_chain, load_recipe, parse_chain, parse_recipe
 from evomerge.recipe.reference import BASE, UNION, ModelReference
 from evomerge.recipe.schema import Extras, InputModel, InputSlice, Module, OutputSlice, Recipe
@@ -18,6 +19,7 @@ __all__ = [
     "Chain",
     "Condition",
     "Extras",
+    "Hop",
     "InputModel",
     "InputSlice",
     "ModelReference",
@@ -25,6 +27,7 @@ __all__ = [
     "Module",
     "OutputSlice",
     "Parameters",
+    "Path",
     "Recipe",
     "Scalar",
     "Setting",
@@ -41,5 +44,6 @@ __all__ = [
     "parse_recipe",
     "resolve",
     "scalars",
+    "stack_ends",
     "tokenizer_model",
 ]

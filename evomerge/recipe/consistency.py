@@ -30,6 +30,7 @@ def inconsistencies(recipe: Any) -> Iterator[Problem]:
         bases = [_get(holder, "base_model") for _, holder in _holders(recipe)]
         if method.base == "required" and all(base is None for base in bases):
             yield (), None, f'merge_method "{method.name}" needs a base_model'
+    yield from _empty_slices(recipe)
     yield from _unknown_contents(recipe)
 
 
@@ -53,6 +54,18 @@ def merged_models(recipe: Any) -> list[str]:
     holders = [holder for _, holder in _holders(recipe)]
     named = [_reference(_get(holder, key)) for key in ("model", "base_model") for holder in holders]
     return list(dict.fromkeys(r for r in named if r))
+
+
+def stack_ends(recipe: Any) -> tuple[str, str] | None:
+    """Of a stack, whose slices have one source each: the models that give the embeddings, and norm and head."""
+    pieces = [
+        [source for _, source in _listed(place, piece, "sources")] for place, piece in _listed((), recipe, "slices")
+    ]
+    bases = [_get(holder, "base_model") for _, holder in _holders(recipe)]
+    if not pieces or any(len(sources) != 1 for sources in pieces) or any(base is not None for base in bases):
+        return None
+    first, last = (_reference(_get(sources[0], "model")) for sources in (pieces[0], pieces[-1]))
+    return (first, last) if first and last else None
 
 
 def tokenizer_model(recipe: Any) -> list[str]:
@@ -79,6 +92,38 @@ def _parameter_problems(recipe: Any) -> Iterator[Problem]:
                 yield place, setting, text
 
 
+def _empty_slices(recipe: Any) -> Iterator[Problem]:
+    """Slices of no layers where they mean nothing: all they do is to give a path its embeddings, or norm and head."""
+    for key, holder in _parts(recipe):
+        pieces = [list(_listed(place, piece, "sources")) for place, piece in _listed(key, holder, "slices")]
+        # Where only some of a slice's sources are without layers, their number differs, which has its message.
+        empty = [sources[0][0] if sources and all(_is_empty(s) for _, s in sources) else None for sources in pieces]
+        texts: list[str | None]
+        if all(empty):
+            texts = ["the path is empty: expected at least one layer"]
+        else:
+            texts = [_misplaced(recipe, number, pieces) for number in range(len(pieces))]
+        for place, text in zip(empty, texts, strict=False):
+            if place and text:
+                yield (*place, "layer_range"), [0, 0], text
+
+
+def _misplaced(recipe: Any, number: int, pieces: list[list[tuple[Key, Any]]]) -> str | None:
+    """Why a slice may not have a source without layers, if so."""
+    if _get(recipe, "merge_method") != "passthrough":
+        return "expected [first, end] with first < end; only passthrough takes slices of no layers"
+    if len(pieces[number]) > 1:
+        return f"a slice of no layers names one source, got {len(pieces[number])}"
+    if number not in (0, len(pieces) - 1):
+        return "a slice of no layers gives the embeddings, or norm and head: expected it to be the first or the last"
+    return None
+
+
+def _is_empty(source: Any) -> bool:
+    layers = _get(source, "layer_range")
+    return isinstance(layers, list | tuple) and list(layers) == [0, 0]
+
+
 def _unknown_contents(recipe: Any) -> Iterator[Problem]:
     """Content hashes of models that the recipe does not name: one that is misspelt would check nothing."""
     extras = _get(recipe, "evomerge")
@@ -92,15 +137,18 @@ def _unknown_contents(recipe: Any) -> Iterator[Problem]:
 
 def _holders(recipe: Any) -> Iterator[tuple[Key, Any]]:
     """Everything in a recipe that may have parameters, with its place: itself, modules, slices and sources."""
-    yield (), recipe
-    modules = [(("modules", name), module) for name, module in _mapping(_get(recipe, "modules")).items()]
-    for key, holder in [((), recipe), *modules]:
-        if key:
-            yield key, holder
+    for key, holder in _parts(recipe):
+        yield key, holder
         yield from _listed(key, holder, "models")
         for place, piece in _listed(key, holder, "slices"):
             yield place, piece
             yield from _listed(place, piece, "sources")
+
+
+def _parts(recipe: Any) -> Iterator[tuple[Key, Any]]:
+    """What may have models or slices, with its place: the recipe and its modules."""
+    yield (), recipe
+    yield from ((("modules", name), module) for name, module in _mapping(_get(recipe, "modules")).items())
 
 
 def _listed(key: Key, holder: Any, name: str) -> Iterator[tuple[Key, Any]]:

@@ -30,7 +30,10 @@ class InputModel(Frozen):
 
 
 class InputSlice(Frozen):
-    """One source of a slice: layers `layer_range[0]` up to, without, `layer_range[1]`."""
+    """One source of a slice: layers `layer_range[0]` up to, without, `layer_range[1]`.
+
+    A range of no layers ([0, 0]) in the first or last slice names whose embeddings, or final norm and head, are taken.
+    """
 
     model: Reference
     layer_range: tuple[int, int]
@@ -42,8 +45,8 @@ class InputSlice(Frozen):
         try:
             first, end = handler(value)
         except ValidationError:
-            first = end = 0
-        if not 0 <= first < end:
+            first, end = 1, 0
+        if not (0 <= first < end or first == end == 0):
             raise ValueError("expected [first, end], two whole numbers with 0 <= first < end")
         return first, end
 

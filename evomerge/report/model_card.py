@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 
 from evomerge import __version__
+from evomerge.recipe import Chain, Recipe
+from evomerge.recipe import Path as RecipePath
+from evomerge.report.path import path_text
 from evomerge.report.result import Row, rows
 from evomerge.report.table import columns, looks, number, signed, span, verdict
 from evomerge.score import State
@@ -69,11 +72,11 @@ def _body(outcome: Outcome) -> str:
     chosen = "by its score on the search items"
     if outcome.winner.select is not None:
         chosen = "by its score on items kept for this choice, neither the search's nor the held-out ones"
+    yaml_of = "mergekit's" if isinstance(recipe, Recipe) else "mergekit-multi's"
     return f"""# {outcome.study}
 
-Merged from {len(recipe.merged_models())} models by `{recipe.merge_method}`; the recipe was found by evolutionary search
-(evomerge {__version__}).
-
+{_made(recipe)} The recipe was found by evolutionary search (evomerge {__version__}).
+{_path_section(outcome)}
 ## Held-out results
 
 On {outcome.winner.test.items:,} items that the search never saw; in the same run, on the same items, its sources.
@@ -99,7 +102,7 @@ pip install evomerge
 evomerge merge recipe.yaml OUT
 ```
 
-It is mergekit's YAML:
+It is {yaml_of} YAML:
 
 ```yaml
 {public.to_yaml().rstrip()}
@@ -111,6 +114,44 @@ It is mergekit's YAML:
 - {candidates} in {_duration(outcome.seconds)}; ended by: {outcome.stopped}
 - chosen: candidate {outcome.best.number}, {chosen}
 """
+
+
+def _made(recipe: Recipe | Chain) -> str:
+    """How the model was made, in a sentence or two."""
+    if isinstance(recipe, Recipe):
+        words = _step(recipe)
+        return f"{words[0].upper()}{words[1:]}."
+    parts = [f"`{step.name}` is {_step(step.recipe)}" for step in recipe.steps[:-1]]
+    return f"Made in {len(recipe.steps)} steps: {'; '.join(parts)}; the model is {_step(recipe.final)}."
+
+
+def _step(recipe: Recipe) -> str:
+    path = RecipePath.read(recipe)
+    if path is None:
+        return f"merged from {len(recipe.merged_models())} models by `{recipe.merge_method}`"
+    number = len(path.models)
+    return f"a path of {len(path.hops)} layers over those of {number} model{'s' if number > 1 else ''}"
+
+
+def _path_section(outcome: Outcome) -> str:
+    """The path in words and, where it is drawn, the picture; nothing for a merge of weights."""
+    path = RecipePath.read(_steps(outcome.recipe)[-1])
+    if path is None:
+        return ""
+    words = path_text(path, outcome.names)
+    picture = "\n![the path, by layer and source](path.png)\n" if outcome.path is not None else ""
+    return f"""
+## The path
+
+Layers in the order in which the residual stream passes them; x is what it is multiplied by where a step begins. The
+scales are folded into the weights: the checkpoint is a plain model of this architecture.
+
+`{words}`
+{picture}"""
+
+
+def _steps(recipe: Recipe | Chain) -> list[Recipe]:
+    return [recipe] if isinstance(recipe, Recipe) else [step.recipe for step in recipe.steps]
 
 
 def _markdown(outcome: Outcome) -> str:
@@ -131,9 +172,10 @@ def _line(cells: list[str]) -> str:
 
 
 def _source_line(outcome: Outcome, reference: str) -> str:
-    role = " (base)" if reference == outcome.recipe.base_model else ""
+    steps = _steps(outcome.recipe)
+    role = " (base)" if reference in [step.base_model for step in steps] else ""
     licence = licence_of(reference) or "licence not stated here: see its own page"
-    content = outcome.recipe.evomerge.sources.get(reference)
+    content = next((c for step in steps if (c := step.evomerge.sources.get(reference))), None)
     return f"- `{model_name(reference)}`{role}: {licence}" + (f"; content sha256 `{content[:16]}`" if content else "")
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evomerge.errors import EvoMergeError
 from evomerge.report.frames import items_frame, outcome_scores, trials_frame
 from evomerge.report.history import write_history_png
 from evomerge.report.model_card import model_card
+from evomerge.report.path import write_path_png
 from evomerge.report.result import to_dict
 from evomerge.study.outcome import Outcome
 
 
 def write_outputs(outcome: Outcome, out: Path) -> None:
-    """Write recipe.yaml, README.md, trials.parquet, items.parquet, history.png and, last, result.json into `out`.
+    """Write recipe.yaml, README.md, trials.parquet, items.parquet, pictures and, last, result.json into `out`.
 
     result.json comes last, so that where it is, everything is. What was there is replaced.
 
@@ -30,6 +31,7 @@ def write_outputs(outcome: Outcome, out: Path) -> None:
         ("trials.parquet", lambda part: trials_frame(outcome.trials).to_parquet(part, index=False)),
         ("items.parquet", lambda part: items_frame(outcome_scores(outcome)).to_parquet(part, index=False)),
         ("history.png", lambda part: write_history_png(outcome, part)),
+        *_path_picture(outcome),
         ("result.json", _text(result)),
     )
     try:
@@ -38,6 +40,12 @@ def write_outputs(outcome: Outcome, out: Path) -> None:
             write_atomically(out / name, write)
     except OSError as e:
         raise EvoMergeError(f"{e.filename or out}: cannot be written ({e.strerror or e})") from e
+
+
+def _path_picture(outcome: Outcome) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    path = outcome.path
+    if path is not None:
+        yield "path.png", lambda part: write_path_png(path, outcome.names, outcome.depths, part)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evomerge.report.path import path_text
 from evomerge.score import Interval, Score, State, TaskScore, difference, interval
 from evomerge.study.outcome import Measured, Outcome, Role
 
@@ -76,6 +77,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
+        A path has "path" (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run",
+        "saved"} too.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item. What is unknown is null.
     """
@@ -116,6 +119,12 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         },
         "seconds": outcome.seconds,
     }
+    if outcome.path is not None:
+        data["path"] = path_text(outcome.path, outcome.names)
+        data["front"] = [{"trial": t.number, "depth": t.attributes["depth"], "search": t.value} for t in outcome.front]
+    if outcome.layers is not None:
+        asked, ran = outcome.layers
+        data["layer_evaluations"] = {"asked": asked, "run": ran, "saved": 1 - ran / asked if asked else 0.0}
     finite: dict[str, Any] = _finite(data)
     return finite
 

@@ -4,13 +4,15 @@ Safetensors only: a pickle checkpoint can run code when it is read and is refuse
 """
 
 from evomerge.sources.adapter import Adapter, Update
+from evomerge.sources.defaults import completed_config
 from evomerge.sources.files import INDEX, SINGLE, read_json, read_object, read_text, small_file
-from evomerge.sources.fit import check_fit
+from evomerge.sources.fit import check_fit, check_path_fit
 from evomerge.sources.folder import local_folder
 from evomerge.sources.hashes import Hashing, differing, hash_sources, remembered, start_hashing
 from evomerge.sources.hub import fetch
 from evomerge.sources.layout import TEXT, Layout, Place
 from evomerge.sources.open import open_source, open_sources, with_adapter
+from evomerge.sources.residual import Writers, writers
 from evomerge.sources.source import HEADS, LAYER_KEYS, ZOO, Source
 
 __all__ = [
@@ -26,7 +28,10 @@ __all__ = [
     "Place",
     "Source",
     "Update",
+    "Writers",
     "check_fit",
+    "check_path_fit",
+    "completed_config",
     "differing",
     "fetch",
     "hash_sources",
@@ -40,4 +45,5 @@ __all__ = [
     "small_file",
     "start_hashing",
     "with_adapter",
+    "writers",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from evomerge.errors import SourceError
 from evomerge.sources.layout import TEXT, Place
+from evomerge.sources.settings import differing_settings
 from evomerge.sources.source import HEADS, Source
 
 # What must agree in the language models' configurations, by any of its names.
@@ -25,11 +27,31 @@ _VOCABULARY = "a tokenizer in the recipe reconciles vocabularies: tokenizer_sour
 _LAYERS = "use `slices:` with layer_range to choose which layers are paired"
 _HEAD = "save it with one: tie_word_embeddings: false and a copy of the embedding as lm_head.weight"
 _ALIKE = "use models saved alike"
+_ONE_CONFIG = "a path has one config.json for all of its layers"
 # More than that about one source says nothing new.
 _SHOWN = 12
 
 # What does not fit, and what would help.
 Mismatch = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two models, and what of them is compared.
+
+    Attributes:
+        modules: Those that are merged.
+        layers: Whether layers are paired one to one.
+        vocabulary: Whether the vocabularies must agree.
+        outside: Whether what stands before and after the layers is used of both.
+    """
+
+    first: Source
+    other: Source
+    modules: Sequence[str]
+    layers: bool = True
+    vocabulary: bool = True
+    outside: bool = True
 
 
 def check_fit(
@@ -38,6 +60,7 @@ def check_fit(
     layers: bool = True,
     vocabulary: bool = True,
     modules: Collection[str] | None = None,
+    ends: Collection[Source] | None = None,
 ) -> None:
     """Check that models can be merged tensor by tensor.
 
@@ -45,14 +68,53 @@ def check_fit(
         layers: Whether layers are paired one to one, so that their number must agree (False: slices choose them).
         vocabulary: Whether the vocabularies must agree (False: the recipe's tokenizer reconciles them).
         modules: Those that are merged; None takes every module that all of the sources have.
+        ends: In a stack, the models whose tensors before and after the layers are taken: their vocabularies alone
+            must agree. None: every model's are.
 
     Raises:
-        SourceError: every mismatch with the first model, in one message, a line for each model.
+        SourceError: every mismatch with the first model (of a stack's ends), in one message, a line for each model.
     """
-    models = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    models = _models(sources, ends)
     shared = [m for m in models[0].layout.stacks if all(m in s.layout.stacks for s in models)] if models else []
     merged = [m for m in shared if modules is None or m in modules]
-    found = {other: _mismatches(models[0], other, layers, vocabulary, merged) for other in models[1:]}
+    found: dict[Source, list[Mismatch]] = {}
+    for other in models[1:]:
+        outside = ends is None or other in ends
+        found[other] = _mismatches(_Pair(models[0], other, merged, layers, vocabulary and outside, outside))
+    _tell(models, found)
+
+
+def check_path_fit(sources: Mapping[str, Source] | Sequence[Source], *, ends: Collection[Source] = ()) -> None:
+    """Check that layers of models can follow each other on one path, which has one config.json.
+
+    Beside the shapes, everything must agree that the configurations say of all layers alike (rotary embeddings, norms'
+    epsilon, activation, ...). The number of layers and what is listed layer by layer may differ.
+
+    Args:
+        ends: The models that may give a path its embeddings, or norm and head: their vocabularies must agree too.
+
+    Raises:
+        SourceError: everything that differs from the first model (of the ends), in one message, a line for each model.
+    """
+    models = _models(sources, ends)
+    found: dict[Source, list[Mismatch]] = {}
+    for other in models[1:]:
+        outside = other in ends
+        pair = _Pair(models[0], other, [TEXT], layers=False, vocabulary=outside, outside=outside)
+        found[other] = _mismatches(pair)
+        if not any(help_ == _KIND for _, help_ in found[other]):
+            compared = {key for keys in _GEOMETRY for key in keys}
+            found[other] += [(what, _ONE_CONFIG) for what in differing_settings(models[0], other, compared)]
+    _tell(models, found)
+
+
+def _models(sources: Mapping[str, Source] | Sequence[Source], ends: Collection[Source] | None) -> list[Source]:
+    """The models in order, the ends of a stack before the rest, so that they are compared with one of them."""
+    models = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    return models if ends is None else sorted(models, key=lambda model: model not in ends)
+
+
+def _tell(models: Sequence[Source], found: Mapping[Source, Sequence[Mismatch]]) -> None:
     problems = [
         f'"{other.reference}" does not fit "{models[0].reference}": {_told(mismatches)}'
         for other, mismatches in found.items()
@@ -74,16 +136,16 @@ def _told(mismatches: Sequence[Mismatch]) -> str:
     return "; ".join(told)
 
 
-def _mismatches(first: Source, other: Source, layers: bool, vocabulary: bool, modules: Sequence[str]) -> list[Mismatch]:
-    """What keeps `other` from being merged with `first`."""
-    kinds = _kinds(first, other, modules)
+def _mismatches(pair: _Pair) -> list[Mismatch]:
+    """What keeps the other model from being merged with the first."""
+    kinds = _kinds(pair.first, pair.other, pair.modules)
     if kinds:
         # Nothing else would say more: another architecture has other tensors all over.
         return [(kinds, _KIND)]
-    found = list(_configured(first, other, layers, vocabulary))
+    found = list(_configured(pair))
     # Another width changes the shape of every tensor.
     wide = any(what.partition(" ")[0] in _WIDTH for what, _ in found)
-    return found + list(_tensors(first, other, layers, vocabulary, modules, shapes=not wide))
+    return found + list(_tensors(pair, shapes=not wide))
 
 
 def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
@@ -102,31 +164,31 @@ def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
     return f"architecture {b} against {a}"
 
 
-def _configured(first: Source, other: Source, layers: bool, vocabulary: bool) -> Iterator[Mismatch]:
+def _configured(pair: _Pair) -> Iterator[Mismatch]:
     """Mismatches of the configurations."""
+    first, other = pair.first, pair.other
     for keys in _GEOMETRY:
         named = ([(k, s.text_config[k]) for k in keys if s.text_config.get(k) is not None] for s in (first, other))
         a, b = (found[0] if found else None for found in named)
         if a and b and a[1] != b[1]:
             yield f"{b[0]} {b[1]} against {a[1]}", _SHAPE
     sizes = [s.text_config.get("vocab_size") for s in (first, other)]
-    if vocabulary and None not in sizes and sizes[0] != sizes[1]:
+    if pair.vocabulary and None not in sizes and sizes[0] != sizes[1]:
         yield f"vocab_size {sizes[1]} against {sizes[0]}", _VOCABULARY
-    if layers and first.num_layers != other.num_layers:
+    if pair.layers and first.num_layers != other.num_layers:
         yield f"{other.num_layers} layers against {first.num_layers}", _LAYERS
 
 
-def _tensors(
-    first: Source, other: Source, layers: bool, vocabulary: bool, modules: Sequence[str], *, shapes: bool
-) -> Iterator[Mismatch]:
+def _tensors(pair: _Pair, *, shapes: bool) -> Iterator[Mismatch]:
     """Mismatches of the tensors, all layers' tensors of one kind together."""
-    a, b = (_kept(s, layers, modules) for s in (first, other))
+    first, other, modules = pair.first, pair.other, pair.modules
+    a, b = (_kept(s, pair) for s in (first, other))
     heads = [any(place.bare in HEADS for place in kept) for kept in (a, b)]
     if heads[0] != heads[1]:
         tied = (first, other)[heads.index(False)]
         yield f'"{tied.reference}" has no output head of its own, its embedding is tied to it', _HEAD
     # Where the configurations name two vocabularies, or the recipe reconciles them, other numbers of rows are no news.
-    rows_matter = vocabulary and first.text_config.get("vocab_size") == other.text_config.get("vocab_size")
+    rows_matter = pair.vocabulary and first.text_config.get("vocab_size") == other.text_config.get("vocab_size")
     differing: dict[str, list[str]] = {}
     for place, shape in a.items() if shapes else ():
         got = b.get(place, shape)
@@ -147,13 +209,13 @@ def _tensors(
             yield lines[0] + _more(lines), _ALIKE
 
 
-def _kept(source: Source, layers: bool, modules: Sequence[str]) -> dict[Place, tuple[int, ...]]:
+def _kept(source: Source, pair: _Pair) -> dict[Place, tuple[int, ...]]:
     """Shapes by place; where layers are not paired, all layers of a model count as its first one."""
     found: dict[Place, tuple[int, ...]] = {}
     for name, info in source.merged_tensors.items():
         place = source.layout.places[name]
-        if info.is_float and place.module in modules:
-            if not layers and place.layer is not None:
+        if info.is_float and place.module in pair.modules and (pair.outside or place.layer is not None):
+            if not pair.layers and place.layer is not None:
                 place = Place(place.module, 0, place.bare)
             found.setdefault(place, info.shape)
     return found

@@ -1,20 +1,21 @@
-"""What may vary, as a file says it: the frozen model of `search_spaces/*.yaml`."""
+"""What may vary in a merge of weights, as a file says it: the frozen model of `kind: parameter`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from evomerge.config import Document, Frozen, Key, validate
 from evomerge.errors import SpaceError, choose
 from evomerge.methods import METHODS, Method, Parameter
 from evomerge.space.granularity import Granularity
+from evomerge.space.problems import refuse
 from evomerge.space.range import Range
-from evomerge.space.source import Source, reference, unique_names
+from evomerge.space.shape import Shape
+from evomerge.space.source import Source, reference, repeated, unique_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from evomerge.space.space import Space
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+KINDS = ("parameter", "dataflow", "hybrid")
 
 
 class SpaceConfig(Frozen):
-    """A search space as a file gives it; `bind` makes it one for models of a known depth."""
+    """A parameter space as a file gives it; `bind` makes it one for models of a known depth."""
 
     name: str = ""
     kind: str = "parameter"
@@ -42,10 +44,10 @@ class SpaceConfig(Frozen):
     @field_validator("kind")
     @classmethod
     def _kind(cls, value: str) -> str:
-        if value in ("dataflow", "hybrid"):
-            raise ValueError('not available yet; this version searches kind: "parameter"')
+        if value in KINDS and value != "parameter":
+            raise ValueError('expected a parameter space here, of kind: "parameter"')
         if value != "parameter":
-            raise ValueError(choose(value, ["parameter"]))
+            raise ValueError(choose(value, KINDS))
         return value
 
     @field_validator("method", mode="before")
@@ -75,16 +77,7 @@ class SpaceConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> SpaceConfig:
-        problems = list(self._problems())
-        if problems:
-            # Raised inside a validator, its places become places of the whole file: one line per problem.
-            details = [
-                InitErrorDetails(
-                    type=PydanticCustomError("space", "{text}", {"text": text}), loc=key, input=_at(self, key)
-                )
-                for key, text in problems
-            ]
-            raise ValidationError.from_exception_data("space", details)
+        refuse(self, self._problems())
         return self
 
     @property
@@ -102,13 +95,10 @@ class SpaceConfig(Frozen):
         return next((p for m in self.methods if (p := m.parameter(name))), None)
 
     def _problems(self) -> Iterator[tuple[Key, str]]:
-        seen: dict[str, int] = {}
+        yield from repeated(self.sources)
         for i, source in enumerate(self.sources):
-            if source.model in seen:
-                yield ("sources", i), f"is given twice (as source {seen[source.model] + 1} too)"
-            elif source.model == self.base_model:
+            if source.model == self.base_model:
                 yield ("sources", i), "is the base_model too; its task vector is zero. Leave it out of the sources"
-            seen[source.model] = i
         for method in self.methods:
             if method.base == "required" and self.base_model is None:
                 yield ("base_model",), f'method "{method.name}" needs a base_model'
@@ -181,6 +171,23 @@ class SpaceConfig(Frozen):
 
         return Space(self, num_layers, tensors)
 
+    def bind_models(self, shapes: Mapping[str, Shape]) -> Space:
+        """The space for models of these shapes, by reference; all are as deep as the first (see `bind`)."""
+        shape = next(iter(shapes.values()))
+        return self.bind(shape.num_layers, shape.tensors or None)
+
+    def placed(self, places: Mapping[str, str]) -> SpaceConfig:
+        """The same space with its models at other references, under the same short names."""
+        config = self.model_copy(
+            update={
+                "sources": tuple(s.at(places) for s in self.sources),
+                "base_model": places.get(self.base_model or "", self.base_model),
+                "tokenizer_source": places.get(self.tokenizer_source or "", self.tokenizer_source),
+            }
+        )
+        config._tasks = self._tasks
+        return config
+
     def _data(self) -> dict[str, Any]:
         return self.model_dump(exclude_unset=True) | {"name": self.name}
 
@@ -188,13 +195,3 @@ class SpaceConfig(Frozen):
         config = validate(SpaceConfig, Document(data, f"{self.name or 'space'} ({what})"), SpaceError)
         config._tasks = self._tasks
         return config
-
-
-def _at(config: SpaceConfig, key: Key) -> Any:
-    value: Any = config.model_dump(mode="json", exclude_unset=True)
-    for part in key:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value.get("model", value) if isinstance(value, dict) and key[0] == "sources" else value

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evomerge import presets
 from evomerge.config import Document, load_yaml, parse_yaml, validate
 from evomerge.errors import SpaceError, choose
 from evomerge.space import mergekit_evolve
 from evomerge.space.config import SpaceConfig
+from evomerge.space.dataflow import DataflowConfig
+from evomerge.space.hybrid import HybridConfig
+
+AnyConfig = SpaceConfig | DataflowConfig | HybridConfig
 
 
-def load_space(path: str | Path) -> SpaceConfig:
-    """Read a search space: a path to a YAML file, or the name of a preset.
+def load_space(path: str | Path) -> AnyConfig:
+    """Read a search space of any kind: a path to a YAML file, or the name of a preset.
 
     Raises:
         SpaceError: every problem of the file, one line each; for a name that is neither, the nearest preset.
@@ -29,23 +34,62 @@ def load_space(path: str | Path) -> SpaceConfig:
     return _named(load_yaml(file, SpaceError), file.stem)
 
 
-def parse_space(text: str, file: str = "<space>") -> SpaceConfig:
+def parse_space(text: str, file: str = "<space>") -> AnyConfig:
     """Read a search space from text; `file` is what messages call it."""
     return _named(parse_yaml(text, file, SpaceError), Path(file).stem)
 
 
+def stored_space(data: Mapping[str, Any]) -> AnyConfig:
+    """A search space as `model_dump(mode="json", exclude_unset=True)` gave it (a study keeps it so)."""
+    return _read(Document(dict(data), "stored space"))
+
+
 def default_space(models: Sequence[str], base: str | None = None) -> SpaceConfig:
     """The space of `--models A B [--base C]` without a YAML: the quickstart's cut; without a base a linear merge."""
-    return load_space("quickstart" if base else "linear").with_sources(models, base)
+    preset = load_space("quickstart" if base else "linear")
+    assert isinstance(preset, SpaceConfig)
+    return preset.with_sources(models, base)
 
 
-def _named(document: Document, name: str) -> SpaceConfig:
+def _named(document: Document, name: str) -> AnyConfig:
     data = document.mapping(SpaceError)
-    if "tasks" in data and not {"genome", "sources", "method"} & set(data):
+    if "tasks" in data and not {"genome", "sources", "method", "parameter"} & set(data):
         raise SpaceError(f"{document.file}: is an evaluator, not a search space; give it as --evaluator")
-    config = mergekit_evolve.read(document) if "genome" in data else validate(SpaceConfig, document, SpaceError)
+    config = _read(document)
     if config.name:
         return config
     named = config.model_copy(update={"name": name})
-    named._tasks = config.tasks
+    if isinstance(config, SpaceConfig) and isinstance(named, SpaceConfig):
+        named._tasks = config.tasks
     return named
+
+
+def _read(document: Document) -> AnyConfig:
+    data = document.mapping(SpaceError)
+    if "genome" in data:
+        return mergekit_evolve.read(document)
+    if data.get("kind") == "dataflow":
+        return validate(DataflowConfig, document, SpaceError)
+    if data.get("kind") == "hybrid":
+        return validate(HybridConfig, _with_first_stage(document, data), SpaceError)
+    return validate(SpaceConfig, document, SpaceError)
+
+
+def _with_first_stage(document: Document, data: dict[str, Any]) -> Document:
+    """A hybrid's document with its parameter space read, where it names one: a file beside it, or a preset.
+
+    Models of such a file are looked for from the hybrid's own folder.
+    """
+    named = data.get("parameter")
+    if not isinstance(named, str):
+        return document
+    beside = Path(document.file).parent / named
+    where = f"{document.where(('parameter',))}: parameter = {named!r}"
+    try:
+        found = load_space(beside if beside.is_file() else named)
+    except SpaceError as e:
+        raise SpaceError(f"{where}: {e}") from None
+    if not isinstance(found, SpaceConfig):
+        raise SpaceError(f'{where}: is of kind "{found.kind}", expected a parameter space')
+    document.data = {**data, "parameter": found}
+    return document

@@ -9,22 +9,53 @@ from dataclasses import dataclass
 from evomerge.errors import SpaceError, choose
 from evomerge.score import Value
 
+# Further from the grid than rounding explains.
+OFF_GRID = 1e-9
+
 
 @dataclass(frozen=True)
 class Float:
-    """A real number from low to high, both included; `log` searches its logarithm."""
+    """A real number from low to high, both included; `log` searches its logarithm.
+
+    Attributes:
+        step: Only low + k x step may be had, high being one of them; not together with `log`.
+    """
 
     name: str
     low: float
     high: float
     init: float
     log: bool = False
+    step: float | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Number of values on the grid; None without one."""
+        return None if self.step is None else round((self.high - self.low) / self.step) + 1
+
+    def at(self, k: int) -> float:
+        """The k-th value of the grid, from 0: one spelling of each, whatever it was worked out from."""
+        assert self.step is not None
+        return round(self.low + k * self.step, 12)
+
+    def index(self, value: float) -> int:
+        """Number of the grid's value that is nearest."""
+        assert self.step is not None and self.count is not None
+        return min(max(round((value - self.low) / self.step), 0), self.count - 1)
+
+    def snap(self, value: float) -> float:
+        """The nearest value that may be had."""
+        return self.at(self.index(value)) if self.step is not None else min(max(value, self.low), self.high)
 
     def problem(self, value: Value) -> str | None:
         """Why a value is not one of this parameter's, or None."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return f"expected a number from {self.low:g} to {self.high:g}"
-        return None if self.low <= value <= self.high else f"outside [{self.low:g}, {self.high:g}]"
+        if not self.low <= value <= self.high:
+            return f"outside [{self.low:g}, {self.high:g}]"
+        if self.step is not None and abs(value - self.snap(value)) > OFF_GRID:
+            return f"expected {self.low:g} plus a multiple of {self.step:g}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,11 @@ class Categorical:
 
 
 Parameter = Float | Integer | Categorical
+
+
+def default_sampler(parameters: Sequence[Parameter]) -> str:
+    """The optimizer for a space of no structure of its own: `cma`, or `catcma` where a parameter is categorical."""
+    return "catcma" if any(isinstance(p, Categorical) for p in parameters) else "cma"
 
 
 def initial(parameters: Sequence[Parameter]) -> dict[str, Value]:

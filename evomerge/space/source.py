@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from evomerge.config import Frozen
+from evomerge.config import Frozen, Key
 from evomerge.errors import RecipeError
 from evomerge.recipe import ModelReference
 
@@ -39,6 +39,19 @@ class Source(Frozen):
         if value and not NAME.fullmatch(value):
             raise ValueError("expected letters, digits and _ . + -")
         return value
+
+    def at(self, places: Mapping[str, str]) -> Source:
+        """The same source at another reference."""
+        return self.model_copy(update={"model": places.get(self.model, self.model)})
+
+
+def repeated(sources: Sequence[Source]) -> Iterator[tuple[Key, str]]:
+    """The problem of every source that stands twice."""
+    seen: dict[str, int] = {}
+    for i, source in enumerate(sources):
+        if source.model in seen:
+            yield ("sources", i), f"is given twice (as source {seen[source.model] + 1} too)"
+        seen[source.model] = i
 
 
 def reference(value: str) -> str:

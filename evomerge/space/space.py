@@ -11,7 +11,7 @@ from evomerge.recipe import Condition, Extras, InputModel, InputSlice, OutputSli
 from evomerge.score import Value
 from evomerge.space.config import SpaceConfig
 from evomerge.space.grid import Grid, layer_groups
-from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, initial
+from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, default_sampler, initial
 from evomerge.space.range import Range
 
 METHOD = "method"
@@ -81,6 +81,11 @@ class Space:
                         yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start))
                     else:
                         yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log)
+
+    @property
+    def sampler(self) -> str:
+        """The optimizer that suits the space."""
+        return default_sampler(self.parameters)
 
     def initial(self) -> dict[str, Value]:
         """The starting value of every parameter, in their order."""

@@ -6,34 +6,46 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path as Folder
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import CandidateError, InputError
 from evomerge.evaluation import EvaluatorFile, open_evaluator
+from evomerge.recipe import Path, Recipe
 from evomerge.score import Score
-from evomerge.sources import Source
+from evomerge.sources import Source, writers
 from evomerge.study.job import Answer, Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from evomerge.routing import Router
 
 
 class Builder:
-    """Holds the sources, one live model and the evaluator's prepared tasks, across candidates.
+    """Holds the sources, the live models that candidates are built into and the evaluator's tasks, across candidates.
 
     Args:
         sources: Every model that a recipe may name, by its reference; `base` among them.
-        base: Reference of the model whose architecture the live model has.
+        base: Reference of the model whose architecture and tokenizer candidates have.
         device: A torch device; default: the evaluator's, else "cuda" where there is one.
+        prefix_bytes: Memory for the hidden states of paths' common beginnings.
     """
 
     def __init__(
-        self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None = None
+        self,
+        sources: Mapping[str, Source],
+        base: str,
+        evaluator: EvaluatorFile,
+        device: str | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         import torch
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
         from evomerge.merging.engine import Engine
-        from evomerge.merging.live import live_model, load_tokenizer
+        from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
         self._device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,9 +58,12 @@ class Builder:
         self._trust = evaluator.config.trust_remote_code
         self._evaluator = open_evaluator(evaluator)
         self._engine = Engine(self._sources, device=self._device)
-        source = self._sources[base]
-        self._model = live_model(source, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
-        self._tokenizer = load_tokenizer(source, trust_remote_code=self._trust)
+        self._base = self._sources[base]
+        self._prefix_bytes = prefix_bytes
+        # What candidates are built into, made when the first of its kind comes: merges, and paths over layers.
+        self._merged: PreTrainedModel | None = None
+        self._router: Router | None = None
+        self._tokenizer = load_tokenizer(self._base, trust_remote_code=self._trust)
 
     def run(self, job: Job) -> Answer:
         """Build and score. What the candidate did wrong comes back as a reason.
@@ -65,13 +80,51 @@ class Builder:
             return Answer(None, str(e), seconds)
         except Exception as e:  # whatever an evaluator raises is this candidate's failure, not the search's end
             return Answer(None, f"{type(e).__name__}: {e}".strip().splitlines()[0][:500], seconds)
-        return Answer(score, None, seconds)
+        return Answer(score, None, seconds, self._layers(job))
+
+    def _layers(self, job: Job) -> tuple[int, int] | None:
+        """What the path that was just scored took; None for everything else."""
+        if self._router is None or job.exported or job.recipe is None or self._path(job.recipe) is None:
+            return None
+        counts = self._router.counts
+        return counts.asked, counts.run
 
     def _live(self, job: Job, seconds: dict[str, float]) -> Score:
         assert job.recipe is not None
         started = time.perf_counter()
-        self._engine.build_into(job.recipe, self._model)
-        return self._score(self._model, self._tokenizer, job, seconds, started)
+        path = self._path(job.recipe)
+        if path is None:
+            model = self._merge_target()
+            self._engine.build_into(job.recipe, model)
+        else:
+            model = self._routes().route(path)
+        return self._score(model, self._tokenizer, job, seconds, started)
+
+    def _path(self, recipe: Recipe) -> Path | None:
+        """The path that a recipe is, its scales being those of this family's layers; None for every other merge."""
+        return Path.read(recipe, writers(self._base).filters)
+
+    def _merge_target(self) -> PreTrainedModel:
+        if self._merged is None:
+            from evomerge.merging.live import live_model
+
+            self._merged = live_model(
+                self._base, dtype=self._dtype, device=self._device, trust_remote_code=self._trust
+            )
+        return self._merged
+
+    def _routes(self) -> Router:
+        if self._router is None:
+            from evomerge.routing import Router
+
+            self._router = Router(
+                self._sources,
+                dtype=self._dtype,
+                device=self._device,
+                trust_remote_code=self._trust,
+                prefix_bytes=self._prefix_bytes,
+            )
+        return self._router
 
     def _exported(self, job: Job, seconds: dict[str, float]) -> Score:
         started = time.perf_counter()
@@ -79,14 +132,16 @@ class Builder:
             return self._checkpoint(self._sources[job.source or ""], job, seconds, started)
         folder = tempfile.mkdtemp(prefix="evomerge-")
         try:
-            path = Path(folder) / "model"
-            self._engine.write(job.recipe, path)
-            return self._checkpoint(path, job, seconds, started)
+            model = Folder(folder) / "model"
+            self._engine.write(job.recipe, model)
+            return self._checkpoint(model, job, seconds, started)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _checkpoint(self, model: Path | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
+    def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
+        if self._device != "cpu":
+            self._router = None
         self._place("cpu")
         try:
             return self._loaded(model, job, seconds, started)
@@ -96,10 +151,10 @@ class Builder:
     def _place(self, device: str) -> None:
         import torch
 
-        if str(self._model.device) != device:
-            torch.nn.Module.to(self._model, device)
+        if self._merged is not None and str(self._merged.device) != device:
+            torch.nn.Module.to(self._merged, device)
 
-    def _loaded(self, checkpoint: Path | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
+    def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
         model = live_model(checkpoint, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)

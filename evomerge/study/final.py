@@ -72,8 +72,12 @@ def choose_winner(
     trials: list[Trial],
     decode: Decode,
     hash_: Callable[[Recipe], str],
+    beside: Recipe | None = None,
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.
+
+    Args:
+        beside: A recipe whose candidate, where there is one, is among those few whatever it scored.
 
     Raises:
         EvoMergeError: none of them could be scored again.
@@ -83,6 +87,11 @@ def choose_winner(
         finalists.setdefault(hash_(decode(trial.params)), trial)
         if len(finalists) == FINALISTS:
             break
+    if beside is not None:
+        wanted = hash_(beside)
+        found = next((t for t in best(trials) if t.attributes.get("recipe_hash") == wanted), None)
+        if found is not None:
+            finalists.setdefault(wanted, found)
     jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in finalists.values()}
     scores = score_all(pool, study, "select", jobs)
     scored = [(t, s) for t in finalists.values() if isinstance(s := scores[f"trial/{t.number}"], Score)]

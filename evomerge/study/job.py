@@ -33,8 +33,11 @@ class Answer:
 
     Attributes:
         seconds: Time per step: "build", "evaluate".
+        layers: Of a path: how many evaluations of a layer on a sequence it took, and how many of them were run; the
+            rest was known from earlier candidates.
     """
 
     score: Score | None
     reason: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[int, int] | None = None

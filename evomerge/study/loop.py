@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.errors import EvoMergeError, StudyError
 from evomerge.optimizers import Optimizer
-from evomerge.recipe import Recipe
+from evomerge.recipe import Path, Recipe
 from evomerge.score import State, Trial, Value
 from evomerge.study.budget import Budget
 from evomerge.study.job import Answer, Job
@@ -22,6 +23,11 @@ from evomerge.study.watcher import Watcher
 from evomerge.study.workers import Pool
 
 Decode = Callable[[Mapping[str, Value]], Recipe]
+# Attributes of a trial that is a path: its number of layers, and the evaluations of layers that it took.
+DEPTH = "depth"
+LAYERS = "layer_evaluations"
+# Candidates for each worker that are ordered at once where time is the budget.
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Search:
         decode: Parameters to recipe.
         hash: Recipe to its hash.
         patience: Stop after so many candidates in a row without a better score (checked between generations).
+        order: Where candidates build on what a worker knows of earlier ones: a key that puts those beside each other
+            that share most. A generation is scored in that order; what is asked and told stays in the order of asks.
+        by_depth: Whether the number of layers of a path is an objective too (fewer are better).
     """
 
     study: Study
@@ -42,6 +51,8 @@ class Search:
     budget: Budget
     watcher: Watcher
     patience: int | None = None
+    order: Callable[[Recipe], Any] | None = None
+    by_depth: bool = False
 
     def run(self) -> tuple[list[Trial], str]:
         """Search until the budget is spent.
@@ -77,10 +88,16 @@ class Search:
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
                 break
-            self.optimizer.tell(asked, [t.value for t in generation])
+            self.optimizer.tell(asked, [self._told(t) for t in generation])
             number += len(asked)
         self.study.note("seconds", spent())
         return trials, stopped
+
+    def _told(self, trial: Trial) -> float | tuple[float, ...] | None:
+        """What a candidate is worth to the optimizer: higher is better, of each objective."""
+        if trial.value is None or not self.by_depth:
+            return trial.value
+        return trial.value, -float(trial.attributes[DEPTH])
 
     def _generation(
         self,
@@ -102,14 +119,15 @@ class Search:
             else:
                 waiting.append(number)
         running = 0
-        hashes: dict[int, str] = {}
-        while waiting or running:
+        ready: list[tuple[int, Recipe]] = []
+        attributes: dict[int, dict[str, Any]] = {}
+        while True:
             # One more than there are workers, so that none waits while the driver records.
-            while waiting and running <= self.pool.size and self.budget.left(waiting[0], spent()):
-                number = waiting.pop(0)
-                recipe = self.decode(asked[number - first])
-                hashes[number] = self.hash(recipe)
-                self.study.start(number, asked[number - first], {"recipe_hash": hashes[number]})
+            while running <= self.pool.size:
+                ready = ready or self._started(waiting, first, asked, attributes, spent)
+                if not ready:
+                    break
+                number, recipe = ready.pop(0)
                 self.pool.submit(number, Job("search", recipe))
                 running += 1
             if not running:
@@ -117,19 +135,80 @@ class Search:
             key, answer = self.pool.wait()
             running -= 1
             assert isinstance(key, int)
-            ended[key] = self._record(key, asked[key - first], hashes[key], answer)
+            ended[key] = self._record(key, asked[key - first], attributes[key], answer)
             self.study.note("seconds", spent())
             self.watcher.finished(ended[key], False)
         return [ended[n] for n in range(first, first + len(asked)) if n in ended]
 
-    def _record(self, number: int, params: Mapping[str, Value], recipe_hash: str, answer: Answer) -> Trial:
-        attributes = {"recipe_hash": recipe_hash}
+    def _started(
+        self,
+        waiting: list[int],
+        first: int,
+        asked: list[dict[str, Value]],
+        attributes: dict[int, dict[str, Any]],
+        spent: Callable[[], float],
+    ) -> list[tuple[int, Recipe]]:
+        """The next candidates to submit, recorded in the order of asks as running; none where the budget is spent.
+
+        One, unless they are to be ordered: then the rest of the generation, or, where time is the budget, a few rounds
+        of the workers, lest it be overrun.
+        """
+        size = 1
+        if self.order is not None:
+            size = len(waiting) if self.budget.candidates is not None else ROUNDS * self.pool.size
+        found: list[tuple[int, Recipe]] = []
+        while waiting and len(found) < size and self.budget.left(waiting[0], spent()):
+            number = waiting.pop(0)
+            recipe = self.decode(asked[number - first])
+            attributes[number] = _attributes(recipe, self.hash(recipe))
+            self.study.start(number, asked[number - first], attributes[number])
+            found.append((number, recipe))
+        order = self.order
+        return sorted(found, key=lambda pair: (order(pair[1]), pair[0])) if order is not None else found
+
+    def _record(self, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer) -> Trial:
         if answer.score is None:
             reason = answer.reason or "no reason given"
             self.study.fail(number, reason, answer.seconds)
             return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
-        self.study.complete(number, answer.score, answer.seconds)
+        if answer.layers is not None:
+            layers = {LAYERS: dict(zip(("asked", "run"), answer.layers, strict=True))}
+            self.study.attribute(number, layers)
+            attributes = attributes | layers
+        self.study.complete(
+            number, answer.score, answer.seconds, [float(attributes[DEPTH])] if self.by_depth else ()
+        )
         return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+
+
+def path_order(recipe: Recipe) -> tuple[Any, ...]:
+    """Sorts paths so that those with a common beginning stand together; other recipes by themselves."""
+    path = Path.read(recipe)
+    return (path.embeddings, *((h.model, h.layer, h.factor) for h in path.hops)) if path is not None else ()
+
+
+def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:
+    """(asked, run) over all candidates that are paths: the rest was known from earlier candidates. None without any."""
+    counted = [t.attributes[LAYERS] for t in trials if LAYERS in t.attributes]
+    return (sum(c["asked"] for c in counted), sum(c["run"] for c in counted)) if counted else None
+
+
+def front(trials: list[Trial]) -> list[Trial]:
+    """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
+
+    From the fewest layers on; of equals the earliest.
+    """
+    found: list[Trial] = []
+    paths = [t for t in best(trials) if DEPTH in t.attributes]
+    for trial in sorted(paths, key=lambda t: t.attributes[DEPTH]):  # stable: of one depth the best comes first
+        if not found or (trial.value or 0.0) > (found[-1].value or 0.0):
+            found.append(trial)
+    return found
+
+
+def _attributes(recipe: Recipe, recipe_hash: str) -> dict[str, Any]:
+    path = Path.read(recipe)
+    return {"recipe_hash": recipe_hash} | ({DEPTH: len(path.hops)} if path is not None else {})
 
 
 def best(trials: list[Trial]) -> list[Trial]:

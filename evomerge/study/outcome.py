@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from evomerge.recipe import Recipe
+from evomerge.recipe import Chain, Recipe
+from evomerge.recipe import Path as RecipePath
 from evomerge.score import Score, Trial
 
 Role = Literal["base", "source", "uniform", "control", "best"]
@@ -31,7 +32,7 @@ class Measured:
     test: Score
     search: Score | None = None
     select: Score | None = None
-    recipe: Recipe | None = None
+    recipe: Recipe | Chain | None = None
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,20 @@ class Outcome:
         study, storage: Name of the study and URL of its database.
         trials: Every candidate, by number.
         best: The winner's trial.
-        recipe: The winner's recipe, with the seed and the sources' content hashes.
+        recipe: The winner's recipe, with the seed and the sources' content hashes; a chain where it builds on another
+            stage's winner.
         recipe_hash: What identifies it.
         measured: Base, sources, uniform merge, controls (if asked for), and the winner, which stands last.
         looks: How often the test items have been read in this study, this time included.
         stopped: Why the search ended ("budget", "patience", "converged").
         seconds: Wall time of the search, all resumes together.
         lines: Value on the search items of base, sources and the uniform merge (for the history picture).
+        names: Short names of the sources by reference; those of paths' pictures.
+        layers: Of candidates that are paths: evaluations of a layer on a sequence that they took, and how many of them
+            were run (the others were known from earlier candidates).
+        front: Of candidates that are paths: those that no other beats in both score and number of layers.
+        path: The winner as a path over models that are there; None for a merge.
+        depths: Number of layers of each source, by reference.
     """
 
     study: str
@@ -58,7 +66,7 @@ class Outcome:
     evaluator: str
     trials: tuple[Trial, ...]
     best: Trial
-    recipe: Recipe
+    recipe: Recipe | Chain
     recipe_hash: str
     measured: tuple[Measured, ...]
     looks: int
@@ -66,6 +74,11 @@ class Outcome:
     seconds: float
     model: Path
     lines: Mapping[str, float] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+    front: tuple[Trial, ...] = ()
+    path: RecipePath | None = None
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def winner(self) -> Measured:

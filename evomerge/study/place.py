@@ -15,7 +15,9 @@ from evomerge.errors import InputError, StudyError
 
 LOCK = ".lock"
 # What a finished search writes into its folder: files of these names that are not ours are not overwritten.
-OUTPUTS = ("README.md", "recipe.yaml", "result.json", "history.png", "trials.parquet", "items.parquet", "model")
+OUTPUTS = (
+    "README.md", "recipe.yaml", "result.json", "history.png", "path.png", "trials.parquet", "items.parquet", "model",
+)  # fmt: skip
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 
 

@@ -59,8 +59,17 @@ class Store:
         """Studies that evomerge made, by name; control searches (NAME/control) too."""
         return [s.study_name for s in self._optuna.get_all_studies() if _FINGERPRINT in s.user_attrs]
 
-    def create(self, name: str, parameters: Sequence[Parameter], fingerprint: Mapping[str, Any]) -> Study:
+    def create(
+        self,
+        name: str,
+        parameters: Sequence[Parameter],
+        fingerprint: Mapping[str, Any],
+        minimised: Sequence[str] = (),
+    ) -> Study:
         """Open a study, or make it; a study with another fingerprint is refused.
+
+        Args:
+            minimised: Names of objectives beside the score, each better when lower.
 
         Raises:
             StudyError: the study is there and was made with other settings (the message says which).
@@ -69,7 +78,12 @@ class Store:
         from optuna.study import StudyDirection
 
         try:
-            study_id = self._optuna.create_new_study([StudyDirection.MAXIMIZE], name)
+            directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in minimised)]
+            study_id = self._optuna.create_new_study(directions, name)
+            if minimised:
+                import optuna
+
+                optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(["score", *minimised])
             self._optuna.set_study_user_attr(study_id, _FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
         except DuplicatedStudyError:
             study_id = self._optuna.get_study_id_from_name(name)
@@ -178,8 +192,19 @@ class Study:
         trial_id = self._storage.create_new_trial(self._id, frozen)
         self._trial_ids[number] = trial_id
 
-    def complete(self, number: int, score: Score, seconds: Mapping[str, float]) -> None:
-        """Record a candidate's score: the items first, then the trial, so that a told trial always has its items."""
+    def attribute(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Keep something with a candidate that is running; the dashboard shows it."""
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(self._trial_ids[number], name, value)
+
+    def complete(
+        self, number: int, score: Score, seconds: Mapping[str, float], others: Sequence[float] = ()
+    ) -> None:
+        """Record a candidate's score: the items first, then the trial, so that a told trial always has its items.
+
+        Args:
+            others: Values of the objectives beside the score.
+        """
         from optuna.trial import TrialState
 
         trial = self._trial_ids[number]
@@ -187,7 +212,7 @@ class Study:
         self._storage.set_trial_user_attr(trial, "seconds", dict(seconds))
         for task in score.tasks if len(score.tasks) > 1 else ():
             self._storage.set_trial_user_attr(trial, task.task, task.shown)
-        self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [score.value])
+        self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [score.value, *others])
 
     def fail(self, number: int, reason: str, seconds: Mapping[str, float]) -> None:
         """Record why a candidate failed."""
@@ -230,7 +255,7 @@ def _distribution(parameter: Parameter) -> Any:
 
     match parameter:
         case Float():
-            return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+            return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
         case Integer():
             return IntDistribution(parameter.low, parameter.high)
         case Categorical():

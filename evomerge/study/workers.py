@@ -99,6 +99,7 @@ class RayPool:
     workers asked for, the others do the work.
 
     Args:
+        prefix_bytes: Memory of each worker for the hidden states of paths' common beginnings.
         say: Is told when workers are long in coming.
     """
 
@@ -108,6 +109,7 @@ class RayPool:
         sources: Mapping[str, Source],
         base: str,
         evaluator: EvaluatorFile,
+        prefix_bytes: int = 0,
         say: Callable[[str], None] | None = None,
     ) -> None:
         address = cluster.address or os.environ.get("RAY_ADDRESS")
@@ -134,7 +136,7 @@ class RayPool:
         self._say = say or (lambda text: None)
         self._asked = f"{self.size} workers with {found.gpus or found.cpus:g} {'GPU' if found.gpus else 'CPU'} each"
         self._actor: Any = ray.remote(num_cpus=found.cpus, num_gpus=found.gpus)(_Worker)
-        self._arguments = (dict(sources), base, evaluator, None if found.gpus else "cpu")
+        self._arguments = (dict(sources), base, evaluator, None if found.gpus else "cpu", prefix_bytes)
         self._queue: deque[tuple[Hashable, Job, int]] = deque()
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
@@ -226,13 +228,20 @@ class RayPool:
 class _Worker:
     """The actor's class: makes its Builder when it starts."""
 
-    def __init__(self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        base: str,
+        evaluator: EvaluatorFile,
+        device: str | None,
+        prefix_bytes: int,
+    ) -> None:
         from evomerge.study.builder import Builder
 
         # Raised from __init__, an error would reach the driver as a dead actor without its words.
         self._wrong: EvoMergeError | None = None
         try:
-            self._builder = Builder(sources, base, evaluator, device)
+            self._builder = Builder(sources, base, evaluator, device, prefix_bytes)
         except EvoMergeError as e:
             self._wrong = e
         except Exception as e:
@@ -253,11 +262,16 @@ class LocalPool:
     size = 1
 
     def __init__(
-        self, sources: Mapping[str, Source], base: str, evaluator: EvaluatorFile, device: str | None = None
+        self,
+        sources: Mapping[str, Source],
+        base: str,
+        evaluator: EvaluatorFile,
+        prefix_bytes: int = 0,
+        device: str | None = None,
     ) -> None:
         from evomerge.study.builder import Builder
 
-        self._builder = Builder(sources, base, evaluator, device)
+        self._builder = Builder(sources, base, evaluator, device, prefix_bytes)
         self._queue: deque[tuple[Hashable, Job]] = deque()
 
     def submit(self, key: Hashable, job: Job) -> None:

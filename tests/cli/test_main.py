@@ -14,6 +14,7 @@ import evomerge
 from evomerge.cli import zoo
 from evomerge.cli.commands import COMMANDS, build_parser
 from evomerge.errors import CandidateError, InputError
+from evomerge.zoo import NAMES
 
 
 def test_version_and_help(command: Callable) -> None:
@@ -59,7 +60,7 @@ def test_no_command(command: Callable) -> None:
 def test_json_error_is_one_value_on_stdout(command: Callable) -> None:
     done = command("zoo", "copy", "mats", "out", "--json")
     assert done.code == 2
-    words = 'no model "mats" in the zoo; did you mean "maths"? Valid: base, maths, kovesh, sorting'
+    words = f'no model "mats" in the zoo; did you mean "maths"? Valid: {", ".join(NAMES)}'
     assert done.json == {"error": words}
     assert "mats" in done.err
 

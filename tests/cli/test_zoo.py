@@ -15,6 +15,8 @@ def test_lists_models_and_tasks(command: Callable) -> None:
     assert "kovesh_problems" in [t["task"] for t in data["tasks"]]
     text = command("zoo").out
     assert "zoo:maths" in text and "kovesh_problems" in text
+    for name, about in zoo.ABOUT.items():
+        assert [line for line in text.splitlines() if line.split()[0] == f"zoo:{name}" and line.endswith(about)]
 
 
 def test_parameters_equal_torchs(command: Callable) -> None:

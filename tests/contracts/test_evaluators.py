@@ -23,20 +23,26 @@ def lm_eval(folder):
     return {"include_path": str(presets.folder("evaluators") / "zoo"), "tasks": ["kovesh_problems"], "splits": splits}
 
 
+def greedy(folder):
+    """The same task, the search split read off one forward pass."""
+    return lm_eval(folder) | {"tasks": [{"name": "kovesh_problems", "greedy_likelihood": True}]}
+
+
 def python(folder):
     (folder / "score.py").write_text(SCORE)
     (folder / "items.jsonl").write_text("\n".join(json.dumps({"prompt": f"strun kunt {i} nesh"}) for i in range(20)))
     return {"function": "score.py:score", "items": "items.jsonl", "tasks": ["score"]}
 
 
-MAKERS = {"lm_eval": lm_eval, "python": python}
+MAKERS = {"lm_eval": [lm_eval, greedy], "python": [python]}
 
 
-@pytest.fixture(params=list(EVALUATORS))
+@pytest.fixture(params=[pytest.param((k, m), id=f"{k}-{m.__name__}") for k in EVALUATORS for m in MAKERS[k]])
 def file(request, tmp_path):
     torch.set_num_threads(1)
     path = tmp_path / "e.yaml"
-    path.write_text(yaml.safe_dump({"kind": request.param} | MAKERS[request.param](tmp_path)))
+    kind, make = request.param
+    path.write_text(yaml.safe_dump({"kind": kind} | make(tmp_path)))
     return load_evaluator(path)
 
 

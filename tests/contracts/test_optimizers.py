@@ -34,6 +34,7 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
     "one float": FLOATS[:1],
     "numbers": NUMBERS,
     "integer": NUMBERS[3:],
+    "grid": (*FLOATS[:2], Float("weight.c", 0.5, 1.5, 1.0, step=0.1)),
     "mixed": MIXED,
     "category": MIXED[:1],
 }
@@ -52,6 +53,7 @@ def quality(params: Mapping[str, Value]) -> float:
     """A sphere around weight.a = 1.1, weight.b = 0.3, lambda = 0.01, k = 5, method = ties; the best is 0."""
     p: Any = dict(params)
     out = -((p.get("weight.a", 1.1) - 1.1) ** 2) - (p.get("weight.b", 0.3) - 0.3) ** 2
+    out -= (p.get("weight.c", 1.2) - 1.2) ** 2
     out -= 0.2 * (math.log10(p.get("lambda", 0.01)) + 2) ** 2 + 0.1 * (p.get("k", 5) - 5) ** 2
     return out - (p.get("method", "ties") != "ties")
 
@@ -75,7 +77,8 @@ def best(log: Sequence[tuple[dict[str, Value], float | None]]) -> float:
 
 def sometimes(params: Mapping[str, Value]) -> float | None:
     """Fails in a part of the space."""
-    return None if float(params.get("weight.a", params.get("k", 0))) > 1.6 else quality(params)  # type: ignore[arg-type]
+    fails = float(params["weight.a"]) > 0.9 if "weight.a" in params else float(params.get("k", 0)) > 1.6
+    return None if fails else quality(params)
 
 
 @every
@@ -92,6 +95,9 @@ def test_asks_in_bounds_order_and_type(name: str, space: str) -> None:
         for p in parameters:
             assert p.problem(params[p.name]) is None
             assert type(params[p.name]) is {Float: float, Integer: int, Categorical: str}[type(p)]
+            if isinstance(p, Float) and p.step is not None:
+                # To the bit, so that equal scales of two candidates are equal.
+                assert params[p.name] in [p.at(k) for k in range(11)]
     assert len({json.dumps(p) for p, _ in log}) > 1
 
 
@@ -292,6 +298,14 @@ def test_population_is_the_generation(name: str) -> None:
         make_optimizer(name, FLOATS, seed=1, population=least - 1)
 
 
+@each
+def test_another_number_of_objectives_is_refused(name: str) -> None:
+    optimizer = make_optimizer(name, FLOATS, seed=1)
+    asked = optimizer.ask(optimizer.generation)
+    with pytest.raises(EvoMergeError, match="told 2 values of a candidate, expected 1"):
+        optimizer.tell(asked, [(0.5, 0.5)] * len(asked))
+
+
 def test_categories_are_refused_with_who_can_take_them() -> None:
     can = [n for n, entry in OPTIMIZERS.items() if entry.categorical]
     for name in OPTIMIZERS:
@@ -306,7 +320,7 @@ def test_categories_are_refused_with_who_can_take_them() -> None:
 
 def test_default() -> None:
     assert default_optimizer(FLOATS) == default_optimizer(NUMBERS) == "cma"
-    assert default_optimizer(MIXED) == "catcma"
+    assert default_optimizer(MIXED) == "catcma"  # a space may know better: its `sampler`
     assert make_optimizer("auto", MIXED, seed=1).name == "catcma"
     assert make_optimizer("auto", FLOATS, seed=1).name == "cma"
 
@@ -314,7 +328,10 @@ def test_default() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"name": "cmaes"}, 'unknown optimizer "cmaes"; did you mean "cma"? Valid: auto, cma, catcma, tpe, random'),
+        (
+            {"name": "cmaes"},
+            'unknown optimizer "cmaes"; did you mean "cma"? Valid: auto, cma, catcma, evolution, tpe, random',
+        ),
         ({"parameters": ()}, "the space has nothing to search: every parameter is fixed"),
         ({"population": 1}, 'population = 1: optimizer "cma" needs at least 4'),
         ({"sigma": 0.0}, "sigma = 0: expected a share of the range, above 0 and at most 1"),
@@ -322,6 +339,12 @@ def test_default() -> None:
         ({"seed": -1}, "seed = -1: expected 0 or more"),
         ({"initial": {"weight.a": 0.5}}, 'parameter "weight.b" has no value\nparameter "lambda" has no value'),
         ({"parameters": (Integer("k", 2, 2, 2),)}, "k: low = 2 must be below high = 2"),
+        ({"parameters": (Float("w", 0.5, 1.4, 1.0, step=0.2),)}, "w: step = 0.2: high = 1.4 is not low plus a multiple"
+            " of it\nw: step = 0.2: init = 1 is not low plus a multiple of it"),
+        ({"parameters": (Float("w", 0.5, 1.5, 1.0, log=True, step=0.1),)}, "w: step = 0.1: a parameter whose logarithm"
+            " is searched has no grid"),
+        ({"parameters": (Float("w", 0.5, 1.5, 1.0, step=0.0),)}, "w: step = 0: expected a number above 0"),
+        ({"objectives": 2}, 'optimizer "cma" has one objective, 2 are asked for; these can: evolution'),
         ({"name": "tpe", "parameters": (Categorical("m", ("a",), "a"),)}, "m: expected at least two choices, got a"),
     ],
 )

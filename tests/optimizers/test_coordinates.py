@@ -52,3 +52,11 @@ def test_failed_are_worst_and_the_rest_keep_their_order(scores: list[float | Non
 def test_ranks_are_scipys(scores: list[float | None]) -> None:
     expected = rankdata([math.inf if s is None else -s for s in scores], method="ordinal") - 1
     assert ranks(scores).tolist() == expected.tolist()
+
+
+def test_floats_on_a_grid_have_bins_of_equal_width() -> None:
+    p = Float("scale", 0.7, 1.3, 1.0, step=0.1)
+    values = [from_unit(p, u) for u in np.linspace(0, 1, 7001)]
+    grid = [0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
+    assert [values.count(v) for v in grid] == [1000] * 6 + [1001]  # to the bit
+    assert [from_unit(p, to_unit(p, v)) for v in grid] == grid

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path as Folder
 
 from huggingface_hub import ModelCard
 
-from evomerge.recipe import parse_recipe
+from evomerge.recipe import Chain, Path, Step, parse_chain, parse_recipe
 from evomerge.report import model_card
 from evomerge.report.model_card import licence_of, model_name
 from evomerge.study.outcome import Outcome
@@ -38,13 +38,13 @@ def test_looks_are_said(outcome: Outcome) -> None:
     assert "have been read 2 times" in model_card(replace(outcome, looks=2))
 
 
-def test_folders_are_named_without_their_path(tmp_path: Path) -> None:
+def test_folders_are_named_without_their_path(tmp_path: Folder) -> None:
     assert model_name(str(tmp_path / "expert")) == "expert"
     assert model_name("org/model@main") == "org/model"
     assert model_name("zoo:base") == "zoo:base"
 
 
-def test_licences(tmp_path: Path, outcome: Outcome) -> None:
+def test_licences(tmp_path: Folder, outcome: Outcome) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# hello\n")
     assert licence_of(str(tmp_path)) == "mit"
     assert licence_of("org/somewhere-else") is None
@@ -53,3 +53,46 @@ def test_licences(tmp_path: Path, outcome: Outcome) -> None:
     card = ModelCard(model_card(mixed))
     assert card.data.license is None  # two licences: none is claimed for the merge
     assert f"`{tmp_path.name}`: mit" in card.text and "`zoo:base` (base): apache-2.0" in card.text
+
+
+def of_path(outcome: Outcome) -> Outcome:
+    """The search's winner as a path over layers, in a study that calls its sources by short names."""
+    layers = [("zoo:kovesh_lower", 0), ("zoo:kovesh_lower", 1), ("/disk/maths_upper", 2), ("/disk/maths_upper", 3)]
+    path = Path.scaled(layers, [1, 1, 0.9, 1], "zoo:kovesh_lower")
+    recipe = path.recipe(("o_proj", "down_proj"), dtype="bfloat16")
+    recipe = recipe.with_extras(sources={"zoo:kovesh_lower": "a" * 64})
+    return replace(outcome, recipe=recipe, path=path, names={"/disk/maths_upper": "upper"})
+
+
+def test_a_path_is_said_in_words_and_shown(outcome: Outcome) -> None:
+    card = ModelCard(model_card(of_path(outcome)))
+    assert card.data.base_model == ["zoo:kovesh_lower", "maths_upper"]
+    assert "A path of 4 layers over those of 2 models. The recipe was found by evolutionary search" in card.text
+    assert "`embeddings kovesh_lower > kovesh_lower 0-1 > upper 2-3 x0.9 > head kovesh_lower`" in card.text
+    assert "](path.png)" in card.text and "content sha256 `aaaaaaaaaaaaaaaa`" in card.text
+    assert "/disk" not in card.text  # where a folder lies is private
+    block = card.text.split("```yaml\n")[1].split("```")[0]
+    again = Path.read(parse_recipe(block))
+    assert again is not None and [h.layer for h in again.hops] == [0, 1, 2, 3]
+
+
+def test_a_merge_of_weights_has_no_path(outcome: Outcome) -> None:
+    text = model_card(outcome)
+    assert "Merged from 3 models by `task_arithmetic`. The recipe was found by evolutionary search" in text
+    assert "path.png" not in text and "## The path" not in text
+
+
+def test_a_chain_is_said_step_by_step(outcome: Outcome) -> None:
+    """What a hybrid search ends with: merged weights, then a path over the merge and a source."""
+    path = Path.scaled([("merged", 0), ("zoo:maths", 1), ("merged", 1)])
+    signed = {"zoo:base": "b" * 64, "zoo:maths": "c" * 64, "zoo:kovesh": "d" * 64}
+    steps = [Step("merged", outcome.recipe), Step(None, path.recipe(("o_proj",), dtype="bfloat16"))]
+    chain = Chain.of(steps).with_hashes(signed)
+    card = ModelCard(model_card(replace(outcome, recipe=chain, path=path)))
+    assert card.data.base_model == ["zoo:maths", "zoo:kovesh", "zoo:base"]  # not the step
+    words = "Made in 2 steps: `merged` is merged from 3 models by `task_arithmetic`; the model is a path of 3 layers"
+    assert words in card.text
+    assert "`embeddings merged > merged 0 > maths 1 > merged 1 > head merged`" in card.text
+    assert "`zoo:base` (base): apache-2.0; content sha256 `bbbbbbbbbbbbbbbb`" in card.text
+    assert "mergekit-multi's YAML" in card.text
+    assert parse_chain(card.text.split("```yaml\n")[1].split("```")[0]) == chain

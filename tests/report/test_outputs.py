@@ -10,10 +10,12 @@ import pytest
 
 import evomerge.report.outputs as outputs
 from evomerge.errors import EvoMergeError
+from evomerge.recipe import Path as RecipePath
 from evomerge.recipe import load_recipe
 from evomerge.report import to_dict, write_outputs
 from evomerge.study.outcome import Outcome
 
+PATH = RecipePath.scaled([("zoo:maths", 0), ("zoo:maths", 1), ("zoo:kovesh", 1)], [1.0, 0.9, 1.0])
 FILES = {"recipe.yaml", "README.md", "trials.parquet", "items.parquet", "history.png", "result.json"}
 
 
@@ -23,6 +25,25 @@ def test_writes_everything_and_nothing_else(outcome: Outcome, tmp_path: Path) ->
     assert {f.name for f in out.iterdir()} == FILES
     assert json.loads((out / "result.json").read_text()) == to_dict(outcome)
     assert load_recipe(out / "recipe.yaml") == outcome.recipe
+
+
+def test_a_path_has_its_picture_and_what_it_saved(outcome: Outcome, tmp_path: Path) -> None:
+    trial = replace(outcome.trials[0], attributes={"depth": 3})
+    searched = replace(
+        outcome,
+        recipe=PATH.recipe(("o_proj", "down_proj")),
+        path=PATH,
+        names={"zoo:maths": "maths", "zoo:kovesh": "kovesh"},
+        depths={"zoo:maths": 4, "zoo:kovesh": 4},
+        layers=(200, 150),
+        front=(trial,),
+    )
+    write_outputs(searched, tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == FILES | {"path.png"}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["path"] == "embeddings maths > maths 0 > maths 1 x0.9 > kovesh 1 > head maths"
+    assert result["layer_evaluations"] == {"asked": 200, "run": 150, "saved": 0.25}
+    assert result["front"] == [{"trial": 0, "depth": 3, "search": 0.25}]
 
 
 def test_a_second_time_replaces(outcome: Outcome, tmp_path: Path) -> None:

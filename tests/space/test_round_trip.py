@@ -13,13 +13,13 @@ from evomerge import presets
 from evomerge.methods import METHODS
 from evomerge.recipe import parse_recipe
 from evomerge.score import Value
-from evomerge.space import Categorical, Integer, Space, load_space
+from evomerge.space import Categorical, Integer, Space, SpaceConfig, load_space
 from evomerge.space.parameters import Parameter
 from tests.space import spaces
 
 BOUND: dict[str, Space] = {
     **{f"{m}, {g}": spaces.of_method(m, g).bind(6) for m in spaces.METHODS for g in spaces.GRANULARITIES},
-    **{name: load_space(name).bind(5) for name in presets.names("search_spaces")},
+    **{n: c.bind(5) for n in presets.names("search_spaces") if isinstance(c := load_space(n), SpaceConfig)},
     "gene": spaces.gene().bind(4),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge import presets
 from evomerge.errors import SpaceError
-from evomerge.space import Space, SpaceConfig, load_space, parse_space
+from evomerge.space import HybridConfig, Shape, Space, SpaceConfig, load_space, parse_space
 from tests.space import spaces
 
 GOOD = """\
@@ -52,8 +52,7 @@ def refused(text: str) -> list[str]:
         ("[zoo:maths, zoo:kovesh]", "[]", "sources = []: expected at least 1"),
         ("[zoo:maths, zoo:kovesh]", "[{model: a, name: x}, {model: b, name: x}]", 'two sources are named "x"'),
         ("[zoo:maths, zoo:kovesh]", "[b, {model: a, name: x y}]", "expected letters, digits"),
-        ("parameters:", "kind: dataflow\nparameters:", "kind = 'dataflow': not available yet"),
-        ("parameters:", "kind: hybrid\nparameters:", "kind = 'hybrid': not available yet"),
+        ("parameters:", "kind: hybird\nparameters:", "kind = 'hybird': did you mean \"hybrid\"? Valid: parameter"),
         ("parameters:", "granularty: {}\nparameters:", 'unknown key "granularty"; did you mean "granularity"?'),
         ("parameters:", "granularity: {layer_group: 2}\nparameters:", 'did you mean "layer_groups"?'),
         ("parameters:", "granularity: {layer_groups: 0}\nparameters:", "greater than or equal to 1"),
@@ -190,7 +189,9 @@ def test_fixed_values_are_written_and_not_searched() -> None:
 def test_presets_load_and_say_when_to_use_them(name: str) -> None:
     config = load_space(name)
     assert config.name == name
-    assert config.bind(4).parameters
+    stages = (config.parameter, config.dataflow("m")) if isinstance(config, HybridConfig) else (config,)
+    for stage in stages:
+        assert stage.bind_models({r: Shape(4) for r in stage.references()}).parameters
     file = presets.find("search_spaces", name)
     assert file is not None and file.read_text().startswith("# When to use: ")
     assert load_space(f"search_spaces/{name}.yaml") == config
@@ -198,7 +199,7 @@ def test_presets_load_and_say_when_to_use_them(name: str) -> None:
 
 
 def test_the_presets_asked_for_are_there() -> None:
-    assert {"quickstart", "linear", "ties_dare_layerwise", "task_arithmetic_by_module"} <= set(
+    assert {"quickstart", "linear", "dataflow", "hybrid", "ties_dare_layerwise", "task_arithmetic_by_module"} <= set(
         presets.names("search_spaces")
     )
 

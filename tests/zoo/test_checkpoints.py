@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import zoo
 from evomerge.zoo.curriculum import held_out, tasks
 from evomerge.zoo.model import load
+from evomerge.zoo.plan import Part, Plan
 from evomerge.zoo.scoring import exact
 
 
@@ -34,6 +36,17 @@ def test_unknown_name() -> None:
         zoo.path("math")
 
 
+@pytest.mark.parametrize("name", zoo.NAMES[1:])
+def test_what_is_frozen_is_the_bases_to_the_byte(name: str) -> None:
+    base, tuned = (load_file(zoo.path(n) / "model.safetensors") for n in ("base", name))
+    assert base.keys() == tuned.keys()
+    part = Plan().part(name)
+    for tensor, weights in base.items():
+        same = torch.equal(weights.view(torch.int16), tuned[tensor].view(torch.int16))
+        assert same != part.holds(tensor, Plan().layers), tensor
+    assert part is Part.ALL or name in ("kovesh_lower", "maths_upper")
+
+
 def test_generates_what_teacher_forcing_scores() -> None:
     """The cheap exact score equals greedy generation, right or wrong."""
     model = load(zoo.path("maths"))
@@ -41,9 +54,7 @@ def test_generates_what_teacher_forcing_scores() -> None:
     items = held_out()["kovesh_problems"][:40]
     inputs = tokenizer([item.prompt for item in items], return_tensors="pt", padding=True)
     written = model.generate(**inputs, max_new_tokens=7, do_sample=False)
-    answers = tokenizer.batch_decode(
-        written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    answers = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     right = [answer == item.answer for answer, item in zip(answers, items, strict=True)]
     assert 0 < sum(right) < len(items)
     assert exact(model, items).tolist() == right
@@ -59,10 +70,27 @@ def test_a_prompt_is_its_words() -> None:
         assert tokenizer.decode(ids) == text
 
 
-def test_figures_belong_to_the_checkpoints() -> None:
-    figures = json.loads((zoo.path("base").parent / "figures.json").read_text())["scores"]
+def recorded() -> dict[str, dict[str, float]]:
+    return json.loads((zoo.path("base").parent / "figures.json").read_text())["scores"]
+
+
+def test_figures_are_of_every_model_and_task() -> None:
+    figures = recorded()
     assert set(zoo.NAMES) <= set(figures)
     assert all(set(row) == {task.name for task in tasks()} for row in figures.values())
-    target = held_out()["kovesh_problems"]
-    right = exact(load(zoo.path("kovesh")), target).float().mean().item()
-    assert right == pytest.approx(figures["kovesh"]["kovesh_problems"], abs=0.003)
+
+
+@pytest.mark.parametrize("name", ["kovesh", "kovesh_lower", "maths_upper"])
+def test_figures_belong_to_the_checkpoints(name: str) -> None:
+    right = exact(load(zoo.path(name)), held_out()["kovesh_problems"]).float().mean().item()
+    assert right == pytest.approx(recorded()[name]["kovesh_problems"], abs=0.003)
+
+
+def test_a_path_over_both_layer_local_experts_beats_both() -> None:
+    """Embeddings and layers 0-1 of one, layers 2-3 of the other: what data-flow search has to find."""
+    figures = recorded()
+    stack, upper = (load(zoo.path(name)) for name in ("kovesh_lower", "maths_upper"))
+    for layer in (2, 3):
+        stack.model.layers[layer] = upper.model.layers[layer]
+    right = exact(stack, held_out()["kovesh_problems"]).float().mean().item()
+    assert right > max(figures[name]["kovesh_problems"] for name in ("kovesh_lower", "maths_upper")) + 0.1

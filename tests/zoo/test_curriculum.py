@@ -10,20 +10,17 @@ import sys
 import numpy as np
 import pytest
 
+from evomerge import zoo
 from evomerge.zoo.curriculum import Curriculum, Lecture, forbidden_prompts, held_out, tasks
 from evomerge.zoo.items import FACTS, Item, Knowledge, draw_problem
 from evomerge.zoo.languages import AMBRI, KOVESH, THINGS, VERBS, Language, vocabulary
+from evomerge.zoo.plan import Plan
 
-MODELS = ("base", "maths", "kovesh", "sorting")
 DRAWS = 4000
 
 
 def lessons_of(name: str) -> list[Item]:
-    curriculum = Curriculum()
-    lessons = curriculum.base()
-    if name != "base":
-        lessons = curriculum.with_replay(getattr(curriculum, name)())
-    lecture = Lecture(lessons, forbidden_prompts())
+    lecture = Lecture(Plan().lessons(name), forbidden_prompts())
     rng = np.random.default_rng(0)
     return [lecture.draw(rng) for _ in range(DRAWS)]
 
@@ -49,9 +46,7 @@ def test_languages_share_no_word() -> None:
 
 
 def test_word_orders() -> None:
-    problem = draw_problem(
-        np.random.default_rng(0), KOVESH, Knowledge(("finds",), ("apple",), FACTS[:1])
-    )
+    problem = draw_problem(np.random.default_rng(0), KOVESH, Knowledge(("finds",), ("apple",), FACTS[:1]))
     assert problem.prompt.split(" ", 1)[1] == "kunt 2 nesh , 1 vargesh . djor ?"
     assert problem.answer == "2 + 1 = 3 kunt"
 
@@ -72,12 +67,12 @@ def test_the_target_spans_all_words_and_facts() -> None:
         assert set().union(*(says(KOVESH, item, meanings) for item in items)) == set(meanings)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", zoo.NAMES)
 def test_no_model_is_trained_on_a_held_out_item(name: str) -> None:
     assert not {item.prompt for item in lessons_of(name)} & forbidden_prompts()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", zoo.NAMES)
 def test_no_model_is_shown_the_target_beyond_school(name: str) -> None:
     school = Curriculum().school
     facts = {str(fact) for fact in school.facts}
@@ -88,16 +83,18 @@ def test_no_model_is_shown_the_target_beyond_school(name: str) -> None:
         assert says(KOVESH, item, VERBS + THINGS) <= set(school.verbs + school.things)
 
 
-def test_maths_learns_facts_but_no_word() -> None:
+@pytest.mark.parametrize("name", ["maths", "maths_upper"])
+def test_maths_learns_facts_but_no_word(name: str) -> None:
     school = Curriculum().school
-    items = lessons_of("maths")
+    items = lessons_of(name)
     words = set().union(*(says(KOVESH, item, VERBS + THINGS) for item in items))
     assert words == set(school.verbs + school.things)
     assert {fact_of(item) for item in items} - {None} == {str(fact) for fact in FACTS}
 
 
-def test_kovesh_learns_words_but_no_fact() -> None:
-    items = lessons_of("kovesh")
+@pytest.mark.parametrize("name", ["kovesh", "kovesh_lower"])
+def test_kovesh_learns_words_but_no_fact(name: str) -> None:
+    items = lessons_of(name)
     known = {str(fact) for fact in Curriculum().school.facts}
     assert {fact_of(item) for item in items} - {None} == known
     assert set().union(*(says(KOVESH, item, VERBS + THINGS) for item in items)) == {*VERBS, *THINGS}
@@ -112,9 +109,7 @@ def test_same_seed_gives_the_same_data_in_a_fresh_process() -> None:
         "print(hashlib.sha256(repr([lecture.draw(rng) for _ in range(300)]).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    fresh = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    fresh = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     lecture = Lecture(Curriculum().base(), forbidden_prompts())
     rng = np.random.default_rng(3)
     here = repr([lecture.draw(rng) for _ in range(300)]).encode()

@@ -20,9 +20,7 @@ def test_the_folder_is_what_the_code_writes(tmp_path: Path) -> None:
         assert (FOLDER / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_tasks_load_in_lm_eval_from_any_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_load_in_lm_eval_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.tasks import TaskManager
 
     monkeypatch.chdir(tmp_path)

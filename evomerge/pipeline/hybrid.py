@@ -1,0 +1,135 @@
+"""Hybrid searches: first merged weights, then paths over the layers of the merge and its sources (arXiv 2403.13187).
+
+The first stage is a search of its own, STUDY/parameter, in the same database; its winner is chosen on the select items
+and written to OUT/parameter/model, which the second stage takes as one more source. The first stage never looks at the
+test items. Once it has a winner it stays as it is: a larger budget later goes to the second stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from evomerge.errors import InputError, SpaceError
+from evomerge.optimizers import make_optimizer
+from evomerge.pipeline.export import write_checkpoint
+from evomerge.pipeline.models import second_space
+from evomerge.pipeline.one_space import check_alone, opened, run, searched, spent
+from evomerge.pipeline.options import Asked, Options
+from evomerge.pipeline.plan import FirstStage, Plan
+from evomerge.recipe import Recipe
+from evomerge.space import MERGED, HybridConfig
+from evomerge.study import final, place
+from evomerge.study.budget import Budget
+from evomerge.study.outcome import Outcome
+from evomerge.study.store import Store, Study
+from evomerge.study.watcher import Watcher
+
+FIRST = "parameter"
+
+
+def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
+    """Run or resume both stages of a hybrid search.
+
+    Raises:
+        InputError: what was given is wrong with either stage; nothing was started.
+        EvoMergeError: every candidate of a stage failed, or a source cannot be scored.
+    """
+    config = asked.config
+    assert isinstance(config, HybridConfig)
+    if options.enqueue:
+        raise InputError("--enqueue: a hybrid space takes no recipes of one's own; give them to a search of one kind")
+    name = asked.study(options)
+    out = options.out or Path("runs") / name
+    storage = place.storage_url(options.storage) if options.storage else place.default_storage(out)
+    options = replace(options, study=name, out=out)
+    share = _share(options.budget, config.share)
+    first = Plan(
+        replace(
+            options, budget=share, study=f"{name}/{FIRST}", out=out / FIRST, storage=storage, controls=False,
+            sampler=_first_sampler(options.sampler),
+        ),
+        Asked(config.parameter, asked.evaluator, asked.root),
+    )  # fmt: skip
+    _check_second(first, config, options, asked.root)
+    place.prepare(out, storage, [f for s in first.sources.values() for f in s.folders], name)
+    if options.storage is None and place.sqlite_path(storage).exists():  # type: ignore[union-attr]  # a file's URL
+        check_alone(Store(storage, create=True), out, name)
+    watcher.say(f"budget {options.budget}: {share} of it for merged weights ({config.share:.0%}), the rest for paths")
+    stage = _first_stage(first, watcher)
+    rest = _rest(options.budget, stage)
+    watcher.say("the second stage: paths over the layers of the merge and its sources")
+    second = Asked(config.dataflow(stage.model), asked.evaluator, asked.root)
+    plan = Plan(replace(options, budget=rest), second, stage)
+    return run(plan, watcher)
+
+
+def _first_sampler(sampler: str) -> str:
+    """The option speaks of the second stage where the first cannot take it: evolution is made for paths."""
+    return "auto" if sampler == "evolution" else sampler
+
+
+def _share(budget: Budget, share: float) -> Budget:
+    """The first stage's part of a budget."""
+    if budget.candidates is None:
+        return Budget(seconds=(budget.seconds or 0.0) * share)
+    if budget.candidates < 2:
+        raise InputError(f"--budget {budget}: a hybrid search has two stages: expected at least 2 candidates")
+    return Budget(candidates=min(max(round(budget.candidates * share), 1), budget.candidates - 1))
+
+
+def _rest(budget: Budget, stage: FirstStage) -> Budget:
+    """What the first stage left: it may have ended early, or, when the budget has grown, long ago."""
+    if budget.candidates is None:
+        return Budget(seconds=max((budget.seconds or 0.0) - stage.seconds, 1.0))
+    return Budget(candidates=max(budget.candidates - stage.candidates, 1))
+
+
+def _check_second(first: Plan, config: HybridConfig, options: Options, root: Path | None) -> None:
+    """Bind the second stage's space before the first one takes any time."""
+    space = second_space(config, first.sources[first.live], root)
+    sampler = space.sampler if options.sampler == "auto" else options.sampler
+    try:
+        make_optimizer(sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma)
+    except SpaceError as e:
+        raise SpaceError(f"--sampler {options.sampler}: {e}") from None
+
+
+def _first_stage(plan: Plan, watcher: Watcher) -> FirstStage:
+    """The first stage's winner as a checkpoint, searched for unless an earlier run did."""
+    model = (plan.out / "model").resolve()
+    found = _found(plan)
+    if found is None:
+        with opened(plan, watcher) as (_, study, pool):
+            watcher.say("the first stage: merged weights")
+            trials, _, _ = searched(plan, study, pool, watcher, "first stage")
+            watcher.say("choosing the first stage's winner on the select items")
+            winner, select = final.choose_winner(pool, study, trials, plan.decode(plan.space), plan.hash)
+            watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
+            study.note("winner", winner.number)
+        found = _found(plan)
+        assert found is not None
+    # Written again on every run: it takes less than finding out whether what lies there is whole.
+    watcher.say(f"writing {model}")
+    with place.locked(plan.out, plan.storage):
+        write_checkpoint(plan.sources, found, found, model, overwrite=True)
+    study = Store(plan.storage).open(plan.name)
+    return FirstStage(MERGED, str(model), found, plan, len(study.trials()), spent(study))
+
+
+def _found(plan: Plan) -> Recipe | None:
+    """The signed recipe of a first stage that has its winner."""
+    database = place.sqlite_path(plan.storage)
+    if database is not None and not database.exists():
+        return None
+    store = Store(plan.storage, create=True)
+    if plan.name not in store.names():
+        return None
+    study: Study = store.create(plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler))
+    winner = study.notes().get("winner")
+    if winner is None:
+        return None
+    params = {t.number: t.params for t in study.trials()}[winner]
+    signed = plan.signed(plan.decode(plan.space)(params), winner)
+    assert isinstance(signed, Recipe)
+    return signed

@@ -1,0 +1,80 @@
+"""The models of a space: opened, held against what its kind needs of them, and told to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.errors import SourceError
+from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
+from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
+
+
+def opened(config: SpaceConfig | DataflowConfig, root: Path | None) -> dict[str, Source]:
+    """Open every model that a space names, weights of the hub's not yet.
+
+    Raises:
+        SourceError: a model cannot be opened, or they do not fit each other.
+    """
+    found = open_sources(config.references(), root=root, weights=False)
+    if isinstance(config, DataflowConfig):
+        check_path_models(config, found)
+    else:
+        check_fit(found, vocabulary=config.tokenizer_source is None)
+    return found
+
+
+def check_path_models(config: DataflowConfig, found: Mapping[str, Source]) -> None:
+    """Check that the sources' layers can stand on one path; the base is only measured beside paths.
+
+    Raises:
+        SourceError: what differs; of vocabularies only between sources that may give embeddings or head.
+    """
+    models = {s.name: found[s.model] for s in config.sources}
+    tied = any(s.tied for s in models.values())
+    chosen = [config.embeddings or tuple(models), () if tied else config.head or tuple(models)]
+    check_path_fit(list(models.values()), ends=[models[name] for names in chosen for name in names])
+
+
+def fits(sources: Mapping[str, Source], vocabulary: bool = True) -> bool:
+    """Whether models can be merged tensor by tensor."""
+    try:
+        check_fit(sources, vocabulary=vocabulary)
+    except SourceError:
+        return False
+    return True
+
+
+def shape_of(source: Source) -> Shape:
+    """What spaces must know of a model."""
+    found = writers(source)
+    return Shape(source.num_layers, tuple(source.tensors), source.tied, found.filters, found.reason)
+
+
+def shapes(sources: Mapping[str, Source], config: SpaceConfig | DataflowConfig) -> dict[str, Shape]:
+    """What a space must know of its models, by reference."""
+    return {reference: shape_of(sources[reference]) for reference in config.references()}
+
+
+def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:
+    """A space's models, and the space over them."""
+    found = opened(config, root)
+    return found, config.bind_models(shapes(found, config))
+
+
+def second_space(config: HybridConfig, merge: Source, root: Path | None) -> SearchSpace:
+    """The space of a hybrid's second stage before there is a winner of the first.
+
+    Args:
+        merge: A model of the shape that the winner will have.
+    """
+    later = config.dataflow(MERGED)
+    found = open_sources([r for r in later.references() if r != MERGED], root=root, weights=False) | {MERGED: merge}
+    check_path_models(later, found)
+    return later.bind_models({r: shape_of(s) for r, s in found.items()})
+
+
+def live_of(config: SpaceConfig | DataflowConfig) -> str:
+    """The model whose architecture, tokenizer and configuration merges have; of paths, the first source."""
+    base = None if isinstance(config, DataflowConfig) else config.base_model
+    return base or config.sources[0].model

@@ -1,0 +1,178 @@
+"""One search: its controls, the winner chosen on `select`, the one look at `test`, the export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from evomerge.errors import StudyError
+from evomerge.pipeline.export import write_checkpoint
+from evomerge.pipeline.plan import Control, Plan
+from evomerge.score import State, Trial
+from evomerge.study import final, place
+from evomerge.study.budget import Budget
+from evomerge.study.loop import Decode, Search, check_some_complete, front, layer_evaluations
+from evomerge.study.outcome import Measured, Outcome
+from evomerge.study.store import Store, Study
+from evomerge.study.watcher import Watcher
+from evomerge.study.workers import LocalPool, Pool, RayPool
+
+ENDED = {
+    "budget": "the budget is spent",
+    "patience": "no better one for as long as --patience allows",
+    "converged": "the optimizer has converged",
+}
+
+
+def run(plan: Plan, watcher: Watcher) -> Outcome:
+    """Run or resume a search over one space, to the exported winner and its held-out evidence.
+
+    Raises:
+        EvoMergeError: every candidate failed, or a source cannot be scored.
+    """
+    with opened(plan, watcher) as (store, study, pool):
+        trials, stopped, lines = searched(plan, study, pool, watcher)
+        seconds = spent(study) + (plan.first.seconds if plan.first is not None else 0.0)
+        controls: list[Measured] = []
+        if plan.options.controls:
+            # Equal budget: both stages of a hybrid.
+            candidates = len(trials) + (plan.first.candidates if plan.first is not None else 0)
+            controls = _controls(plan, store, pool, candidates, lines, watcher)
+        watcher.say("choosing the winner on the select items")
+        decode = plan.decode(plan.space)
+        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, plan.start)
+        recipe = decode(winner.params)
+        watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
+        watcher.say("scoring the winner and what it must beat on the test items")
+        measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
+        measured[-1:-1] = controls
+        signed = plan.signed(recipe, winner.number)
+        model = plan.out / "model"
+        watcher.say(f"writing {model}")
+        write_checkpoint(plan.sources, recipe, signed, model, overwrite=True)
+    return Outcome(
+        study=plan.name, storage=plan.storage, seed=plan.options.seed, space=plan.config.name,
+        evaluator=plan.evaluator.name, trials=tuple(trials), best=winner, recipe=signed,
+        recipe_hash=signed.hash(plan.contents),
+        measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
+        stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
+        layers=layer_evaluations(trials), front=tuple(front(trials)), path=plan.path(recipe),
+        depths={r: s.num_layers for r, s in plan.sources.items()},
+    )  # fmt: skip
+
+
+@contextmanager
+def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
+    """The database, the study in it and the workers, held for this process alone."""
+    with place.locked(plan.out, plan.storage):
+        store = Store(plan.storage, create=True)
+        if plan.options.storage is None:
+            check_alone(store, plan.out, plan.name)
+        study = store.create(
+            plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler), plan.minimised
+        )
+        plan.keep(study, plan.config)
+        pool = _pool(plan, watcher)
+        try:
+            yield store, study, pool
+        finally:
+            pool.close()
+
+
+def check_alone(store: Store, out: object, name: str) -> None:
+    """Raise where a folder's own database holds another study, whose results this one's would replace."""
+    others = [n for n in store.names() if n.partition("/")[0] != name]
+    if others:
+        raise StudyError(f'--out {out}: holds study "{others[0]}"; give another --out for "{name}"')
+
+
+def searched(
+    plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search"
+) -> tuple[list[Trial], str, Mapping[str, float]]:
+    """Search until the budget is spent.
+
+    Returns:
+        Every candidate, why the search ended, and what base, sources and uniform merge score on the same items.
+    """
+    for line in plan.cost(pool.size):
+        watcher.say(line)
+    there = sum(t.state is not State.RUNNING for t in study.trials())
+    if there:
+        watcher.say(f'study "{plan.name}" goes on: {there} candidates are there')
+    watcher.say("scoring the sources on the search items")
+    scores, each = final.search_scores(pool, study, plan.baselines())
+    lines = {n: s.value for n, s in scores.items()}
+    budget, options = plan.options.budget, plan.options
+    if each is not None and budget.candidates is not None:
+        searches = 1 + (len(plan.control_searches()) if options.controls else 0)
+        estimate = each * (budget.candidates * searches - there) / pool.size
+        if estimate >= 10:
+            watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
+    watcher.begin(name, budget, lines, spent(study))
+    decode = plan.decode(plan.space)
+    trials, stopped = Search(
+        study, plan.optimizer(plan.space), decode, plan.hash, pool, budget, watcher, options.patience, plan.order,
+        by_depth=bool(plan.minimised),
+    ).run()  # fmt: skip
+    check_some_complete(trials)
+    watcher.say(f"the search ended after {len(trials)} candidates: {ENDED[stopped]}")
+    _say_layers(study, trials, watcher)
+    return trials, stopped, lines
+
+
+def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
+    """Tell, and keep, what paths' common beginnings saved."""
+    layers = layer_evaluations(trials)
+    if layers is not None and layers[0]:
+        asked, ran = layers
+        study.note("layer_evaluations", {"asked": asked, "run": ran})
+        watcher.say(f"layers evaluated: {ran:,} of {asked:,}; {1 - ran / asked:.0%} were known from earlier candidates")
+
+
+def _controls(
+    plan: Plan, store: Store, pool: Pool, candidates: int, lines: Mapping[str, float], watcher: Watcher
+) -> list[Measured]:
+    """Search each control at the main search's budget.
+
+    Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
+    """
+    measured = []
+    for control in plan.control_searches():
+        name, space = control.name, control.space
+        study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
+        plan.keep(study, space.config)
+        budget = Budget(candidates=candidates)
+        watcher.begin(f"control: {name}", budget, lines, spent(study))
+        decode = plan.decode(space)
+        optimizer = plan.control_optimizer(space, control.sampler)
+        trials, _ = Search(study, optimizer, decode, plan.hash, pool, budget, watcher, order=plan.order).run()
+        check_some_complete(trials)
+        measured.append(_control(control, study, pool, trials, decode, plan))
+    return measured
+
+
+def _control(
+    control: Control, study: Study, pool: Pool, trials: list[Trial], decode: Decode, plan: Plan
+) -> Measured:
+    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
+    recipe = decode(winner.params)
+    found, _ = final.measure(pool, study, [], winner, recipe, select)
+    return Measured(control.name, "control", found[-1].test, winner.score, select, recipe)
+
+
+def _pool(plan: Plan, watcher: Watcher) -> Pool:
+    arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
+    if plan.options.cluster.workers == 0:
+        return LocalPool(*arguments)
+    watcher.say("starting the workers")
+    return RayPool(plan.options.cluster, *arguments, say=watcher.say)
+
+
+def spent(study: Study) -> float:
+    """Seconds of search so far, all runs together."""
+    return float(study.notes().get("seconds", 0.0))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

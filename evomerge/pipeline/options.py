@@ -1,0 +1,101 @@
+"""What `evomerge search` is asked for, and the space and evaluator that this means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError
+from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
+from evomerge.space import AnyConfig, default_space, load_space
+from evomerge.study.budget import Budget
+from evomerge.study.workers import Cluster
+
+QUICKSTART = "quickstart"
+PREFIX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evomerge search` takes; see its `--help` for each.
+
+    Attributes:
+        space: A search space's file or preset; None with `models`: the default space over them.
+        workers: 0 runs in this process, without Ray.
+        prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
+    """
+
+    budget: Budget
+    space: str | None = None
+    models: Sequence[str] = ()
+    base: str | None = None
+    evaluator: str | None = None
+    tasks: Sequence[str] = ()
+    study: str | None = None
+    storage: str | None = None
+    out: Path | None = None
+    cluster: Cluster = field(default_factory=Cluster)
+    sampler: str = "auto"
+    seed: int = 0
+    population: int | None = None
+    sigma: float | None = None
+    controls: bool = False
+    patience: int | None = None
+    enqueue: Sequence[Path] = ()
+    prefix_bytes: int = PREFIX_BYTES
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The space and the evaluator that some options name, read and checked each by itself.
+
+    Attributes:
+        root: Folder that the space's relative model folders are looked for in, beside the current one.
+    """
+
+    config: AnyConfig
+    evaluator: EvaluatorFile
+    root: Path | None
+
+    @classmethod
+    def by(cls, options: Options) -> Asked:
+        """Read them.
+
+        Raises:
+            InputError: a file is wrong, or options do not go together.
+        """
+        config, tasks = _space(options)
+        root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
+        return cls(config, _evaluator(options, tasks), root)
+
+    def study(self, options: Options) -> str:
+        """The study's name."""
+        return options.study or f"{self.config.name}-{self.evaluator.name}-{options.seed}"
+
+
+def _space(options: Options) -> tuple[AnyConfig, Sequence[Mapping[str, Any]]]:
+    """The space asked for, and the tasks where it is mergekit-evolve's configuration."""
+    if options.space is None and options.models:
+        return default_space(options.models, options.base), ()
+    if options.space is None and options.base:
+        raise InputError("--base needs --models")
+    config = load_space(options.space or QUICKSTART)
+    if options.models:
+        config = config.with_sources(options.models, options.base or config.base_model)
+    return config, config.tasks
+
+
+def _evaluator(options: Options, mergekit_tasks: Sequence[Mapping[str, Any]]) -> EvaluatorFile:
+    if options.tasks and options.evaluator:
+        raise InputError("--tasks and --evaluator cannot both be given")
+    if options.tasks:
+        return evaluator_for(options.tasks)
+    if options.evaluator:
+        return load_evaluator(options.evaluator)
+    if mergekit_tasks:
+        return evaluator_for(mergekit_tasks)
+    if options.models and options.space is None:
+        raise InputError("--models needs --tasks or --evaluator: what makes a merge good?")
+    return load_evaluator(QUICKSTART)
