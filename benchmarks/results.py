@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="models, studies; resumable")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: each part's own")
+    parser.add_argument("--budget", type=int, help="of dataflow and hybrid, for a try (default: 200)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md and results.json go")
     args = parser.parse_args()

@@ -27,7 +27,7 @@ from evomerge.study.workers import Cluster
 LOWER, UPPER = "kovesh_lower", "maths_upper"
 SOURCES = (UPPER, LOWER)
 EVALUATOR = "quickstart_likelihood"
-BUDGET = 300
+BUDGET = 200
 STACK = "hand-made stack"
 PARAMETER = "parameter space"
 
@@ -51,7 +51,7 @@ def _asked(space: str, seed: int, args: argparse.Namespace) -> Options:
     folder = args.work / f"zoo-{seed}"
     train(folder, seed, ("base", *SOURCES))
     return Options(
-        budget=Budget(candidates=BUDGET),
+        budget=Budget(candidates=args.budget or BUDGET),
         space=space,
         models=[str(folder / name) for name in SOURCES],
         base=str(folder / "base"),

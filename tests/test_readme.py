@@ -1,5 +1,4 @@
-"""The commands of the README and of docs/, run as they stand: blocks marked ```console runnable, in order, in one folder
-for each document."""
+"""Commands of the README and of docs/, run as they stand: blocks marked ```console runnable, in order."""
 
 from __future__ import annotations
 

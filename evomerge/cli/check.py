@@ -108,16 +108,20 @@ def _space(path: Path) -> Facts:
     sources, first = open_space(config.parameter, path.parent)
     merge = sources[live_of(config.parameter)]
     second = second_space(config, merge, path.parent)
-    stages = {"parameter": first, "dataflow": second}
-    facts = {name: _space_facts(space, merge.num_layers) for name, space in stages.items()}
+    stages = {name: _space_facts(s, merge.num_layers) for name, s in (("parameter", first), ("dataflow", second))}
     lines = [f"{config.share:.0%} of the budget: {first.describe()}", f"the rest: {second.describe()}"]
-    return {"kind": config.kind, "share": config.share, **facts}, "\n".join(lines)
+    facts = {"space": config.kind, "share": config.share, "models": config.references(), "layers": merge.num_layers}
+    names = [name for stage in stages.values() for name in stage["parameters"]]
+    return {**facts, "parameters": names, "stages": stages}, "\n".join(lines)
 
 
 def _space_facts(space: SearchSpace, layers: int) -> dict[str, Any]:
-    method = {"method": list(space.config.method)} if hasattr(space.config, "method") else {"kind": space.config.kind}
+    from evomerge.space import SpaceConfig
+
+    config = space.config
+    method = {"method": list(config.method)} if isinstance(config, SpaceConfig) else {}
     names = [p.name for p in space.parameters]
-    return {**method, "models": space.config.references(), "layers": layers, "parameters": names}
+    return {"space": config.kind, **method, "models": config.references(), "layers": layers, "parameters": names}
 
 
 def _evaluator(path: Path) -> Facts:

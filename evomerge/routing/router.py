@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evomerge.errors import RecipeError, SourceError, choose
+from evomerge.merging.engine import TORCH_DTYPES
 from evomerge.recipe import Path
 from evomerge.routing.hop import LiveHop
 from evomerge.routing.passes import LayerCounts, Passes
@@ -28,7 +29,7 @@ class Router:
 
     Args:
         sources: By the reference that paths use. Those that a path needs are loaded when it comes, and stay.
-        dtype: Type to compute in; None takes each checkpoint's.
+        dtype: Type to compute in; None takes the first source's, for all of them.
         prefix_bytes: Memory for hidden states of forward passes without a key/value cache: a later path that begins
             alike starts from them, with the same results to the bit. 0: none are kept.
     """
@@ -43,7 +44,7 @@ class Router:
         prefix_bytes: int = 0,
     ) -> None:
         self._sources = dict(sources)
-        self._dtype = dtype
+        self._dtype = dtype or _stored_type(next(iter(self._sources.values())))
         self._device = device
         self._trust = trust_remote_code
         self._residents: dict[str, Resident] = {}
@@ -156,3 +157,9 @@ class Router:
             found.append(copies[used[key]])
             used[key] += 1
         return found
+
+
+def _stored_type(source: Source) -> torch.dtype | None:
+    """The type of most of a checkpoint's weights."""
+    types = Counter(info.dtype for info in source.merged_tensors.values() if info.dtype in TORCH_DTYPES)
+    return next((TORCH_DTYPES[name] for name, _ in types.most_common(1)), None)

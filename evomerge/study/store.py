@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,9 @@ class Store:
             if minimised:
                 import optuna
 
-                optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(["score", *minimised])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # "experimental"
+                    optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(["score", *minimised])
             self._optuna.set_study_user_attr(study_id, _FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
         except DuplicatedStudyError:
             study_id = self._optuna.get_study_id_from_name(name)

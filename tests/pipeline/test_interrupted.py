@@ -92,7 +92,7 @@ MOMENTS = [
     ("evomerge.study.final", "measure", 1),  # select done, test not begun
     ("evomerge.study.store", "Study.mark_winner", 1),  # test done, the winner not marked
     ("safetensors.torch", "save_file", 1),  # a finalist's checkpoint half written
-    ("evomerge.pipeline.main_job", "write_checkpoint", 1),  # all but the export done
+    ("evomerge.pipeline.one_space", "write_checkpoint", 1),  # all but the export done
 ]
 
 

@@ -10,7 +10,9 @@ import transformers
 from torch import Tensor
 
 from evomerge.recipe import Path
-from tests.routing.conftest import LAYERS, Pair
+from evomerge.routing import Router
+from evomerge.sources import open_sources
+from tests.routing.conftest import LAYERS, Make, Pair, pair_of
 from tests.routing.distance import distance
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -103,6 +105,15 @@ def test_no_weight_is_copied(llama: Pair) -> None:
     assert second["lm_head.weight"].data_ptr() != places["lm_head.weight"]
 
 
+def test_one_type_for_all_sources(make: Make, tokens: Tensor, tmp_path: Folder) -> None:
+    a, b = make(), str(tmp_path / "half")
+    transformers.AutoModelForCausalLM.from_pretrained(make(seed=2), dtype=torch.bfloat16).save_pretrained(b)
+    path = Path.scaled([(a, 0), (b, 1)], [1.0, 0.8])
+    for first, dtype in ((a, torch.float32), (b, torch.bfloat16)):
+        live = Router(open_sources([first, a, b])).route(path)
+        assert live(tokens).logits.dtype == dtype
+
+
 def test_sources_are_left_as_they_are(any_pair: Pair) -> None:
     router = any_pair.router()
     router.route(any_pair.identity(any_pair.a))
@@ -117,9 +128,7 @@ def test_sources_are_left_as_they_are(any_pair: Pair) -> None:
         assert p is before[name][0] and torch.equal(p, before[name][1])
 
 
-def test_a_tied_head_is_the_embedding(make, tokens: Tensor) -> None:
-    from tests.routing.conftest import pair_of
-
+def test_a_tied_head_is_the_embedding(make: Make, tokens: Tensor) -> None:
     tied = pair_of("qwen2 tied", make)
     path = Path.scaled([(tied.a, 0), (tied.b, 1)], embeddings=tied.b, head=tied.a)
     live = tied.router().route(path)
@@ -140,9 +149,7 @@ def test_hidden_states_are_those_of_the_path(llama: Pair, tokens: Tensor) -> Non
     assert all(torch.equal(x, y) for x, y in zip(states, alone, strict=True))
 
 
-def test_layers_keep_what_models_ask_of_them(make) -> None:
-    from tests.routing.conftest import pair_of
-
+def test_layers_keep_what_models_ask_of_them(make: Make) -> None:
     pair = pair_of("qwen2", make)
     path = Path.scaled([(pair.a, 1), (pair.a, 0), (pair.b, 3), (pair.b, 3)])
     live = pair.router().route(path)
