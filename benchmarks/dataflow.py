@@ -3,9 +3,10 @@
     python benchmarks/dataflow.py [--budget 100] [--space dataflow] [--json]
 
 The compact preset's search over the zoo's layer-local experts, on a loglikelihood task (one right answer under teacher
-forcing), twice with the same seed in one process each: without memory for hidden states of common beginnings, and with
-it. Both must score every candidate alike. What remains is the share of embeddings, head and lm-eval around the layers,
-so a second pair of searches, of 40 candidates, runs on models of the same kind with more and wider layers.
+forcing), twice with the same seed: without memory for hidden states of common beginnings, and with it. Both must score
+every candidate alike. Around the layers stand embeddings, head and lm-eval, most of a tiny model's time, so a second
+pair of searches, of 40 candidates, runs on models of the same kind with more and wider layers; its items' results are
+loglikelihoods (benchmarks/likelihood.py), so that equal scores are equal floats.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from evomerge import presets
 from evomerge.pipeline import Options, Plan
 from evomerge.pipeline.one_space import opened
 from evomerge.score import State
@@ -61,7 +64,9 @@ def measured(options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pair(name: str, args: argparse.Namespace, folder: Path, budget: int, models: list[str]) -> dict[str, Any]:
+def pair(
+    name: str, args: argparse.Namespace, folder: Path, budget: int, models: list[str], evaluator: str
+) -> dict[str, Any]:
     """The same search without and with memory for prefixes."""
     found = {}
     for label, size in (("without", 0), ("with", GIBIBYTE)):
@@ -70,7 +75,7 @@ def pair(name: str, args: argparse.Namespace, folder: Path, budget: int, models:
                 budget=Budget(candidates=budget),
                 space=args.space,
                 models=models,
-                evaluator=EVALUATOR,
+                evaluator=evaluator,
                 out=folder / f"{name}-{label}",
                 cluster=Cluster(workers=0),
                 seed=args.seed,
@@ -101,6 +106,19 @@ def larger(folder: Path) -> list[str]:
     return paths
 
 
+def floats(folder: Path) -> str:
+    """An evaluator whose results are loglikelihoods of the zoo's right answers."""
+    items = presets.folder("evaluators") / "zoo" / "kovesh_problems.jsonl"
+    shutil.copy(items, folder / "items.jsonl")
+    shutil.copy(Path(__file__).with_name("likelihood.py"), folder / "likelihood.py")
+    file = folder / "likelihood.yaml"
+    file.write_text(
+        "kind: python\nfunction: likelihood.py:score\nitems: items.jsonl\ntasks: [loglikelihood]\n"
+        "splits: {search: {share: 0.2}}\n"
+    )
+    return str(file)
+
+
 def main() -> int:
     """Measure and print; exit 1 where scores differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,8 +129,12 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="evomerge-benchmark-") as temporary:
         folder = Path(temporary)
-        rows = [pair("zoo, 4 layers of width 96", args, folder, args.budget, [])]
-        rows.append(pair("random, 8 layers of width 192", args, folder, min(args.budget, LARGER), larger(folder)))
+        rows = [
+            pair("zoo, 4 layers of width 96", args, folder, args.budget, [], EVALUATOR),
+            pair(
+                "random, 8 layers of width 192", args, folder, min(args.budget, LARGER), larger(folder), floats(folder)
+            ),
+        ]
     if args.json:
         print(json.dumps(rows, indent=1))
     else:

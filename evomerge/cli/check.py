@@ -98,16 +98,18 @@ def _recipe(path: Path) -> Facts:
 
 
 def _space(path: Path) -> Facts:
-    from evomerge.pipeline.models import live_of, open_space, second_space
+    from evomerge.pipeline.models import live_of, open_space, second_space, told_of
     from evomerge.space import HybridConfig, load_space
 
     config = load_space(path)
     if not isinstance(config, HybridConfig):
-        sources, space = open_space(config, path.parent)
+        with told_of(path):
+            sources, space = open_space(config, path.parent)
         return _space_facts(space, sources[live_of(config)].num_layers), space.describe()
-    sources, first = open_space(config.parameter, path.parent)
-    merge = sources[live_of(config.parameter)]
-    second = second_space(config, merge, path.parent)
+    with told_of(path):
+        sources, first = open_space(config.parameter, path.parent)
+        merge = sources[live_of(config.parameter)]
+        second = second_space(config, merge, path.parent)
     stages = {name: _space_facts(s, merge.num_layers) for name, s in (("parameter", first), ("dataflow", second))}
     lines = [f"{config.share:.0%} of the budget: {first.describe()}", f"the rest: {second.describe()}"]
     facts = {"space": config.kind, "share": config.share, "models": config.references(), "layers": merge.num_layers}

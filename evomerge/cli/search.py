@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     out = outcome.model.parent
     write_outputs(outcome, out)
     path = "path.png, " if outcome.path is not None else ""
-    files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet, study.db"
+    database = "" if args.storage else ", study.db"
+    files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
     emit(args, to_dict(outcome), f"{table_text(outcome)}\n{out}/: {files}")
     return 0
 

@@ -45,6 +45,9 @@ class Drafts:
         lm: lm-eval's wrapper of a transformers model (`HFLM`).
         where: What messages begin with.
 
+    Attributes:
+        length: Tokens that prompt and answer may have together, which is what the prompts are cut to.
+
     Raises:
         EvaluatorError: the model's own settings change greedy decoding, or a prompt leaves no room or is empty.
     """
@@ -56,12 +59,13 @@ class Drafts:
         self._requests = list(requests)
         self._lm = lm
         self._where = where
+        self.length = int(lm.max_length)
         self._room = int(options["max_gen_toks"])
         eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
         self._until = [stop for stop in handle_stop_sequences(options["until"], eos=eos) if stop]
         self._ends = self._ending_tokens()
-        if self._room < 1 or self._room >= lm.max_length:
-            raise EvaluatorError(f"{where}: max_gen_toks = {self._room}: expected 1 to {lm.max_length - 1}")
+        if self._room < 1 or self._room >= self.length:
+            raise EvaluatorError(f"{where}: max_gen_toks = {self._room}: expected 1 to {self.length - 1}")
         pairs = zip(requests, answers, strict=True)
         self.drafts = [self._draft(request.args[0], answer, delimiter) for request, answer in pairs]
         empty = next((r.doc_id for r, d in zip(requests, self.drafts, strict=True) if not d.prompt), None)
@@ -109,7 +113,7 @@ class Drafts:
 
     def _draft(self, context: str, answer: str, delimiter: str) -> Draft:
         lm = self._lm
-        ids, _ = lm.tok_batch_encode([context], left_truncate_len=lm.max_length - self._room)
+        ids, _ = lm.tok_batch_encode([context], left_truncate_len=self.length - self._room)
         spelt: list[list[int]] = []
         for tokens in self._spellings(context, answer, delimiter):
             spelt.append(tokens)

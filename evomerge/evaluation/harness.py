@@ -227,7 +227,8 @@ class HarnessEvaluator:
 
     def _read(self, task: _Prepared, lm: Any) -> TaskScore:
         """The search split by greedy likelihood."""
-        if task.drafts is None:
+        # How long a prompt may be is the model's, and with every path another model may say it.
+        if task.drafts is None or task.drafts.length != lm.max_length:
             requests = task.requests["search"]
             answers = [right_answer(task.task, r.doc) for r in requests]
             delimiter = task.task.config.target_delimiter

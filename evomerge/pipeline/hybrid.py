@@ -10,17 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.errors import InputError, SpaceError
+from evomerge.errors import InputError, SpaceError, StudyError
 from evomerge.optimizers import make_optimizer
 from evomerge.pipeline.export import write_checkpoint
-from evomerge.pipeline.models import second_space
+from evomerge.pipeline.models import live_of, second_space, told_of
 from evomerge.pipeline.one_space import check_alone, opened, run, searched, spent
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.plan import FirstStage, Plan
 from evomerge.recipe import Recipe
+from evomerge.sources import Source, open_sources
 from evomerge.space import MERGED, HybridConfig
-from evomerge.study import final, place
+from evomerge.study import final, place, tables
 from evomerge.study.budget import Budget
+from evomerge.study.database import shown, table_names
 from evomerge.study.outcome import Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
@@ -43,6 +45,11 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
     out = options.out or Path("runs") / name
     storage = place.storage_url(options.storage) if options.storage else place.default_storage(out)
     options = replace(options, study=name, out=out)
+    # All of both stages that can be told now is, before anything is written.
+    models = open_sources(config.references(), root=asked.root, weights=False)
+    _check_second(config, models[live_of(config.parameter)], options, asked.root)
+    place.check(out, storage, [f for s in models.values() for f in s.folders], name)
+    _check_names(storage, None if options.storage else out, name)
     share = _share(options.budget, config.share)
     first = Plan(
         replace(
@@ -51,10 +58,6 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
         ),
         Asked(config.parameter, asked.evaluator, asked.root),
     )  # fmt: skip
-    _check_second(first, config, options, asked.root)
-    place.prepare(out, storage, [f for s in first.sources.values() for f in s.folders], name)
-    if options.storage is None and place.sqlite_path(storage).exists():  # type: ignore[union-attr]  # a file's URL
-        check_alone(Store(storage, create=True), out, name)
     watcher.say(f"budget {options.budget}: {share} of it for merged weights ({config.share:.0%}), the rest for paths")
     stage = _first_stage(first, watcher)
     rest = _rest(options.budget, stage)
@@ -62,6 +65,23 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
     second = Asked(config.dataflow(stage.model), asked.evaluator, asked.root)
     plan = Plan(replace(options, budget=rest), second, stage)
     return run(plan, watcher)
+
+
+def _check_names(storage: str, alone: Path | None, name: str) -> None:
+    """Raise where a database holds what neither stage could go on with.
+
+    Args:
+        alone: The folder of the database, where that is to hold this search alone.
+    """
+    if not table_names(storage, missing_ok=True) >= tables.NAMES:
+        return
+    store = Store(storage)
+    if alone is not None:
+        check_alone(store, alone, name)
+    names = store.names()
+    if name in names and f"{name}/{FIRST}" not in names:
+        where = f'study "{name}" in {shown(storage)}'
+        raise StudyError(f"{where} is not that of a hybrid search; give another --study name")
 
 
 def _first_sampler(sampler: str) -> str:
@@ -85,12 +105,21 @@ def _rest(budget: Budget, stage: FirstStage) -> Budget:
     return Budget(candidates=max(budget.candidates - stage.candidates, 1))
 
 
-def _check_second(first: Plan, config: HybridConfig, options: Options, root: Path | None) -> None:
-    """Bind the second stage's space before the first one takes any time."""
-    space = second_space(config, first.sources[first.live], root)
+def _check_second(config: HybridConfig, merge: Source, options: Options, root: Path | None) -> None:
+    """Bind the second stage's space, and make its optimizer, before the first stage takes any time.
+
+    Args:
+        merge: A model of the shape that the first stage's winner will have.
+    """
+    with told_of(options.space):
+        space = second_space(config, merge, root)
+    objectives = 2 if config.paths.depth.objective else 1
     sampler = space.sampler if options.sampler == "auto" else options.sampler
     try:
-        make_optimizer(sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma)
+        make_optimizer(
+            sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma,
+            objectives=objectives,
+        )  # fmt: skip
     except SpaceError as e:
         raise SpaceError(f"--sampler {options.sampler}: {e}") from None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from evomerge.errors import SourceError
+from evomerge.errors import SourceError, SpaceError
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
 
@@ -54,6 +55,15 @@ def shape_of(source: Source) -> Shape:
 def shapes(sources: Mapping[str, Source], config: SpaceConfig | DataflowConfig) -> dict[str, Shape]:
     """What a space must know of its models, by reference."""
     return {reference: shape_of(sources[reference]) for reference in config.references()}
+
+
+@contextmanager
+def told_of(file: str | Path | None) -> Iterator[None]:
+    """Name a space's file in front of what its models show to be wrong with it."""
+    try:
+        yield
+    except SpaceError as e:
+        raise SpaceError(f"{file}: {e}" if file is not None else str(e)) from None
 
 
 def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
-from evomerge.space import AnyConfig, default_space, load_space
+from evomerge.space import AnyConfig, DataflowConfig, default_space, load_space
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
@@ -68,7 +68,11 @@ class Asked:
         """
         config, tasks = _space(options)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        return cls(config, _evaluator(options, tasks), root)
+        asked = cls(config, _evaluator(options, tasks), root)
+        if "/" in (name := asked.study(options)):
+            # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
+            raise InputError(f'--study "{name}": expected a name without "/"')
+        return asked
 
     def study(self, options: Options) -> str:
         """The study's name."""
@@ -83,7 +87,9 @@ def _space(options: Options) -> tuple[AnyConfig, Sequence[Mapping[str, Any]]]:
         raise InputError("--base needs --models")
     config = load_space(options.space or QUICKSTART)
     if options.models:
-        config = config.with_sources(options.models, options.base or config.base_model)
+        # Paths' base is only measured beside them: the file's says nothing of other models.
+        base = None if isinstance(config, DataflowConfig) else config.base_model
+        config = config.with_sources(options.models, options.base or base)
     return config, config.tasks
 
 

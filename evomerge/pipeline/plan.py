@@ -13,7 +13,7 @@ from typing import Any
 from evomerge.errors import SpaceError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
-from evomerge.pipeline.models import fits, live_of, opened, shapes
+from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
 from evomerge.recipe import Path as RecipePath
@@ -30,6 +30,8 @@ FINGERPRINT_VERSION = 1
 CONTROL_SEED = 1_000_003
 # Optimizers whose first candidate is the start anyway.
 STARTING = ("evolution", "tpe")
+# The control of paths that merges the same sources.
+PARAMETER_SPACE = "parameter space"
 # Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
 
@@ -86,7 +88,8 @@ class Plan:
         places = {r: s.full_reference for r, s in found.items()}
         self.sources = {places[r]: replace(s, reference=places[r]) for r, s in found.items()}
         self.config = asked.config.placed(places)
-        self.space = self.bind(self.config)
+        with told_of(options.space):
+            self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.sampler = self._sampler(self.space)
         # Made once to refuse a sampler that cannot take the space before anything is written.
@@ -165,7 +168,7 @@ class Plan:
         """
         if isinstance(self.config, DataflowConfig):
             merged = self._parameter_space()
-            beside = [Control("parameter space", merged, merged.sampler)] if merged is not None else []
+            beside = [Control(PARAMETER_SPACE, merged, merged.sampler)] if merged is not None else []
             return [*beside, Control("random paths", self.space, "random")]
         searches: list[Control] = []
         names = [s.name for s in self.config.sources]
@@ -291,6 +294,8 @@ class Plan:
         ]
         if controls:
             lines.append(f"controls: {len(controls)} more searches of as many candidates")
+            if paths and not any(c.name == PARAMETER_SPACE for c in controls):
+                lines.append("controls: none over merged weights, for these sources cannot be merged")
         return [
             *lines,
             f"reads {in_words(read)}, about {in_words(memory)} of memory per worker; "

@@ -20,6 +20,8 @@ from evomerge.routing.prefixes import KeptStates
 _BATCH = ("input_ids", "attention_mask", "position_ids")
 # And what does not change hidden states.
 _HARMLESS = ("return_dict", "logits_to_keep")
+# Beginnings of paths whose number is counted, before all are halved and those seen once forgotten.
+_COUNTED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,10 @@ class Passes:
         for hop in path.hops:
             name = hashlib.blake2b(name + repr((hop.model, hop.layer, hop.factor)).encode(), digest_size=16).digest()
             self._prefixes.append(name)
-        self._seen.update(self._prefixes)
+        if self.kept.limit:
+            if len(self._seen) > _COUNTED:
+                self._seen = Counter({prefix: times // 2 for prefix, times in self._seen.items() if times > 1})
+            self._seen.update(self._prefixes)
 
     def watch(self, model: nn.Module) -> None:
         """Be told where each forward pass of a model begins and ends."""
@@ -110,6 +115,7 @@ class Passes:
             # Whatever passes through the hops before the last one that is left out, nobody looks at it.
             if place == current.start - 1 and current.state is not None:
                 hidden = current.state.clone()  # the next layer may write over what it is given
+                current.state = None  # it may be dropped from here on
             return hidden if not self._nones else (hidden, *[None] * self._nones)
         self._computed += sequences
         output = run(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -84,6 +85,16 @@ class Router:
             shell.check_kinds()
         self._passes.follow(path)
         return self._shown(shell)
+
+    def unload(self) -> None:
+        """Give back the memory of models and hidden states, whoever holds the live model; a path makes another."""
+        self._passes = Passes(self._passes.kept.limit)
+        for held in (self._residents, self._shells, self._hops):
+            held.clear()
+        if self._model is not None:
+            object.__setattr__(self._model, "__dict__", {})
+            self._model = None
+        gc.collect()  # a layer on a path and what it calls hold each other
 
     def _shown(self, shell: Shell) -> PreTrainedModel:
         """The one model that callers know, in the state of a shell.

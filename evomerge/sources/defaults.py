@@ -18,7 +18,8 @@ def completed_config(source: Source) -> dict[str, Any] | None:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        # Without a word on remote code it would ask on the terminal, and wait.
+        found = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
     return dict(found.get_text_config().to_dict())

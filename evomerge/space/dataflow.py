@@ -45,7 +45,7 @@ class Depth(Frozen):
     def _problems(self) -> Iterator[tuple[Key, str]]:
         for key in ("low", "high"):
             if (value := getattr(self, key)) is not None and value < 1:
-                yield (key,), f"{value}: a path has at least 1 layer"
+                yield (key,), "a path has at least 1 layer"
         if self.high is not None and 1 <= self.high < self.low:
             yield ("low",), f"low = {self.low} is above high = {self.high}"
 

@@ -10,7 +10,7 @@ from evomerge import presets
 from evomerge.config import Document, load_yaml, parse_yaml, validate
 from evomerge.errors import SpaceError, choose
 from evomerge.space import mergekit_evolve
-from evomerge.space.config import SpaceConfig
+from evomerge.space.config import KINDS, SpaceConfig
 from evomerge.space.dataflow import DataflowConfig
 from evomerge.space.hybrid import HybridConfig
 
@@ -68,9 +68,12 @@ def _read(document: Document) -> AnyConfig:
     data = document.mapping(SpaceError)
     if "genome" in data:
         return mergekit_evolve.read(document)
-    if data.get("kind") == "dataflow":
+    kind = data.get("kind", "parameter")
+    if isinstance(kind, str) and kind not in KINDS:  # told alone: what else it lacks depends on the kind
+        raise SpaceError(f"{document.where(('kind',))}: kind = {kind!r}: {choose(kind, KINDS)}")
+    if kind == "dataflow":
         return validate(DataflowConfig, document, SpaceError)
-    if data.get("kind") == "hybrid":
+    if kind == "hybrid":
         return validate(HybridConfig, _with_first_stage(document, data), SpaceError)
     return validate(SpaceConfig, document, SpaceError)
 

@@ -25,10 +25,13 @@ def refuse(config: BaseModel, problems: Iterable[tuple[Key, str]]) -> None:
 
 
 def _at(config: BaseModel, key: Key) -> Any:
-    value: Any = config.model_dump(mode="json", exclude_unset=True)
-    for part in key:
+    """What the file has there, else the default."""
+    for unset in (True, False):
+        value: Any = config.model_dump(mode="json", exclude_unset=unset)
         try:
-            value = value[part]
+            for part in key:
+                value = value[part]
         except (KeyError, IndexError, TypeError):
-            return None
-    return value.get("model", value) if isinstance(value, dict) and "sources" in key else value
+            continue
+        return value.get("model", value) if isinstance(value, dict) and "sources" in key else value
+    return None

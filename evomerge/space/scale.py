@@ -37,7 +37,7 @@ class Scale(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return {"value": value} if isinstance(value, int | float) else value
+        return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Scale:
@@ -57,16 +57,16 @@ class Scale(Frozen):
         if infinite:
             return
         if self.low <= 0:
-            yield ("low",), f"{self.low:g}: expected a scale above 0"
+            yield ("low",), "expected a scale above 0"
         if self.low >= self.high:
             yield ("low",), f"low = {self.low:g} must be below high = {self.high:g}; to leave scales out write scale: 1"
             return
         if not 0 <= self.early <= 1:
-            yield ("early",), f"{self.early:g}: expected a share of the layers, from 0 to 1"
+            yield ("early",), "expected a share of the layers, from 0 to 1"
         if not self.low <= self.init <= self.high:
             yield ("init",), f"init = {self.init:g} is outside [{self.low:g}, {self.high:g}]"
         elif self.step is not None and self.step <= 0:
-            yield ("step",), f"{self.step:g}: expected a number above 0, or null for none"
+            yield ("step",), "expected a number above 0, or null for none"
         elif self.step is not None and self.early > 0:
             grid = Float("scale", self.low, self.high, self.init, step=self.step)
             for key in ("high", "init"):

@@ -108,9 +108,7 @@ class Builder:
         if self._merged is None:
             from evomerge.merging.live import live_model
 
-            self._merged = live_model(
-                self._base, dtype=self._dtype, device=self._device, trust_remote_code=self._trust
-            )
+            self._merged = live_model(self._base, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
         return self._merged
 
     def _routes(self) -> Router:
@@ -140,8 +138,8 @@ class Builder:
 
     def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
-        if self._device != "cpu":
-            self._router = None
+        if self._device != "cpu" and self._router is not None:
+            self._router.unload()
         self._place("cpu")
         try:
             return self._loaded(model, job, seconds, started)

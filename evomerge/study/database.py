@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from evomerge.errors import StudyError
 
-_SQLITE = b"SQLite format 3\x00"
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 # All that Optuna and evomerge make: a database with some of these alone was cut off while it was being made.
 OWN_TABLES = OPTUNA_TABLES | {
@@ -75,12 +77,19 @@ def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
 
 
 def is_sqlite(path: Path) -> bool:
-    """Whether a file starts as a SQLite database does; False where it cannot be read."""
+    """Whether a file is a SQLite database; False where it cannot be read.
+
+    SQLite itself is asked: a process that opens and closes such a file by other means loses the locks that its
+    connections hold on it, and another process that ends then takes away the log that they write to
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
     try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
-    except OSError:
-        return False
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as e:
+        # What cannot be opened may still be one, on a disk that cannot be written: its reader says why.
+        return e.sqlite_errorcode != sqlite3.SQLITE_NOTADB and path.is_file() and os.access(path, os.R_OK)
+    return path.stat().st_size > 0
 
 
 def _sqlite_file(url: str, path: Path, missing_ok: bool) -> bool:

@@ -175,9 +175,7 @@ class Search:
             layers = {LAYERS: dict(zip(("asked", "run"), answer.layers, strict=True))}
             self.study.attribute(number, layers)
             attributes = attributes | layers
-        self.study.complete(
-            number, answer.score, answer.seconds, [float(attributes[DEPTH])] if self.by_depth else ()
-        )
+        self.study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if self.by_depth else ())
         return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
 
 

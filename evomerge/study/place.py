@@ -49,8 +49,20 @@ def prepare(out: Path, storage: str, sources: Iterable[Path] = (), study: str | 
         study: Name of the study whose output it will be.
 
     Raises:
-        InputError: the folder or the database cannot be written, lies in the temporary copy of a Ray job, or holds
-            what is not a search's.
+        InputError: the folder or the database cannot be written, or `check` refuses it.
+    """
+    check(out, storage, sources, study)
+    database = sqlite_path(storage)
+    for option, folder in ("--out", out), ("--storage", database.parent if database is not None else out):
+        _writable(folder, option)
+
+
+def check(out: Path, storage: str, sources: Iterable[Path] = (), study: str | None = None) -> None:
+    """The checks of `prepare` that write nothing.
+
+    Raises:
+        InputError: the folder or the database lies in the temporary copy of a Ray job, or the folder holds what is not
+            this search's.
     """
     model = (out / "model").resolve()
     for source in sources:
@@ -75,8 +87,6 @@ def prepare(out: Path, storage: str, sources: Iterable[Path] = (), study: str | 
                 f"{option} {path}: lies in the temporary copy of the folder in which a Ray job runs, and would "
                 "vanish with the job; give --out an absolute path on storage that stays, e.g. --out /shared/runs/STUDY"
             )
-    for option, folder in ("--out", out), ("--storage", database.parent if database is not None else out):
-        _writable(folder, option)
 
 
 def sqlite_path(url: str) -> Path | None:

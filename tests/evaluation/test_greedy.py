@@ -132,6 +132,20 @@ def test_another_model_with_another_tokenizer_is_read_with_its_own(tmp_path, mat
     np.testing.assert_array_equal(reading.evaluate(maths, tokenizer, "search").tasks[0].results, first)
 
 
+def test_prompts_are_cut_to_what_each_path_takes(tmp_path, tokenizer):
+    """The model that gives a path its embeddings says how long a prompt may be; it may be another for each path."""
+    splits = {s: {"share": 0.3, "items": 60} for s in ("search", "select", "test")}
+    generating, reading = both(tmp_path, "kovesh_problems", num_fewshot=1, splits=splits)
+    model = live_model(zoo.path("maths"), dtype=torch.float32)
+    values = []
+    for length in (64, 24, 64):
+        model.config.max_position_embeddings = length
+        expected = generating.evaluate(model, tokenizer, "search").tasks[0].results
+        np.testing.assert_array_equal(reading.evaluate(model, tokenizer, "search").tasks[0].results, expected)
+        values.append(expected.mean())
+    assert values[0] == values[2] != values[1]
+
+
 # --- a tokenizer of pieces and bytes, stop strings and delimiters of all kinds ---
 
 CHAT = (

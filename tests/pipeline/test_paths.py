@@ -212,6 +212,56 @@ def test_sources_of_another_width_are_refused_with_what_differs(here, asked, tmp
     assert "hidden_size" in done.stderr and "48" in done.stderr and "96" in done.stderr
 
 
+HYBRID = """\
+kind: hybrid
+parameter:
+  method: task_arithmetic
+  base_model: zoo:base
+  sources: [zoo:maths_upper, zoo:kovesh_lower]
+  parameters: {weight: {low: 0, high: 1.5}}
+dataflow: {depth: {low: 3, high: 7, objective: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"), [("cma", "cannot take categorical parameters"), ("tpe", "one objective, 2 are asked for")]
+)
+def test_a_sampler_that_cannot_take_the_second_stage_is_refused_before_the_first(sampler, told, here, asked, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text(HYBRID)
+    done = here(*asked(space, tmp_path / "out", "--sampler", sampler), check=False)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert f"--sampler {sampler}" in done.stderr and told in done.stderr
+
+
+def test_a_hybrid_leaves_alone_a_folder_that_is_not_its_own(here, asked, tmp_path):
+    (tmp_path / "README.md").write_text("mine\n")
+    done = here(*asked("hybrid", tmp_path), check=False)
+    assert done.returncode == 2 and "README.md" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_hybrid_does_not_begin_beside_another_study_of_its_name(paths, here, asked):
+    """Its first stage would be searched before the second could not go on."""
+    out, _ = paths
+    done = here(*asked("hybrid", out), check=False)
+    assert done.returncode == 2 and 'study "s"' in done.stderr and "not that of a hybrid search" in done.stderr
+    assert not (out / "parameter").exists()
+
+
+def test_a_study_name_with_a_slash_is_refused(here, asked, tmp_path):
+    """Such names are those of first stages and controls."""
+    done = here(*["a/b" if a == "s" else a for a in asked("dataflow", tmp_path / "out")], check=False)
+    assert done.returncode == 2 and '--study "a/b"' in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_other_models_leave_the_presets_base_behind(here, asked, tmp_path):
+    """It is only measured beside paths, and says nothing of other models."""
+    models = ["--models", "zoo:maths", "zoo:kovesh"]
+    result = here(*asked("dataflow", tmp_path / "out", *models, budget=2)).result
+    assert list(result["baselines"]) == ["maths", "kovesh", "uniform"]
+
+
 def _folder(reference):
     from evomerge.sources import open_source
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from evomerge.errors import RecipeError
 from evomerge.recipe import Path
 from evomerge.routing import Router
 from evomerge.sources import open_sources
@@ -103,6 +104,49 @@ def test_no_weight_is_copied(llama: Pair) -> None:
         assert second[f"model.layers.1.{name}"].data_ptr() == places[f"model.layers.2.{name}"]
     assert second["model.embed_tokens.weight"].data_ptr() == places["model.embed_tokens.weight"]
     assert second["lm_head.weight"].data_ptr() != places["lm_head.weight"]
+
+
+def test_sources_of_other_depths(make: Make, tokens: Tensor, tmp_path: Folder) -> None:
+    """Each with its own windows: a layer keeps its kind of attention, and its slot of the cache, wherever it goes."""
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    a = make("qwen2")
+    b = make("qwen2", 2, name="-deeper", num_hidden_layers=5, layer_types=kinds)
+    pair = Pair("qwen2", a, b, open_sources([a, b]))
+    router = pair.router(prefix_bytes=1_000_000)
+    layers = [(b, 4), (a, 1), (b, 3), (a, 3), (b, 0), (b, 2)]
+    for number, (embeddings, head) in enumerate(((a, b), (b, a), (b, b))):
+        path = Path.scaled(layers[: 4 + number], [1.1, 0.8, 1, 1.3, 0.9, 1][: 4 + number], embeddings, head)
+        live, folded = router.route(path), pair.folded(path, tmp_path / str(number))
+        assert live.config.layer_types == folded.config.layer_types
+        assert distance(live(tokens).logits, folded(tokens).logits) < CLOSE
+        options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+        mask = torch.ones_like(tokens)
+        assert torch.equal(
+            live.generate(tokens, attention_mask=mask, **options),
+            folded.generate(tokens, attention_mask=mask, **options),
+        )
+    with pytest.raises(RecipeError, match="the model has 4 layers; expected 0 to 3"):
+        router.route(Path.scaled([(b, 4), (a, 4)]))
+
+
+def test_a_source_with_an_adapter(llama: Pair, tokens: Tensor, tmp_path: Folder) -> None:
+    peft = pytest.importorskip("peft")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(llama.b)
+    adapted = peft.get_peft_model(plain, peft.LoraConfig(r=4, target_modules=["q_proj", "o_proj", "down_proj"]))
+    generator = torch.Generator().manual_seed(5)
+    for name, p in adapted.named_parameters():
+        if "lora" in name:
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+    adapted.save_pretrained(tmp_path / "adapter")
+    tuned = f"{llama.b}+{tmp_path / 'adapter'}"
+    pair = Pair("llama", llama.a, tuned, open_sources([llama.a, llama.b, tuned]))
+    router = pair.router(prefix_bytes=1_000_000)
+    found = router.route(pair.identity(tuned))(tokens).logits
+    assert distance(found, adapted.merge_and_unload().eval()(tokens).logits) < CLOSE
+    assert distance(found, router.route(pair.identity(llama.b))(tokens).logits) > 0.05
+    path = Path.scaled([(llama.a, 0), (tuned, 1), (llama.b, 1), (tuned, 3)], [1, 0.8, 1.2, 0.9], tuned, llama.a)
+    live = router.route(path)(tokens).logits
+    assert distance(live, pair.folded(path, tmp_path / "out")(tokens).logits) < CLOSE
 
 
 def test_one_type_for_all_sources(make: Make, tokens: Tensor, tmp_path: Folder) -> None:

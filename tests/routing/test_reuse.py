@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -203,6 +204,36 @@ def test_a_pass_that_fails_leaves_nothing_behind(llama: Pair) -> None:
     # The base model by itself is none of the passes that are watched.
     inner = model.get_submodule("model")
     assert torch.equal(inner(**batch).last_hidden_state, inner(**batch).last_hidden_state)
+
+
+def test_what_is_counted_does_not_grow_for_ever(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.routing.passes._COUNTED", 40)
+    router, plain = llama.router(prefix_bytes=MEGABYTE), llama.router()
+    (batch,) = batches(1)
+    for path in walk(llama, 60):
+        router.route(path)
+        assert len(router._passes._seen) <= 40 + len(path.hops)
+        assert router._passes._seen[router._passes._prefixes[-1]] > 0, "the newest are worth keeping"
+    assert torch.equal(router.route(path)(**batch).logits, plain.route(path)(**batch).logits)
+    plain.route(path)
+    assert not plain._passes._seen, "nothing is counted where nothing is kept"
+
+
+def test_unloading_gives_the_memory_back(llama: Pair) -> None:
+    """Evaluators hold on to the model, and a layer on a path to everything."""
+    router = llama.router(prefix_bytes=MEGABYTE)
+    (batch,) = batches(1)
+    path = llama.paths()["swaps"]
+    model = router.route(path)
+    expected = model(**batch).logits
+    weights = [weakref.ref(p) for resident in router._residents.values() for p in resident.live.parameters()]
+    states = [weakref.ref(entry.state) for entry in router._passes.kept._entries.values()]
+    assert len(weights) > 20 and len(states) == len(path.hops)
+    router.unload()
+    assert not any(ref() is not None for ref in (*weights, *states))
+    again = router.route(path)
+    assert again is not model and torch.equal(again(**batch).logits, expected)
+    assert router.counts.run == router.counts.asked
 
 
 @pytest.mark.parametrize("settings", [{"output_hidden_states": True}, {"use_cache": True}])

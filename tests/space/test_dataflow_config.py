@@ -23,20 +23,21 @@ scale: {low: 0.5, high: 1.5}
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("low: 3", "low: 0", "s.yaml:3: depth.low = 0: 0: a path has at least 1 layer"),
-        ("high: 6", "high: 0", "s.yaml:3: depth.high = 0: 0: a path has at least 1 layer"),
+        ("low: 3", "low: 0", "s.yaml:3: depth.low = 0: a path has at least 1 layer"),
+        ("high: 6", "high: 0", "s.yaml:3: depth.high = 0: a path has at least 1 layer"),
         ("low: 3", "low: 7", "s.yaml:3: depth.low = 7: low = 7 is above high = 6"),
         ("low: 3", "lwo: 3", 's.yaml:3: unknown key "depth.lwo"; did you mean "low"?'),
         ("low: 3", "low: 2.5", "s.yaml:3: depth.low = 2.5: expected a valid integer"),
-        ("low: 0.5", "low: 0", "s.yaml:4: scale.low = 0.0: 0: expected a scale above 0"),
-        ("low: 0.5", "low: -1", "s.yaml:4: scale.low = -1.0: -1: expected a scale above 0"),
+        ("low: 0.5", "low: 0", "s.yaml:4: scale.low = 0.0: expected a scale above 0"),
+        ("low: 0.5", "low: -1", "s.yaml:4: scale.low = -1.0: expected a scale above 0"),
         ("low: 0.5", "low: 1.5", "scale.low = 1.5: low = 1.5 must be below high = 1.5; to leave scales out write scal"),
         ("low: 0.5", "low: .nan", "s.yaml:4: scale.low = nan: expected a finite number"),
         ("low: 0.5", "low: 1.1", "init = 1 is outside [1.1, 1.5]"),
-        ("low: 0.5", "low: 0.45", "scale.step = nothing (empty): high = 1.5 is not 0.45 (low) plus a multiple of 0.1"),
-        ("high: 1.5", "high: 1.5, step: 0", "scale.step = 0.0: 0: expected a number above 0, or null for none"),
-        ("high: 1.5", "high: 1.5, early: 1.5", "scale.early = 1.5: 1.5: expected a share of the layers, from 0 to 1"),
+        ("low: 0.5", "low: 0.45", "scale.step = 0.1: high = 1.5 is not 0.45 (low) plus a multiple of 0.1"),
+        ("high: 1.5", "high: 1.5, step: 0", "scale.step = 0.0: expected a number above 0, or null for none"),
+        ("high: 1.5", "high: 1.5, early: 1.5", "scale.early = 1.5: expected a share of the layers, from 0 to 1"),
         ("{low: 0.5, high: 1.5}", "0.9", "scale = 0.9: expected {low, high}, or 1 (the residual stream as it is)"),
+        ("{low: 0.5, high: 1.5}", "true", "scale = True: expected a mapping of keys to values"),
         ("{low: 0.5, high: 1.5}", "0", "scale = 0.0: expected {low, high}, or 1 (the residual stream as it is)"),
         ("{low: 0.5, high: 1.5}", "{value: 1, low: 0.5}", "a fixed value has no bounds"),
         ("scale:", "embeddings: [base]\nscale:", "no source is named \"base\"; Valid: maths, kovesh"),
@@ -215,3 +216,11 @@ def test_a_parameter_space_is_no_dataflow_space() -> None:
     assert isinstance(parse_space(GOOD), DataflowConfig)
     with pytest.raises(SpaceError, match='unknown key "depth"'):
         parse_space(GOOD.replace("kind: dataflow\n", "method: linear\n"))
+
+
+def test_of_an_unknown_kind_nothing_else_is_told() -> None:
+    with pytest.raises(SpaceError) as caught:
+        parse_space("kind: dataflows\nsources: [a, b]\n", "s.yaml")
+    assert str(caught.value) == (
+        's.yaml:1: kind = \'dataflows\': did you mean "dataflow"? Valid: parameter, dataflow, hybrid'
+    )

@@ -85,7 +85,7 @@ def test_the_parameter_space_by_name(tmp_path: Path) -> None:
         ("share: 0.4", "shrae: 0.4", 'h.yaml:2: unknown key "shrae"; did you mean "share"?'),
         ("method: task_arithmetic", "method: tise", 'h.yaml:4: parameter.method = \'tise\': unknown merge method'),
         ("method: task_arithmetic", "kind: dataflow", "parameter.kind = 'dataflow': expected a parameter space here"),
-        ("low: 2", "low: 0", "h.yaml:10: dataflow.depth.low = 0: 0: a path has at least 1 layer"),
+        ("low: 2", "low: 0", "h.yaml:10: dataflow.depth.low = 0: a path has at least 1 layer"),
         ("scale: 1", "scael: 1", 'h.yaml:11: unknown key "dataflow.scael"; did you mean "scale"?'),
         (
             "scale: 1",

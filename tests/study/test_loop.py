@@ -73,11 +73,6 @@ def search(url, budget, pool=None, name="s", sampler="cma", watcher=None, **opti
     ).run()
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
-
-
 def sequence(trials):
     return [(t.number, dict(t.params), t.state, t.value) for t in trials]
 

@@ -1,6 +1,8 @@
 """The record of a study: Optuna's tables and the items, refused where it is something else."""
 
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import optuna
@@ -27,11 +29,6 @@ def score(seed=0, items=ITEMS):
             TaskScore("ppl", "ppl", -3.5, 0.0, (), flipped=True),
         )
     )
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}"
 
 
 def test_candidates_come_back_as_they_were_written(url):
@@ -141,6 +138,19 @@ def test_a_study_of_optuna_alone_is_not_taken_over(url):
         Store(url)
     with pytest.raises(StudyError, match="was not made by evomerge"):
         Store(url, create=True).create("s", PARAMETERS, {})
+
+
+def test_a_second_store_of_the_process_leaves_the_first_ones_locks_alone(tmp_path):
+    """Else a reader of another process, closing, would take the log away that the first one goes on writing to."""
+    file = tmp_path / "study.db"
+    first = Store(f"sqlite:///{file}", create=True)
+    study = first.create("s", PARAMETERS, {})
+    Store(f"sqlite:///{file}")
+    reader = f"import sqlite3; c = sqlite3.connect({str(file)!r}); c.execute('select * from studies'); c.close()"
+    subprocess.run([sys.executable, "-c", reader], check=True)
+    study.note("kept", 1)
+    assert Store(f"sqlite:///{file}").open("s").notes() == {"kept": 1}
+    assert (tmp_path / "study.db-wal").stat().st_size > 0
 
 
 def test_passwords_are_not_shown():
