@@ -16,6 +16,7 @@ of every item as Parquet.
 
   evomerge export quickstart-quickstart-0 my-model
   evomerge export quickstart-quickstart-0 my-model --trial 17
+  evomerge export hybrid-quickstart-0/parameter merged             a hybrid's first stage, or a control
   evomerge export quickstart-quickstart-0 results --format parquet"""
 
 
@@ -37,9 +38,13 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.study.place import storage_url
     from evomerge.study.store import Store
 
-    url = storage_url(args.storage) if args.storage else f"sqlite:///{find_database(args.study).resolve()}"
-    store = Store(url)
-    name = args.study if args.study in store.names() or args.storage else _main_study(store.names(), args.study)
+    if args.storage:
+        store, name = Store(storage_url(args.storage)), args.study
+    else:
+        database, part = _located(args.study)
+        store = Store(f"sqlite:///{database.resolve()}")
+        names = store.names()
+        name = args.study if args.study in names else "/".join(filter(None, (_main_study(names, args.study), part)))
     study = store.open(name)
     if args.format == "parquet":
         if args.trial is not None:
@@ -63,6 +68,23 @@ def run(args: argparse.Namespace) -> int:
         words += f"\n{facts['path']} (path.png)"
     emit(args, facts, words)
     return 0
+
+
+def _located(asked: str) -> tuple[Path, str]:
+    """The database of a study, and which of its searches is asked for: STUDY/parameter, STUDY/random search, ..."""
+    from evomerge.errors import StudyError
+
+    try:
+        return find_database(asked), ""
+    except StudyError:
+        parent, _, part = asked.rpartition("/")
+        if not parent:
+            raise
+        try:
+            return find_database(parent), part
+        except StudyError:
+            pass
+        raise
 
 
 def _main_study(names: list[str], asked: str) -> str:

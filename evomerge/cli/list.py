@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
             say(args, f"left out: {e}")
             continue
         rows += [summary(store.open(name)) for name in store.names()]
-    emit(args, rows, _table(rows) if rows else f"no studies in {args.runs}/")
+    none = f"no studies in {args.runs}/; those in another folder: evomerge list FOLDER"
+    emit(args, rows, _table(rows) if rows else none)
     return 0
 
 

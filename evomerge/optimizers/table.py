@@ -92,7 +92,7 @@ def _check(name: str, parameters: Sequence[Parameter], seed: int, population: in
     if categorical and not OPTIMIZERS[name].categorical:
         can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.categorical)
         problems.append(
-            f'optimizer "{name}" cannot take categorical parameters ({", ".join(categorical)}); these can: {can}'
+            f'optimizer "{name}" cannot take categorical parameters ({_few(categorical)}); these can: {can}'
         )
     for p in parameters:
         if isinstance(p, Float | Integer) and not p.low < p.high:
@@ -109,6 +109,10 @@ def _check(name: str, parameters: Sequence[Parameter], seed: int, population: in
         problems.append(f"seed = {seed}: expected 0 or more")
     if problems:
         raise SpaceError("\n".join(problems))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else (*names[:3], f"and {len(names) - 3} more"))
 
 
 def _grid_problems(parameter: Float, step: float) -> list[str]:

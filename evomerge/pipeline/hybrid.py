@@ -58,7 +58,8 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
         ),
         Asked(config.parameter, asked.evaluator, asked.root),
     )  # fmt: skip
-    watcher.say(f"budget {options.budget}: {share} of it for merged weights ({config.share:.0%}), the rest for paths")
+    if _found(first) is None:
+        watcher.say(f"budget {options.budget}: {share} for merged weights ({config.share:.0%}), the rest for paths")
     stage = _first_stage(first, watcher)
     rest = _rest(options.budget, stage)
     watcher.say("the second stage: paths over the layers of the merge and its sources")
@@ -138,6 +139,8 @@ def _first_stage(plan: Plan, watcher: Watcher) -> FirstStage:
             study.note("winner", winner.number)
         found = _found(plan)
         assert found is not None
+    else:
+        watcher.say("the first stage has its winner already; what is left of the budget is the second's")
     # Written again on every run: it takes less than finding out whether what lies there is whole.
     watcher.say(f"writing {model}")
     with place.locked(plan.out, plan.storage):

@@ -57,6 +57,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         recipe_hash=signed.hash(plan.contents),
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
         stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
+        first_stage=plan.first.candidates if plan.first is not None else 0,
         layers=layer_evaluations(trials), front=tuple(front(trials)), path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()},
     )  # fmt: skip
@@ -99,7 +100,8 @@ def searched(
         watcher.say(line)
     there = sum(t.state is not State.RUNNING for t in study.trials())
     if there:
-        watcher.say(f'study "{plan.name}" goes on: {there} candidates are there')
+        are = "candidate is" if there == 1 else "candidates are"
+        watcher.say(f'study "{plan.name}" goes on: {there} {are} there')
     watcher.say("scoring the sources on the search items")
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}

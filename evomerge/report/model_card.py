@@ -69,6 +69,8 @@ def _body(outcome: Outcome) -> str:
     sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
     warning = f"\n\n{looks(outcome)}" if outcome.looks > 1 else ""
     candidates = f"{len(counts)} candidates" + (f" ({failed} of them failed)" if failed else "")
+    if outcome.first_stage:
+        candidates = f"{outcome.first_stage} candidates for the first stage, then {candidates}"
     chosen = "by its score on the search items"
     if outcome.winner.select is not None:
         chosen = "by its score on items kept for this choice, neither the search's nor the held-out ones"

@@ -77,8 +77,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
-        A path has "path" (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run",
-        "saved"} too.
+        A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
+        "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item. What is unknown is null.
     """
@@ -89,7 +89,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     states = [t.state for t in outcome.trials]
     metrics = {t.task: t.metric for m in outcome.measured for t in m.test.tasks}
     search = winner.search if winner.search is not None else outcome.best.score
-    data = {
+    data: dict[str, Any] = {
         "study": outcome.study,
         "storage": database.shown(outcome.storage),
         "seed": outcome.seed,
@@ -119,6 +119,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         },
         "seconds": outcome.seconds,
     }
+    if outcome.first_stage:
+        data["candidates"]["first_stage"] = outcome.first_stage
     if outcome.path is not None:
         data["path"] = path_text(outcome.path, outcome.names)
         data["front"] = [{"trial": t.number, "depth": t.attributes["depth"], "search": t.value} for t in outcome.front]

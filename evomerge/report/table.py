@@ -59,6 +59,14 @@ def table_text(outcome: Outcome, width: int | None = None) -> str:
     return f"{others}\n\n{_text(table(outcome, task_columns=False), width)}"
 
 
+def front_text(outcome: Outcome) -> list[str]:
+    """Of paths, in a line: those that no other one beats with as few layers, by their scores on the search items."""
+    if len(outcome.front) < 2:
+        return []
+    shown = [f"{t.attributes['depth']} layers {number(t.value or 0.0)} (candidate {t.number})" for t in outcome.front]
+    return [f"best with as few layers, on the search items: {', '.join(shown)}"]
+
+
 def _needs(made: Table) -> int:
     from rich.console import Console
     from rich.measure import Measurement

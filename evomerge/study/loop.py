@@ -7,10 +7,11 @@ that were cut off run again.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from evomerge.errors import EvoMergeError, StudyError
 from evomerge.optimizers import Optimizer
@@ -23,6 +24,7 @@ from evomerge.study.watcher import Watcher
 from evomerge.study.workers import Pool
 
 Decode = Callable[[Mapping[str, Value]], Recipe]
+T = TypeVar("T")
 # Attributes of a trial that is a path: its number of layers, and the evaluations of layers that it took.
 DEPTH = "depth"
 LAYERS = "layer_evaluations"
@@ -164,7 +166,9 @@ class Search:
             self.study.start(number, asked[number - first], attributes[number])
             found.append((number, recipe))
         order = self.order
-        return sorted(found, key=lambda pair: (order(pair[1]), pair[0])) if order is not None else found
+        if order is None:
+            return found
+        return dealt(sorted(found, key=lambda pair: (order(pair[1]), pair[0])), self.pool.size)
 
     def _record(self, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer) -> Trial:
         if answer.score is None:
@@ -177,6 +181,12 @@ class Search:
             attributes = attributes | layers
         self.study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if self.by_depth else ())
         return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+
+
+def dealt(ordered: Sequence[T], workers: int) -> list[T]:
+    """As if to card players: where workers take turns, each gets a run of neighbours, as long as all the others'."""
+    size = max(1, math.ceil(len(ordered) / workers))
+    return [x for place in range(size) for x in ordered[place::size]]
 
 
 def path_order(recipe: Recipe) -> tuple[Any, ...]:

@@ -52,6 +52,7 @@ class Outcome:
         seconds: Wall time of the search, all resumes together.
         lines: Value on the search items of base, sources and the uniform merge (for the history picture).
         names: Short names of the sources by reference; those of paths' pictures.
+        first_stage: How many candidates an earlier stage took; `trials` are those of the last one.
         layers: Of candidates that are paths: evaluations of a layer on a sequence that they took, and how many of them
             were run (the others were known from earlier candidates).
         front: Of candidates that are paths: those that no other beats in both score and number of layers.
@@ -75,6 +76,7 @@ class Outcome:
     model: Path
     lines: Mapping[str, float] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    first_stage: int = 0
     layers: tuple[int, int] | None = None
     front: tuple[Trial, ...] = ()
     path: RecipePath | None = None

@@ -160,6 +160,18 @@ def test_a_hybrid_search_is_a_chain_that_rebuilds(hybrid, here, tmp_path):
     assert (tmp_path / "exported" / "recipe.yaml").read_text() == (out / "recipe.yaml").read_text()
 
 
+def test_the_first_stage_and_the_controls_can_be_exported_too(hybrid, here, tmp_path):
+    out, result = hybrid
+    assert result["candidates"] == {"complete": BUDGET // 2, "pruned": 0, "failed": 0, "first_stage": BUDGET // 2}
+    here("export", out / "parameter", tmp_path / "merged")
+    made = (out / "parameter" / "model" / "model.safetensors").read_bytes()
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == made
+    done = here("export", f"{out}/random paths", tmp_path / "random", "--json").result
+    assert done["study"] == "s/random paths" and (tmp_path / "random" / "path.png").exists()
+    wrong = here("export", out / "nothing", tmp_path / "x", check=False)
+    assert wrong.returncode == 2 and "s/parameter" in wrong.stderr
+
+
 def test_the_budget_of_a_hybrid_is_split_and_its_controls_have_all_of_it(hybrid):
     out, _ = hybrid
     store = Store(f"sqlite:///{out / 'study.db'}")

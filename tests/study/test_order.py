@@ -7,13 +7,20 @@ import pytest
 from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.score import State, Trial
 from evomerge.study.job import Answer
-from evomerge.study.loop import DEPTH, LAYERS, ROUNDS, front, layer_evaluations, path_order
+from evomerge.study.loop import DEPTH, LAYERS, ROUNDS, dealt, front, layer_evaluations, path_order
 from evomerge.study.store import Store
 from tests.study.test_loop import Killed, Pool, search, sequence
 
 
 def first_weight(recipe):
     return recipe.models[0].parameters["weight"]
+
+
+def test_workers_that_take_turns_get_neighbours():
+    assert dealt("abcdef", 1) == list("abcdef")
+    assert dealt("abcdef", 2) == list("adbecf")
+    assert dealt("abcdefgh", 3) == list("adgbehcf")
+    assert dealt("ab", 5) == list("ab") and dealt("", 2) == []
 
 
 class Watched(Pool):
@@ -39,7 +46,7 @@ def test_a_generation_is_ordered_and_the_search_stays_the_same(url, workers):
     for first, generation in zip(range(0, 30, size), generations, strict=True):
         assert sorted(number for number, _ in generation) == list(range(first, first + size))
         weights = [weight for _, weight in generation]
-        assert weights == sorted(weights)
+        assert weights == dealt(sorted(weights), workers)
     assert [number for number, _ in pool.came] != list(range(30))
 
 
