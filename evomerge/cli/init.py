@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.errors import InputError
+from evomerge.errors import InputError, choose
 
 ITEMS = 600
 STARTER = Path(__file__).with_name("starter")
@@ -18,13 +18,17 @@ Write space.yaml (what may vary), evaluator.yaml, score.py and items.jsonl (what
 runnable as they are on the embedded models. Nothing that exists is touched.
 
   evomerge init my-search && cd my-search
-  evomerge search space.yaml --evaluator evaluator.yaml --budget 50"""
+  evomerge search space.yaml --evaluator evaluator.yaml --budget 50
+  evomerge init my-paths --space dataflow                             another preset as space.yaml"""
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
     parser = add_command(subparsers, "init", "write a commented space and evaluator to start from", DESCRIPTION)
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, default=Path(), help="folder (default: this one)")
+    parser.add_argument(
+        "--space", metavar="PRESET", help="preset to start from: dataflow, hybrid, ... (default: a commented merge)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,6 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
     items = presets.folder("evaluators") / "zoo" / "kovesh_problems.jsonl"
     contents = {name: (STARTER / name).read_text(encoding="utf-8") for name in FILES}
+    if args.space is not None:
+        preset = presets.find("search_spaces", args.space)
+        if preset is None:
+            raise InputError(f'--space "{args.space}": {choose(args.space, presets.names("search_spaces"))}')
+        contents["space.yaml"] = preset.read_text(encoding="utf-8")
     contents["items.jsonl"] = "".join(items.read_text(encoding="utf-8").splitlines(keepends=True)[:ITEMS])
     there = [str(args.dir / name) for name in contents if (args.dir / name).exists()]
     if there:

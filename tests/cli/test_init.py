@@ -22,6 +22,15 @@ def test_default_is_this_folder(command: Callable, tmp_path: Path, monkeypatch: 
     assert data == {"dir": ".", "files": NAMES}
 
 
+@pytest.mark.parametrize("name", ["dataflow", "hybrid"])
+def test_starts_from_a_preset(command: Callable, tmp_path: Path, name: str) -> None:
+    command("init", tmp_path, "--space", name)
+    found = command("check", tmp_path / "space.yaml", "--json").json
+    assert found["space"] == name
+    error = command("init", tmp_path / "b", "--space", "dataflw").error
+    assert 'did you mean "dataflow"' in error and not (tmp_path / "b").exists()
+
+
 def test_touches_nothing_that_exists(command: Callable, tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text("mine")
     assert f"{tmp_path / 'score.py'}: there already" in command("init", tmp_path).error
