@@ -218,7 +218,7 @@ class Plan:
         """Keep with the study what `export` needs to build its candidates again."""
         kept = config.model_dump(mode="json", exclude_unset=True) | {"name": config.name, "kind": config.kind}
         study.note(SPACE_NOTE, kept)
-        if self.first is not None:
+        if self.first is not None and self.first.model in config.references():
             step = {"name": self.first.name, "recipe": self.first.recipe.to_dict()}
             study.note(STEPS_NOTE, {self.first.model: step})
 

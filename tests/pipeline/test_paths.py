@@ -168,6 +168,8 @@ def test_the_first_stage_and_the_controls_can_be_exported_too(hybrid, here, tmp_
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == made
     done = here("export", f"{out}/random paths", tmp_path / "random", "--json").result
     assert done["study"] == "s/random paths" and (tmp_path / "random" / "path.png").exists()
+    here("export", f"{out}/parameter space", tmp_path / "control")
+    assert load_recipe(tmp_path / "control" / "recipe.yaml").merge_method == "task_arithmetic"
     wrong = here("export", out / "nothing", tmp_path / "x", check=False)
     assert wrong.returncode == 2 and "s/parameter" in wrong.stderr
 
