@@ -136,9 +136,3 @@ def _evaluator(path: Path) -> Facts:
     lines += [f"{split}: " + ", ".join(f"{n} items of {task}" for task, n in counts[split].items()) for split in SPLITS]
     facts = {"evaluator": file.config.kind, "tasks": [t.name for t in file.config.tasks], "items": counts}
     return facts, "\n".join(lines)
-
-
-def _words(summary: Any) -> str:
-    if isinstance(summary, Mapping):
-        return "\n".join(f"{key}: {value}" for key, value in summary.items())
-    return "\n".join(map(str, summary)) if isinstance(summary, list | tuple) else str(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,9 @@ def _located(asked: str) -> tuple[Path, str]:
         return find_database(asked), ""
     except StudyError:
         parent, _, part = asked.rpartition("/")
-        if not parent:
-            raise
-        try:
-            return find_database(parent), part
-        except StudyError:
-            pass
+        if parent:
+            with contextlib.suppress(StudyError):
+                return find_database(parent), part
         raise
 
 

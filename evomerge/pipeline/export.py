@@ -50,7 +50,7 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
     config = stored_space(notes[SPACE_NOTE])
     assert not isinstance(config, HybridConfig)
-    steps = {model: _Step(**step) for model, step in notes.get(STEPS_NOTE, {}).items()}
+    steps: Mapping[str, Mapping[str, Any]] = notes.get(STEPS_NOTE, {})
     sources = _sources(config, steps)
     space = config.bind_models({r: shape_of(sources[r]) for r in config.references()})
     stored = fingerprint["sources"]
@@ -62,32 +62,24 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     recipe: Recipe | Chain = plain.signed(contents, {"study": study.name, "trial": number, "seed": seed})
     for model, step in steps.items():
         assert isinstance(recipe, Recipe)
-        recipe = chained(recipe, model, step.name, step.made)
+        recipe = chained(recipe, model, step["name"], Recipe.model_validate(step["recipe"]))
     write_checkpoint(sources, plain, recipe, out, overwrite)
     depths = {r: s.num_layers for r, s in sources.items()}
     path = RecipePath.read(plain) if isinstance(config, DataflowConfig) else None
     return Exported(int(number), path, {s.model: s.name for s in config.sources}, depths)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """An earlier stage's winner, as a study keeps it."""
+def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
+    """The models of a study's space.
 
-    name: str
-    recipe: Mapping[str, Any]
-
-    @property
-    def made(self) -> Recipe:
-        return Recipe.model_validate(dict(self.recipe))
-
-
-def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, _Step]) -> dict[str, Source]:
-    """The models of a study's space; of an earlier stage's winner whose folder is gone, those that it is made from."""
+    Raises:
+        InputError: one cannot be opened, or an earlier stage's winner (a key of `steps`) is gone.
+    """
     gone = [model for model in steps if not Path(model).is_dir()]
     if gone:
-        step = steps[gone[0]]
+        name = steps[gone[0]]["name"]
         raise StudyError(
-            f'{gone[0]}: the first stage\'s winner ("{step.name}") is gone, and this study\'s paths run through it; '
+            f'{gone[0]}: the first stage\'s winner ("{name}") is gone, and this study\'s paths run through it; '
             "the same `evomerge search` command writes it again"
         )
     return opened(config, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.errors import InputError, SpaceError, StudyError
+from evomerge.errors import InputError, StudyError
 from evomerge.optimizers import make_optimizer
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.models import live_of, second_space, told_of
@@ -58,9 +58,8 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
         ),
         Asked(config.parameter, asked.evaluator, asked.root),
     )  # fmt: skip
-    if _found(first) is None:
-        watcher.say(f"budget {options.budget}: {share} for merged weights ({config.share:.0%}), the rest for paths")
-    stage = _first_stage(first, watcher)
+    split = f"budget {options.budget}: {share} for merged weights ({config.share:.0%}), the rest for paths"
+    stage = _first_stage(first, split, watcher)
     rest = _rest(options.budget, stage)
     watcher.say("the second stage: paths over the layers of the merge and its sources")
     second = Asked(config.dataflow(stage.model), asked.evaluator, asked.root)
@@ -115,21 +114,23 @@ def _check_second(config: HybridConfig, merge: Source, options: Options, root: P
     with told_of(options.space):
         space = second_space(config, merge, root)
     objectives = 2 if config.paths.depth.objective else 1
-    sampler = space.sampler if options.sampler == "auto" else options.sampler
-    try:
+    with told_of(f"--sampler {options.sampler}"):
         make_optimizer(
-            sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma,
-            objectives=objectives,
+            options.sampler_for(space), space.parameters, options.seed, population=options.population,
+            sigma=options.sigma, objectives=objectives,
         )  # fmt: skip
-    except SpaceError as e:
-        raise SpaceError(f"--sampler {options.sampler}: {e}") from None
 
 
-def _first_stage(plan: Plan, watcher: Watcher) -> FirstStage:
-    """The first stage's winner as a checkpoint, searched for unless an earlier run did."""
+def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
+    """The first stage's winner as a checkpoint, searched for unless an earlier run did.
+
+    Args:
+        split: How the budget is split, in words.
+    """
     model = (plan.out / "model").resolve()
     found = _found(plan)
     if found is None:
+        watcher.say(split)
         with opened(plan, watcher) as (_, study, pool):
             watcher.say("the first stage: merged weights")
             trials, _, _ = searched(plan, study, pool, watcher, "first stage")
@@ -137,6 +138,7 @@ def _first_stage(plan: Plan, watcher: Watcher) -> FirstStage:
             winner, select = final.choose_winner(pool, study, trials, plan.decode(plan.space), plan.hash)
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)
+        # As the database has it, which a run that goes on will read: a number may lose its last bits there.
         found = _found(plan)
         assert found is not None
     else:

@@ -58,12 +58,12 @@ def shapes(sources: Mapping[str, Source], config: SpaceConfig | DataflowConfig) 
 
 
 @contextmanager
-def told_of(file: str | Path | None) -> Iterator[None]:
-    """Name a space's file in front of what its models show to be wrong with it."""
+def told_of(what: str | Path | None) -> Iterator[None]:
+    """Name a space's file, or an option, in front of what the models show to be wrong with it."""
     try:
         yield
     except SpaceError as e:
-        raise SpaceError(f"{file}: {e}" if file is not None else str(e)) from None
+        raise SpaceError(f"{what}: {e}" if what is not None else str(e)) from None
 
 
 def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:

@@ -33,12 +33,13 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
     """
     with opened(plan, watcher) as (store, study, pool):
         trials, stopped, lines = searched(plan, study, pool, watcher)
-        seconds = spent(study) + (plan.first.seconds if plan.first is not None else 0.0)
+        seconds, earlier = spent(study), 0
+        if plan.first is not None:
+            seconds, earlier = seconds + plan.first.seconds, plan.first.candidates
         controls: list[Measured] = []
         if plan.options.controls:
             # Equal budget: both stages of a hybrid.
-            candidates = len(trials) + (plan.first.candidates if plan.first is not None else 0)
-            controls = _controls(plan, store, pool, candidates, lines, watcher)
+            controls = _controls(plan, store, pool, len(trials) + earlier, lines, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
         winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, plan.start)
@@ -57,7 +58,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         recipe_hash=signed.hash(plan.contents),
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
         stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
-        first_stage=plan.first.candidates if plan.first is not None else 0,
+        first_stage=earlier,
         layers=layer_evaluations(trials), front=tuple(front(trials)), path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()},
     )  # fmt: skip

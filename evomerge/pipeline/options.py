@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
-from evomerge.space import AnyConfig, DataflowConfig, default_space, load_space
+from evomerge.space import AnyConfig, DataflowConfig, SearchSpace, default_space, load_space
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
@@ -45,6 +45,10 @@ class Options:
     patience: int | None = None
     enqueue: Sequence[Path] = ()
     prefix_bytes: int = PREFIX_BYTES
+
+    def sampler_for(self, space: SearchSpace) -> str:
+        """The optimizer that is meant for a space."""
+        return space.sampler if self.sampler == "auto" else self.sampler
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import SpaceError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
@@ -91,12 +90,10 @@ class Plan:
         with told_of(options.space):
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
-        self.sampler = self._sampler(self.space)
+        self.sampler = options.sampler_for(self.space)
         # Made once to refuse a sampler that cannot take the space before anything is written.
-        try:
+        with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
-        except SpaceError as e:
-            raise SpaceError(f"--sampler {options.sampler}: {e}") from None
         evaluator = open_evaluator(self.evaluator)
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
@@ -111,10 +108,8 @@ class Plan:
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)
         named = {r: open_source(r, path.parent, weights=False).full_reference for r in recipe.references()}
-        try:
+        with told_of(f"--enqueue {path}"):
             return self.space.encode(recipe.with_references(named))
-        except SpaceError as e:
-            raise SpaceError(f"--enqueue {path}: {e}") from None
 
     def bind(self, config: SpaceConfig | DataflowConfig) -> SearchSpace:
         """A space over these sources."""
@@ -134,9 +129,6 @@ class Plan:
     def minimised(self) -> tuple[str, ...]:
         """Objectives beside the score."""
         return (DEPTH,) if isinstance(self.config, DataflowConfig) and self.config.depth.objective else ()
-
-    def _sampler(self, space: SearchSpace) -> str:
-        return space.sampler if self.options.sampler == "auto" else self.options.sampler
 
     def optimizer(self, space: SearchSpace) -> Optimizer:
         """A fresh optimizer over the space, with the recipes of one's own first."""

@@ -15,7 +15,7 @@ from evomerge.space.granularity import Granularity
 from evomerge.space.problems import refuse
 from evomerge.space.range import Range
 from evomerge.space.shape import Shape
-from evomerge.space.source import Source, reference, repeated, unique_names
+from evomerge.space.source import Model, Sources, named_models, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,8 +32,8 @@ class SpaceConfig(Frozen):
     name: str = ""
     kind: str = "parameter"
     method: tuple[str, ...] = Field(min_length=1)
-    base_model: str | None = None
-    sources: tuple[Source, ...] = Field(min_length=1)
+    base_model: Model | None = None
+    sources: Sources
     granularity: Granularity = Granularity()
     parameters: dict[str, Range] = Field(default_factory=dict)
     dtype: Dtype | None = None
@@ -64,16 +64,6 @@ class SpaceConfig(Frozen):
         if len(set(value)) < len(value):
             raise ValueError("a method is named twice")
         return value
-
-    @field_validator("base_model")
-    @classmethod
-    def _base(cls, value: str | None) -> str | None:
-        return None if value is None else reference(value)
-
-    @field_validator("sources")
-    @classmethod
-    def _named(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
-        return unique_names(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> SpaceConfig:
@@ -142,7 +132,7 @@ class SpaceConfig(Frozen):
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""
-        return list(dict.fromkeys([*([self.base_model] if self.base_model else []), *(s.model for s in self.sources)]))
+        return named_models(self.base_model, self.sources)
 
     def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
         """The same space over other models (`--models A B --base C`)."""

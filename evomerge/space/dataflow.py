@@ -13,7 +13,7 @@ from evomerge.space.config import Dtype
 from evomerge.space.problems import refuse
 from evomerge.space.scale import Scale
 from evomerge.space.shape import Shape
-from evomerge.space.source import Source, reference, repeated, unique_names
+from evomerge.space.source import Model, Sources, named_models, repeated
 
 if TYPE_CHECKING:
     from evomerge.space.compact import CompactSpace
@@ -71,8 +71,8 @@ class DataflowConfig(Frozen):
 
     name: str = ""
     kind: Literal["dataflow"] = "dataflow"
-    base_model: str | None = None
-    sources: tuple[Source, ...] = Field(min_length=1)
+    base_model: Model | None = None
+    sources: Sources
     encoding: Literal["compact", "slots"] = "compact"
     scale: Scale = Scale()
     depth: Depth = Depth()
@@ -85,16 +85,6 @@ class DataflowConfig(Frozen):
     layers_per_group: int | None = Field(default=None, ge=1)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
-
-    @field_validator("base_model")
-    @classmethod
-    def _base(cls, value: str | None) -> str | None:
-        return None if value is None else reference(value)
-
-    @field_validator("sources")
-    @classmethod
-    def _named(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
-        return unique_names(value)
 
     @field_validator("embeddings", "head", mode="before")
     @classmethod
@@ -135,7 +125,7 @@ class DataflowConfig(Frozen):
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""
-        return list(dict.fromkeys([*([self.base_model] if self.base_model else []), *(s.model for s in self.sources)]))
+        return named_models(self.base_model, self.sources)
 
     def with_sources(self, models: Sequence[str], base: str | None = None) -> DataflowConfig:
         """The same space over other models (`--models A B --base C`)."""

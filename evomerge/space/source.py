@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from evomerge.config import Frozen, Key
 from evomerge.errors import RecipeError
@@ -91,6 +91,16 @@ def unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
         taken.add(name)
         out.append(Source(model=source.model, name=name))
     return tuple(out)
+
+
+def named_models(base: str | None, sources: Sequence[Source]) -> list[str]:
+    """Every model that a space names, the base first."""
+    return list(dict.fromkeys([*([base] if base else []), *(s.model for s in sources)]))
+
+
+# As fields of a space's configuration: a model in one spelling, and the sources with their short names filled in.
+Model = Annotated[str, AfterValidator(reference)]
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(unique_names)]
 
 
 def _short(model: str, parts: int) -> str:

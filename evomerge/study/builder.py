@@ -73,36 +73,30 @@ class Builder:
         """
         seconds: dict[str, float] = {}
         try:
-            score = self._exported(job, seconds) if job.exported or job.recipe is None else self._live(job, seconds)
+            if job.exported or job.recipe is None:
+                score, layers = self._exported(job, seconds), None
+            else:
+                score, layers = self._live(job.recipe, job, seconds)
         except InputError:
             raise
         except CandidateError as e:
             return Answer(None, str(e), seconds)
         except Exception as e:  # whatever an evaluator raises is this candidate's failure, not the search's end
             return Answer(None, f"{type(e).__name__}: {e}".strip().splitlines()[0][:500], seconds)
-        return Answer(score, None, seconds, self._layers(job))
+        return Answer(score, None, seconds, layers)
 
-    def _layers(self, job: Job) -> tuple[int, int] | None:
-        """What the path that was just scored took; None for everything else."""
-        if self._router is None or job.exported or job.recipe is None or self._path(job.recipe) is None:
-            return None
-        counts = self._router.counts
-        return counts.asked, counts.run
-
-    def _live(self, job: Job, seconds: dict[str, float]) -> Score:
-        assert job.recipe is not None
+    def _live(self, recipe: Recipe, job: Job, seconds: dict[str, float]) -> tuple[Score, tuple[int, int] | None]:
+        """The score of a merge in place, or of a path with the evaluations of layers that it took (see `Answer`)."""
         started = time.perf_counter()
-        path = self._path(job.recipe)
+        # A scale is a hop's where it is that of what this family's layers write; any other recipe is a merge.
+        path = Path.read(recipe, writers(self._base).filters)
         if path is None:
-            model = self._merge_target()
-            self._engine.build_into(job.recipe, model)
-        else:
-            model = self._routes().route(path)
-        return self._score(model, self._tokenizer, job, seconds, started)
-
-    def _path(self, recipe: Recipe) -> Path | None:
-        """The path that a recipe is, its scales being those of this family's layers; None for every other merge."""
-        return Path.read(recipe, writers(self._base).filters)
+            merged = self._merge_target()
+            self._engine.build_into(recipe, merged)
+            return self._score(merged, self._tokenizer, job, seconds, started), None
+        router = self._routes()
+        score = self._score(router.route(path), self._tokenizer, job, seconds, started)
+        return score, (router.counts.asked, router.counts.run)
 
     def _merge_target(self) -> PreTrainedModel:
         if self._merged is None:
