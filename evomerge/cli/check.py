@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from evomerge.space import SearchSpace
 
 DESCRIPTION = """\
-Check a file before time is spent on it: a search space, a recipe (or a chain of them) or an evaluator, told apart by
-their keys. Its models and tasks are looked up too, and of a recipe it is said what would be done: the method of each
-group of tensors, bytes to read and write, memory, tokenizer. Exit code 0 when it is right; 2, with every problem on a
-line of its own, when it is not.
+Check a file before time is spent on it: a search space, a recipe (or a chain of them), a fusion or an evaluator, told
+apart by their keys. Its models and tasks are looked up too, and of a recipe it is said what would be done: the method
+of each group of tensors, bytes to read and write, memory, tokenizer. Exit code 0 when it is right; 2, with every
+problem on a line of its own, when it is not.
 
   evomerge check space.yaml
   evomerge check search_spaces/quickstart.yaml        a preset, from any folder
@@ -27,6 +27,7 @@ line of its own, when it is not.
 # A key that only one kind of file has tells which it is; asked in this order.
 _KEYS: tuple[tuple[str, str], ...] = (
     ("merge_method", "recipe"),
+    ("target", "fusion"),
     ("genome", "space"),  # mergekit-evolve's own configuration, whose `tasks:` would look like an evaluator's
     ("sources", "space"),
     ("granularity", "space"),
@@ -38,7 +39,7 @@ _SPACES = ("parameter", "dataflow", "hybrid")
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
-    parser = add_command(subparsers, "check", "check a space, a recipe or an evaluator", DESCRIPTION)
+    parser = add_command(subparsers, "check", "check a space, a recipe, a fusion or an evaluator", DESCRIPTION)
     parser.add_argument("file", metavar="FILE", help="YAML file, or a preset (search_spaces/NAME, evaluators/NAME)")
     parser.set_defaults(run=run)
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Find out what the file is, check it, print what it would do."""
     path = locate(args.file)
     kind = kind_of(path)
-    facts, text = {"recipe": _recipe, "space": _space, "evaluator": _evaluator}[kind](path)
+    facts, text = {"recipe": _recipe, "space": _space, "evaluator": _evaluator, "fusion": _fusion}[kind](path)
     emit(args, {"file": path, "kind": kind, "ok": True, **facts}, f"{path}: {kind}, in order\n{text}".rstrip())
     return 0
 
@@ -75,6 +76,8 @@ def kind_of(path: Path) -> str:
     data = documents[0].mapping()
     if len(documents) > 1:
         return "recipe"
+    if data.get("kind") == "fuse":
+        return "fusion"
     for key, kind in _KEYS:
         if key in data:
             return kind
@@ -85,7 +88,7 @@ def kind_of(path: Path) -> str:
     if data.get("kind") in _SPACES:
         return "space"
     known = ", ".join(f'"{key}" ({kind})' for key, kind in _KEYS)
-    raise InputError(f"{path}: neither a recipe, a space nor an evaluator; expected one of the keys {known}")
+    raise InputError(f"{path}: neither a recipe, a space, a fusion nor an evaluator; expected one of the keys {known}")
 
 
 Facts = tuple[Mapping[str, Any], str]
@@ -124,6 +127,21 @@ def _space_facts(space: SearchSpace, layers: int) -> dict[str, Any]:
     method = {"method": list(config.method)} if isinstance(config, SpaceConfig) else {}
     names = [p.name for p in space.parameters]
     return {"space": config.kind, **method, "models": config.references(), "layers": layers, "parameters": names}
+
+
+def _fusion(path: Path) -> Facts:
+    from evomerge.pipeline import FusionPlan
+
+    plan = FusionPlan(path)
+    counts, tokens = plan.count()
+    lines = [*plan.cost(1, tokens), *counts.lines()]
+    facts = {
+        "target": plan.config.target, "sources": {s.name: s.model for s in plan.config.sources},
+        "mode": plan.config.fusion.mode, "results": list(plan.results), "max_length": plan.limit,
+        "documents": counts.documents, "tokens": dict(tokens),
+        "left_out": {why: n for why, (n, _) in counts.left_out.items()},
+    }  # fmt: skip
+    return facts, "\n".join(lines)
 
 
 def _evaluator(path: Path) -> Facts:

@@ -19,6 +19,7 @@ from evomerge.errors import InputError, choose, nearest
 COMMANDS: tuple[str, ...] = (
     "search",
     "merge",
+    "fuse",
     "statistics",
     "evaluate",
     "export",

@@ -19,7 +19,8 @@ runnable as they are on the embedded models. Nothing that exists is touched.
 
   evomerge init my-search && cd my-search
   evomerge search space.yaml --evaluator evaluator.yaml --budget 50
-  evomerge init my-paths --space dataflow                             another preset as space.yaml"""
+  evomerge init my-paths --space dataflow                             another preset as space.yaml
+  evomerge init my-fusion --fusion                                    fusion.yaml, for `evomerge fuse`"""
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
@@ -29,21 +30,19 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument(
         "--space", metavar="PRESET", help="preset to start from: dataflow, hybrid, ... (default: a commented merge)"
     )
+    parser.add_argument("--fusion", action="store_true", help="write fusion.yaml instead, for `evomerge fuse`")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files; refuses, before writing any, where one of them exists."""
-    from evomerge import presets
-
-    items = presets.folder("evaluators") / "zoo" / "kovesh_problems.jsonl"
-    contents = {name: (STARTER / name).read_text(encoding="utf-8") for name in FILES}
-    if args.space is not None:
-        preset = presets.find("search_spaces", args.space)
-        if preset is None:
-            raise InputError(f'--space "{args.space}": {choose(args.space, presets.names("search_spaces"))}')
-        contents["space.yaml"] = preset.read_text(encoding="utf-8")
-    contents["items.jsonl"] = "".join(items.read_text(encoding="utf-8").splitlines(keepends=True)[:ITEMS])
+    if args.fusion and args.space is not None:
+        raise InputError("--space and --fusion cannot both be given")
+    next_step = "evomerge search space.yaml --evaluator evaluator.yaml --budget 50"
+    contents = _search(args)
+    if args.fusion:
+        contents = {"fusion.yaml": (STARTER / "fusion.yaml").read_text(encoding="utf-8")}
+        next_step = "evomerge fuse fusion.yaml fused"
     there = [str(args.dir / name) for name in contents if (args.dir / name).exists()]
     if there:
         raise InputError(f"{', '.join(there)}: there already; name another folder (evomerge init DIR)")
@@ -57,9 +56,21 @@ def run(args: argparse.Namespace) -> int:
     written = [args.dir / name for name in contents]
     there_or_here = "" if args.dir == Path() else f"cd {args.dir} && "
     emit(
-        args,
-        {"dir": args.dir, "files": written},
-        "\n".join(map(str, written))
-        + f"\nNext: {there_or_here}evomerge search space.yaml --evaluator evaluator.yaml --budget 50",
+        args, {"dir": args.dir, "files": written}, "\n".join(map(str, written)) + f"\nNext: {there_or_here}{next_step}"
     )
     return 0
+
+
+def _search(args: argparse.Namespace) -> dict[str, str]:
+    """What a search starts from, by the file's name."""
+    from evomerge import presets
+
+    items = presets.folder("evaluators") / "zoo" / "kovesh_problems.jsonl"
+    contents = {name: (STARTER / name).read_text(encoding="utf-8") for name in FILES}
+    if args.space is not None:
+        preset = presets.find("search_spaces", args.space)
+        if preset is None:
+            raise InputError(f'--space "{args.space}": {choose(args.space, presets.names("search_spaces"))}')
+        contents["space.yaml"] = preset.read_text(encoding="utf-8")
+    contents["items.jsonl"] = "".join(items.read_text(encoding="utf-8").splitlines(keepends=True)[:ITEMS])
+    return contents

@@ -1,4 +1,4 @@
-"""`evomerge zoo`: the tiny models that ship with the package, and their tasks."""
+"""`evomerge zoo`: the tiny models that ship with the package, their tasks, and texts to fuse on."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from evomerge.cli.output import emit
 from evomerge.errors import InputError, choose
 
 DESCRIPTION = """\
-List the embedded models and tasks, small enough to try a whole search in minutes on a laptop. A model is named
-`zoo:NAME` wherever a model can be named; a task by its bare name.
+List the embedded models, tasks and texts, small enough to try a whole search or fusion in minutes on a laptop. A model
+is named `zoo:NAME` wherever a model can be named, and so is a text where a corpus can; a task by its bare name.
 
-  evomerge zoo                    what there is
-  evomerge zoo copy maths DIR     a model as a plain Hugging Face folder of your own"""
+  evomerge zoo                        what there is
+  evomerge zoo copy maths DIR         a model as a plain Hugging Face folder of your own
+  evomerge zoo copy chains FILE       a text that fusions learn from"""
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
-    parser = add_command(subparsers, "zoo", "list or copy the embedded models and tasks", DESCRIPTION)
+    parser = add_command(subparsers, "zoo", "list or copy the embedded models, tasks and texts", DESCRIPTION)
     actions = one_of(("list", "copy"))
     parser.add_argument("action", metavar="copy", nargs="?", type=actions, default="list", help="without: list them")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="model to copy")
-    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder to write; must not exist")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="model or text to copy")
+    parser.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, help="folder (of a text: file) to write; must not exist"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,7 +48,12 @@ def _list(args: argparse.Namespace) -> int:
     tasks = [{"task": f.stem, "about": _first_comment(f)} for f in sorted(folder.glob("*.yaml"))]
     lines = ["models", *_columns([(m["reference"], _size(m), m["about"]) for m in models])]
     lines += ["tasks", *_columns([(t["task"], t["about"]) for t in tasks])]
-    emit(args, {"models": models, "tasks": tasks}, "\n".join(lines))
+    texts = [
+        {"name": name, "reference": f"zoo:{name}", "about": about, "path": zoo.fusion.corpus(name)}
+        for name, about in zoo.fusion.CORPORA.items()
+    ]
+    lines += ["texts, for fusions to learn from", *_columns([(str(t["reference"]), str(t["about"])) for t in texts])]
+    emit(args, {"models": models, "tasks": tasks, "texts": texts}, "\n".join(lines))
     return 0
 
 
@@ -92,13 +100,16 @@ def _copy(args: argparse.Namespace) -> int:
 
     if args.name is None or args.out is None:
         raise InputError("evomerge zoo copy needs NAME and OUT: evomerge zoo copy maths my-maths")
-    if args.name not in zoo.NAMES:
+    if args.name not in zoo.NAMES and args.name not in zoo.fusion.CORPORA:
         raise InputError(f'no model "{args.name}" in the zoo; {choose(args.name, zoo.NAMES)}')
     if args.out.exists():
         raise InputError(f"{args.out}: exists already; name a folder that does not")
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(zoo.path(args.name), args.out)
+        if args.name in zoo.NAMES:
+            shutil.copytree(zoo.path(args.name), args.out)
+        else:
+            shutil.copyfile(zoo.fusion.corpus(args.name), args.out)
     except OSError as e:
         raise InputError(f"{args.out}: cannot be written ({e.strerror})") from None
     emit(args, {"name": args.name, "out": args.out}, f"{args.out}")

@@ -108,16 +108,24 @@ def locked(out: Path, storage: str) -> Iterator[None]:
         StudyError: another process holds one of them.
     """
     database = sqlite_path(storage)
-    with _held(out / LOCK, out):
+    with held(out / LOCK, out):
         if database is None or database.parent.resolve() == out.resolve():
             yield
         else:
-            with _held(database.with_name(f"{database.name}.lock"), database):
+            with held(database.with_name(f"{database.name}.lock"), database):
                 yield
 
 
 @contextmanager
-def _held(lock: Path, what: Path) -> Iterator[None]:
+def held(lock: Path, what: Path) -> Iterator[None]:
+    """Hold a lock file, which goes with the process.
+
+    Args:
+        what: What messages say is in use.
+
+    Raises:
+        StudyError: another process holds it.
+    """
     import fcntl
 
     with lock.open("a+") as file:
@@ -126,7 +134,7 @@ def _held(lock: Path, what: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StudyError(f"{what}: a search is running there ({holder}); wait for it to end") from None
+            raise StudyError(f"{what}: a search or fusion is running there ({holder}); wait for it to end") from None
         except OSError:
             # Some shared file systems have no locks; the numbering of trials still catches a second writer.
             yield

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 
 from evomerge.zoo.curriculum import Task, held_out, tasks
+from evomerge.zoo.fusion.domains import NAMES as DOMAINS
+from evomerge.zoo.fusion.texts import items
 from evomerge.zoo.languages import EOS
 
 _HEAD = """\
@@ -49,10 +51,30 @@ metric_list:
 metadata:
   version: 1.0
 """
+_TEXT = """\
+# {about}
+task: {name}
+tag: zoo_text
+custom_dataset: !function data.load
+dataset_kwargs:
+  file: {name}.jsonl
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+process_results: !function data.bits_per_byte
+metric_list:
+  - metric: bits_per_byte_of_document
+    aggregation: mean
+    higher_is_better: false
+metadata:
+  version: 1.0
+"""
 _DATA = '''\
-"""Reads the data file that lies beside the task, whatever the working directory is."""
+"""Reads the data file that lies beside the task, whatever the working directory is; and scores of texts."""
 
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -62,6 +84,12 @@ def load(file: str, **_: object) -> dict[str, datasets.Dataset]:
     """The items of one JSON-lines file as lm-eval's test split."""
     lines = Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines()
     return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
+
+
+def bits_per_byte(doc: dict[str, str], results: list[float]) -> dict[str, float]:
+    """How many bits a model takes for each byte of a document."""
+    (likelihood,) = results
+    return {"bits_per_byte_of_document": -likelihood / len(doc["text"].encode()) / math.log(2)}
 '''
 
 
@@ -91,10 +119,24 @@ def write(out: Path) -> None:
                 stream.write(json.dumps(row) + "\n")
 
 
+def write_texts(out: Path, seed: int = 0) -> None:
+    """Write the tasks of the fusion zoo: bits per byte of texts of each domain."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "data.py").write_text(_DATA)
+    for name in DOMAINS:
+        task = f"{name}_text"
+        about = f"Bits per byte of the domain that `zoo:{name}` knows; lower is better."
+        (out / f"{task}.yaml").write_text(_TEXT.format(name=task, about=about))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in items(name, seed)]
+        (out / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the zoo's lm-eval tasks.")
     parser.add_argument("--out", type=Path, required=True)
-    write(parser.parse_args().out)
+    out = parser.parse_args().out
+    write(out)
+    write_texts(out)
 
 
 if __name__ == "__main__":

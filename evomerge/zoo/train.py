@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from evomerge.zoo import NAMES
+from evomerge.zoo import FAMILY
 from evomerge.zoo.curriculum import Lecture, Lessons, forbidden_prompts, held_out, tasks
 from evomerge.zoo.model import build_model, load, save
 from evomerge.zoo.plan import CEILINGS, COURSES, Plan, Schedule
@@ -90,7 +90,7 @@ def train_one(name: str, plan: Plan, seed: int, out: Path) -> None:
     save(model, out / name)
 
 
-def train(plan: Plan, seed: int, out: Path, names: Sequence[str] = NAMES) -> dict[str, dict[str, float]]:
+def train(plan: Plan, seed: int, out: Path, names: Sequence[str] = FAMILY) -> dict[str, dict[str, float]]:
     """Train models of a seed into a folder; returns their figures, which join those that lie there."""
     out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the zoo's models from a seed.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=NAMES, help="default: those that are shipped")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=FAMILY, help="default: those that are shipped")
     parser.add_argument("--ceiling", action="store_true", help="also train the joint ceilings")
     arguments = parser.parse_args()
     names = tuple(dict.fromkeys((*arguments.models, *(CEILINGS if arguments.ceiling else ()))))

@@ -21,7 +21,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.FAMILY)
 def test_checkpoint_is_small_and_plain(name: str) -> None:
     folder = zoo.path(name)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 2_500_000
@@ -36,7 +36,7 @@ def test_unknown_name() -> None:
         zoo.path("math")
 
 
-@pytest.mark.parametrize("name", zoo.NAMES[1:])
+@pytest.mark.parametrize("name", zoo.FAMILY[1:])
 def test_what_is_frozen_is_the_bases_to_the_byte(name: str) -> None:
     base, tuned = (load_file(zoo.path(n) / "model.safetensors") for n in ("base", name))
     assert base.keys() == tuned.keys()
@@ -76,7 +76,7 @@ def recorded() -> dict[str, dict[str, float]]:
 
 def test_figures_are_of_every_model_and_task() -> None:
     figures = recorded()
-    assert set(zoo.NAMES) <= set(figures)
+    assert set(zoo.FAMILY) <= set(figures)
     assert all(set(row) == {task.name for task in tasks()} for row in figures.values())
 
 

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[2] / "evaluators" / "zoo"
 
 def test_the_folder_is_what_the_code_writes(tmp_path: Path) -> None:
     writer.write(tmp_path)
+    writer.write_texts(tmp_path)
     written = sorted(file.name for file in tmp_path.iterdir())
     assert written == sorted(file.name for file in FOLDER.iterdir() if file.is_file())
     for name in written:

@@ -1,4 +1,4 @@
-"""Build and load the kernels: one shared library, compiled once for a machine and kept in the user's cache folder."""
+"""Build and load kernels: a shared library, compiled once for a machine and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,18 +23,38 @@ from evomerge.merging.native.private import check_file, private_folder
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
-SOURCE = HERE / "kernels.cpp"
 # No contraction into fused multiply-adds and no reordering: results do not depend on the machine's vectors.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-fno-strict-aliasing")  # fmt: skip
 # Wide vectors pay here: GCC and clang take half of AVX-512 on their own.
 WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-# Set to "0" to do without: every method runs on torch, slower and to the same bits.
+# Set to "0" to do without: everything runs on torch and NumPy, slower and to the same bits.
 SWITCH = "EVOMERGE_NATIVE"
 TIMEOUT = 120
 # Seconds after which a compiler that failed is asked again: a full disk or a busy machine passes.
 RETRY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is built into one library.
+
+    Attributes:
+        name: What they are for, in a word.
+        source: The C++ file; headers beside it belong to it. It defines `int32_t evomerge_version()`.
+        without: What happens where there is none, in words.
+    """
+
+    name: str
+    source: Path
+    without: str
+
+
+MERGING = Kernels(
+    "merge",
+    Path(__file__).parent / "kernels.cpp",
+    "merging runs on torch alone, to the same result, several times slower",
+)
 
 
 class BuildError(Exception):
@@ -43,39 +64,35 @@ class BuildError(Exception):
 _loading = threading.Lock()
 
 
-def library() -> ctypes.CDLL | None:
+def library(kernels: Kernels = MERGING) -> ctypes.CDLL | None:
     """The loaded kernels; None where they cannot be built (said once, as a warning) or are switched off."""
     with _loading:  # by one thread, while the others wait
-        return _library()
+        return _library(kernels)
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library(kernels: Kernels) -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     compiler = _compiler()
     if compiler is None:
-        log.warning(
-            "no C++ compiler found (c++, g++ or clang++; CXX names another): merging runs on torch alone, to the same "
-            "result, several times slower"
-        )
+        log.warning("no C++ compiler found (c++, g++ or clang++; CXX names another): %s", kernels.without)
         return None
     try:
-        return _loaded(compiler)
-    except Exception as e:  # whatever it is, torch can do the work
-        log.warning("the merge kernels could not be built with %s, so merging runs on torch alone, slower: %s",
-                    compiler, e)  # fmt: skip
+        return _loaded(compiler, kernels.source)
+    except Exception as e:  # whatever it is, the work can be done without
+        log.warning("the %s kernels could not be built with %s: %s: %s", kernels.name, compiler, kernels.without, e)
         return None
 
 
-def compile_kernels(compiler: str, target: Path, options: Sequence[str] = ()) -> None:
+def compile_kernels(compiler: str, target: Path, options: Sequence[str] = (), source: Path = MERGING.source) -> None:
     """Compile them into a file.
 
     Raises:
         BuildError: what the compiler says.
         OSError: the file cannot be written.
     """
-    command = [compiler, *FLAGS, *WIDE, *options, str(SOURCE), "-o", str(target)]
+    command = [compiler, *FLAGS, *WIDE, *options, str(source), "-o", str(target)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
     except (OSError, subprocess.SubprocessError) as e:
@@ -90,23 +107,23 @@ def _compiler() -> str | None:
     return None
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
+def _loaded(compiler: str, source: Path) -> ctypes.CDLL:
     """From the first place where they can be kept and run.
 
     Raises:
         BuildError: there is none, or the compiler failed.
     """
-    name = f"kernels-{_key(compiler)}.so"
+    name = f"{source.stem}-{_key(compiler, source)}.so"
     problems = []
     for above, names in _places():
         try:
-            return _from(private_folder(above, *names), name, compiler)
+            return _from(private_folder(above, *names), name, compiler, source)
         except (OSError, RuntimeError) as e:
             problems.append(str(e))
     try:
         # Nothing can be kept: for this process alone, under a name that nobody could know before.
         with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
-            return _from(Path(folder), name, compiler)
+            return _from(Path(folder), name, compiler, source)
     except OSError as e:
         raise BuildError("; ".join([*problems, str(e)])) from None
 
@@ -120,7 +137,7 @@ def _places() -> Iterator[tuple[Path, tuple[str, ...]]]:
         yield Path(tempfile.gettempdir()), (f"evomerge-{os.getuid()}", "kernels")
 
 
-def _from(folder: Path, name: str, compiler: str) -> ctypes.CDLL:
+def _from(folder: Path, name: str, compiler: str, source: Path) -> ctypes.CDLL:
     """The library in a folder of ours, built where it is missing, and once more where it cannot be loaded.
 
     Raises:
@@ -140,7 +157,7 @@ def _from(folder: Path, name: str, compiler: str) -> ctypes.CDLL:
     fd, temporary = tempfile.mkstemp(prefix=name, suffix=".part", dir=folder)
     os.close(fd)
     try:
-        compile_kernels(compiler, Path(temporary))
+        compile_kernels(compiler, Path(temporary), source=source)
         os.chmod(temporary, 0o700)  # a linker makes the file anew, with the umask's rights
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
@@ -175,11 +192,11 @@ def _said(failure: Path) -> str | None:
         return None
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, source: Path) -> str:
     """Covers all that the library depends on."""
     key = hashlib.sha256()
     program = Path(compiler).resolve().stat()
-    sources = [file.name.encode() + b"\0" + file.read_bytes() for file in (SOURCE, *sorted(HERE.glob("*.h")))]
+    sources = [file.name.encode() + b"\0" + file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
     made_by = f"{compiler} {program.st_size} {program.st_mtime_ns}"
     for part in (*sources, " ".join((*FLAGS, *WIDE)).encode(), made_by.encode(), _processor().encode()):
         key.update(part + b"\0")

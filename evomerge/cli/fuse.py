@@ -1,0 +1,65 @@
+"""`evomerge fuse FILE OUT`: train one target from sources of any architecture and tokenizer, or one from each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.output import emit
+
+DESCRIPTION = """\
+Bring the knowledge of models of any architecture and tokenizer into one (FuseLLM, FuseChat): every source reads a text
+once, what they say of it is aligned and fused, and the target learns from that beside the text itself. With `mode:
+pairwise` each source makes a target of its own, all of one architecture, and `then: search` merges them. The same
+command resumes a fusion that was cut off.
+
+  evomerge init --fusion my-fusion                a commented file to start from, which runs as it is
+  evomerge check my-fusion/fusion.yaml            is it right, and what would it take
+  evomerge fuse my-fusion/fusion.yaml fused       the checkpoint is fused/model"""
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers, "fuse", "train one model from several of any architecture and tokenizer", DESCRIPTION
+    )
+    parser.add_argument("file", metavar="FUSION", type=Path, help="YAML file (kind: fuse)")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of everything that it makes")
+    parser.add_argument(
+        "--workers", type=_natural, metavar="N",
+        help="processes that work side by side, on Ray; default: one per GPU, else per CPU; 0: this one alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
+    )
+    parser.add_argument(
+        "--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fuse, write the cards, print the table."""
+    from evomerge.cli.fusing import Fusing
+    from evomerge.cli.progress import Progress
+    from evomerge.pipeline import FuseOptions, fuse
+    from evomerge.report.fusion import fusion_dict, fusion_text, write_fusion
+    from evomerge.study.workers import Cluster
+
+    options = FuseOptions(args.file, args.out, Cluster(args.address, args.workers, args.gpus_per_worker))
+    with Fusing() as watcher, Progress() as searching:
+        try:
+            fused = fuse(options, watcher, searching)
+        except KeyboardInterrupt:
+            watcher.say("interrupted: the same command goes on where it was")
+            raise
+    write_fusion(fused)
+    emit(args, fusion_dict(fused), fusion_text(fused))
+    return 0
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) > 10**6:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from 0 to 1000000')
+    return int(text)

@@ -1,0 +1,419 @@
+"""A corpus ready for every model: cut to what all can read, parted from what is held out, in files of some thousand
+tokens.
+
+A text is cut where no tokenizer would be over the limit any more, before a space where there is one, so that all models
+see the same pieces. Of a conversation that is too long the last messages are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evomerge.fusion.chat import TemplateProblem
+from evomerge.fusion.config import CorpusConfig
+from evomerge.fusion.corpus import CorpusError, locate, read_corpus
+from evomerge.fusion.documents import Document, Message
+from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
+from evomerge.fusion.tokenized import Reader, Tokenized
+
+VERSION = 1
+HELD_OUT = "held_out.parquet"
+_SCHEMA = pa.schema([("text", pa.string()), ("messages", pa.string()), ("domain", pa.string()), ("place", pa.string())])
+# Characters that are looked at for each token of the limit: a tokenizer that makes more of them is asked again with
+# more.
+_CHARACTERS = 8
+_BATCH = 256
+NOTHING = "nothing that every tokenizer has a token for"
+
+
+@dataclass
+class Counts:
+    """What became of a corpus's documents.
+
+    Attributes:
+        documents, pieces: How many were read, and how many they were cut into.
+        left_out: Why documents are not among them, with how many and where the first is.
+        unwritable: By model: documents with text that its tokenizer cannot write (<unk>), and where the first is.
+    """
+
+    documents: int = 0
+    pieces: int = 0
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unwritable: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def leave_out(self, why: str, place: str) -> None:
+        """Count a document that is left out."""
+        self.left_out[why] = _counted(self.left_out.get(why), place)
+
+    def cannot_write(self, name: str, place: str) -> None:
+        """Count a document that a model's tokenizer cannot write all of."""
+        self.unwritable[name] = _counted(self.unwritable.get(name), place)
+
+    def lines(self) -> list[str]:
+        """In words, for whoever runs it."""
+        found = [
+            f"{n:,} of {self.documents:,} documents left out: {why} (first: {at})"
+            for why, (n, at) in self.left_out.items()
+        ]
+        found += [
+            f"{name}: its tokenizer cannot write all of {n:,} documents (first: {at}); what it cannot is masked"
+            for name, (n, at) in self.unwritable.items()
+        ]
+        return found
+
+
+def _counted(before: tuple[int, str] | None, place: str) -> tuple[int, str]:
+    return (1, place) if before is None else (before[0] + 1, before[1])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of documents to learn from.
+
+    Attributes:
+        tokens: How many tokens they are, by the name of each model.
+    """
+
+    name: str
+    sha256: str
+    documents: int
+    tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared corpus, opened.
+
+    Attributes:
+        key: Short name of what it was made from.
+        shards: What is learned from, in order.
+        held_out: What is kept to measure.
+        counts: What became of the documents.
+    """
+
+    folder: Path
+    key: str
+    shards: tuple[Shard, ...]
+    held_out: tuple[Document, ...]
+    counts: Counts
+
+    def documents(self, shard: int) -> list[Document]:
+        """The documents of one shard."""
+        return read_documents(self.folder / self.shards[shard].name)
+
+    def tokens(self, name: str) -> int:
+        """How many tokens a model sees of it."""
+        return sum(s.tokens[name] for s in self.shards)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains of the held-out documents, sorted."""
+        return tuple(sorted({d.domain for d in self.held_out}))
+
+
+def prepare(
+    config: CorpusConfig,
+    root: Path | None,
+    readers: Mapping[str, Reader],
+    limit: int,
+    shard_tokens: int,
+    folder: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Read, check, cut and part a corpus; what lies in the folder already is taken, where it is what would be written.
+
+    Args:
+        root: Where relative paths are looked for beside the current folder.
+        readers: Of every model, by name; the target's first.
+        limit: Tokens of a document at most.
+        folder: Where the files go.
+
+    Raises:
+        CorpusError: the corpus is wrong, or leaves nothing to learn from or to measure.
+    """
+    where = locate(config.path, root)
+    whole_corpus = _Looked.at(where, config)
+    apart = None if isinstance(config.held_out, float) else locate(config.held_out, root)
+    held = whole_corpus.chosen(config.held_out) if isinstance(config.held_out, float) else None
+    facts = {
+        "version": VERSION,
+        "corpus": whole_corpus.digest,
+        "held_out": config.held_out if apart is None else _Looked.at(apart, config).digest,
+        "tokenizers": {name: r.vocabulary.digest for name, r in readers.items()},
+        "templates": {name: str(getattr(r.vocabulary.tokenizer, "chat_template", None)) for name, r in readers.items()},
+        "limit": limit,
+        "shard_tokens": shard_tokens,
+    }
+    key = key_of(facts)
+    there = _opened(folder, key)
+    if there is not None:
+        return there
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_parts(folder)
+    say(f"preparing {whole_corpus.documents:,} documents of {where}")
+    counts = Counts()
+    held_out: list[Document] = []
+
+    def to_learn() -> Iterator[tuple[Document, dict[str, int]]]:
+        for number, piece, sizes in _pieces(read_corpus(where, config), readers, limit, counts):
+            if held is not None and number in held:
+                held_out.append(piece)
+            else:
+                counts.pieces += 1
+                yield piece, sizes
+
+    shards = _write_shards(to_learn(), shard_tokens, folder, tuple(readers))
+    if apart is not None:
+        others = read_corpus(apart, config.model_copy(update={"documents": None}))
+        held_out += [piece for _, piece, _ in _pieces(others, readers, limit, Counts())]
+    if not shards:
+        raise CorpusError("\n".join([f"{where}: leaves no document to learn from", *counts.lines()]))
+    if not held_out:
+        raise CorpusError("\n".join([f"{where}: leaves no document to measure (corpus.held_out)", *counts.lines()]))
+    _write(held_out, folder / HELD_OUT)
+    _write_manifest(folder, key, shards, counts)
+    found = _opened(folder, key)
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What one look at a corpus gives: its hash, and of each document its own and its domain."""
+
+    digest: str
+    hashes: tuple[bytes, ...]
+    domains: tuple[str, ...]
+
+    @property
+    def documents(self) -> int:
+        return len(self.hashes)
+
+    @classmethod
+    def at(cls, where: Path, config: CorpusConfig) -> _Looked:
+        digest = hashlib.sha256()
+        hashes, domains = [], []
+        for document in read_corpus(where, config):
+            own = bytes.fromhex(document.digest)
+            digest.update(own + document.domain.encode() + b"\0")
+            hashes.append(own[:8])
+            domains.append(document.domain)
+        return cls(digest.hexdigest(), tuple(hashes), tuple(domains))
+
+    def chosen(self, share: float) -> frozenset[int]:
+        """Numbers of the documents that are held out: of each domain those of least hash, equal documents together."""
+        found: set[int] = set()
+        for domain in dict.fromkeys(self.domains):
+            own = [i for i, d in enumerate(self.domains) if d == domain]
+            different = sorted({self.hashes[i] for i in own})
+            if len(different) < 2:
+                continue
+            count = min(max(round(share * len(different)), 1), len(different) - 1)
+            kept = set(different[:count])
+            found.update(i for i in own if self.hashes[i] in kept)
+        return frozenset(found)
+
+
+def _pieces(
+    documents: Iterable[Document], readers: Mapping[str, Reader], limit: int, counts: Counts
+) -> Iterator[tuple[int, Document, dict[str, int]]]:
+    """The pieces of documents that no tokenizer makes more than `limit` tokens of: (number of the document, piece, how
+    many each tokenizer makes)."""
+    numbered = enumerate(documents)
+    while batch := list(islice(numbered, _BATCH)):
+        counts.documents += len(batch)
+        # Texts that may well be whole are read together.
+        short = [d for _, d in batch if not d.messages and len(d.text) <= limit * _CHARACTERS and d.text.strip()]
+        read = {name: dict(zip(map(id, short), r.read(short), strict=True)) for name, r in readers.items()}
+        for number, document in batch:
+            found = {name: of[id(document)] for name, of in read.items() if id(document) in of}
+            if document.messages:
+                pieces = _cut_chat(document, readers, limit, counts)
+            elif found and max(map(len, found.values())) <= limit:
+                pieces = _whole_text(document, found, counts)
+            else:
+                pieces = _cut_text(document, readers, limit, counts)
+            yield from ((number, piece, sizes) for piece, sizes in pieces)
+
+
+def _whole_text(
+    document: Document, found: Mapping[str, Tokenized], counts: Counts
+) -> Iterator[tuple[Document, dict[str, int]]]:
+    for name, tokens in found.items():
+        if not tokens.known.all():
+            counts.cannot_write(name, document.place)
+    sizes = {name: len(t) for name, t in found.items()}
+    if min(sizes.values()) >= 2:
+        yield document, sizes
+    else:
+        counts.leave_out(NOTHING, document.place)
+
+
+def _cut_text(
+    document: Document, readers: Mapping[str, Reader], limit: int, counts: Counts
+) -> Iterator[tuple[Document, dict[str, int]]]:
+    if not document.text.strip():
+        counts.leave_out("empty", document.place)
+        return
+    rest = document.text
+    unwritable: set[str] = set()
+    some = False
+    while rest.strip():
+        piece, sizes, unknown = _first_piece(rest, readers, limit)
+        rest = rest[len(piece) :]
+        unwritable |= unknown
+        if min(sizes.values()) >= 2:
+            some = True
+            yield Document(piece, (), document.domain, document.place), sizes
+    if not some:
+        counts.leave_out(NOTHING, document.place)
+    for name in sorted(unwritable):
+        counts.cannot_write(name, document.place)
+
+
+def _first_piece(text: str, readers: Mapping[str, Reader], limit: int) -> tuple[str, dict[str, int], set[str]]:
+    """The longest beginning of a text that every tokenizer can read in one go."""
+    window = limit * _CHARACTERS
+    while True:
+        part = text[:window]
+        found = {name: r.read([Document(part)])[0] for name, r in readers.items()}
+        sizes = {name: len(t) for name, t in found.items()}
+        if max(sizes.values()) > limit:
+            break
+        if len(part) == len(text):
+            return part, sizes, {name for name, t in found.items() if not t.known.all()}
+        window *= 2
+    # Two tokens of the limit are left for what stands before and after a text.
+    ends = [int(t.ends[min(limit - 3, len(t) - 1)]) for t in found.values() if len(t) > limit]
+    data = part.encode()
+    cut = len(data[: max(min(e for e in ends), 1)].decode("utf-8", "ignore")) or 1
+    while True:
+        spaces = max(part.rfind(" ", 1, cut), part.rfind("\n", 1, cut))
+        piece = part[: spaces if spaces > 0 and part[:spaces].strip() else cut]
+        found = {name: r.read([Document(piece)])[0] for name, r in readers.items()}
+        sizes = {name: len(t) for name, t in found.items()}
+        if max(sizes.values()) <= limit or len(piece) <= 1:
+            return piece, sizes, {name for name, t in found.items() if not t.known.all()}
+        cut = max(len(piece) - max(1, len(piece) // 16), 1)
+
+
+def _cut_chat(
+    document: Document, readers: Mapping[str, Reader], limit: int, counts: Counts
+) -> Iterator[tuple[Document, dict[str, int]]]:
+    left = document
+    if not any(m.content.strip() for m in document.messages if m.learned):
+        counts.leave_out("empty", document.place)
+        return
+    while any(m.content.strip() for m in left.messages if m.learned):
+        if left.messages[-1].learned:
+            try:
+                found = {name: r.read([left])[0] for name, r in readers.items()}
+            except TemplateProblem as e:
+                counts.leave_out(str(e), document.place)
+                return
+            if max(map(len, found.values())) <= limit:
+                for name, tokens in found.items():
+                    if not tokens.known[tokens.learned].all():
+                        counts.cannot_write(name, document.place)
+                yield left, {name: len(t) for name, t in found.items()}
+                return
+        left = left.beginning(len(left.messages) - 1)
+    counts.leave_out(f"a conversation longer than {limit:,} tokens", document.place)
+
+
+def _write_shards(
+    pieces: Iterator[tuple[Document, dict[str, int]]], shard_tokens: int, folder: Path, names: Sequence[str]
+) -> list[Shard]:
+    shards: list[Shard] = []
+    held: list[Document] = []
+    total: Counter[str] = Counter()
+
+    def flush() -> None:
+        if held:
+            name = f"documents-{len(shards):05d}.parquet"
+            _write(held, folder / name)
+            digest = sha256(folder / name)
+            assert digest is not None
+            shards.append(Shard(name, digest, len(held), {n: total[n] for n in names}))
+            held.clear()
+            total.clear()
+
+    for piece, sizes in pieces:
+        held.append(piece)
+        total.update(sizes)
+        if max(total.values()) >= shard_tokens:
+            flush()
+    flush()
+    return shards
+
+
+def _write(documents: Sequence[Document], file: Path) -> None:
+    rows = [
+        {
+            "text": None if d.messages else d.text,
+            "messages": json.dumps([[m.role, m.content] for m in d.messages], ensure_ascii=False)
+            if d.messages
+            else None,
+            "domain": d.domain,
+            "place": d.place,
+        }
+        for d in documents
+    ]
+    with whole(file) as part:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), part, compression="zstd")
+
+
+def read_documents(file: Path) -> list[Document]:
+    """The documents of one file."""
+    found = []
+    for row in pq.read_table(file).to_pylist():
+        said = row["messages"]
+        messages = tuple(Message(role, content) for role, content in json.loads(said)) if said is not None else ()
+        found.append(Document(row["text"] or "", messages, row["domain"], row["place"]))
+    return found
+
+
+def _write_manifest(folder: Path, key: str, shards: Sequence[Shard], counts: Counts) -> None:
+    write_json(
+        folder / MANIFEST,
+        {
+            "key": key,
+            "version": VERSION,
+            "held_out": {"file": HELD_OUT, "sha256": sha256(folder / HELD_OUT)},
+            "shards": [
+                {"file": s.name, "sha256": s.sha256, "documents": s.documents, "tokens": dict(s.tokens)} for s in shards
+            ],
+            "documents": counts.documents,
+            "pieces": counts.pieces,
+            "left_out": {why: list(n) for why, n in counts.left_out.items()},
+            "unwritable": {name: list(n) for name, n in counts.unwritable.items()},
+        },
+    )
+
+
+def _opened(folder: Path, key: str) -> Prepared | None:
+    """What lies in a folder, where it was made from the same and is whole."""
+    manifest = read_json_object(folder / MANIFEST)
+    if manifest is None or manifest.get("key") != key:
+        return None
+    shards = tuple(Shard(s["file"], s["sha256"], s["documents"], s["tokens"]) for s in manifest["shards"])
+    if any(sha256(folder / s.name) != s.sha256 for s in shards):
+        return None
+    if sha256(folder / HELD_OUT) != manifest["held_out"]["sha256"]:
+        return None
+    counts = Counts(
+        manifest["documents"],
+        manifest["pieces"],
+        {why: (n, at) for why, (n, at) in manifest["left_out"].items()},
+        {name: (n, at) for name, (n, at) in manifest["unwritable"].items()},
+    )
+    return Prepared(folder, key, shards, tuple(read_documents(folder / HELD_OUT)), counts)

@@ -1,0 +1,150 @@
+"""One model's predictions of documents: the likelihood of what comes, and the likeliest next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import EvoMergeError
+from evomerge.fusion.tokenized import Tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Array = np.ndarray[Any, Any]
+# Bytes of logits that one pass may make: memory grows with the vocabulary, not only with the model.
+_LOGITS = {"cpu": 512 << 20, "cuda": 4 << 30}
+# Rows of logits that are worked on at once, in float32.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a model says of one document, at the positions whose next token is to be learned.
+
+    Attributes:
+        positions: Which positions, int32 [m].
+        likelihoods: Log-probability of the next token that comes, in nats, float32 [m].
+        top_ids: The likeliest next tokens, the likeliest first, int32 [m, k].
+        top_logprobs: Their log-probabilities, float16 [m, k].
+    """
+
+    positions: Array
+    likelihoods: Array
+    top_ids: Array
+    top_logprobs: Array
+
+
+def wanted(tokens: Tokenized) -> Array:
+    """Positions whose next token is to be learned."""
+    return np.flatnonzero(tokens.learned[1:])
+
+
+def observe(
+    model: PreTrainedModel,
+    documents: Sequence[Tokenized],
+    top_k: int,
+    batch_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Observed]:
+    """Run a model over documents, batched by length.
+
+    Batches depend on the documents alone, so that the same documents give the same results.
+
+    Args:
+        top_k: How many likely tokens are kept, at most as many as the vocabulary has; 0: none.
+        batch_tokens: Tokens of a pass, padding included.
+        progress: Called with the number of tokens after each pass.
+
+    Raises:
+        EvoMergeError: logits are NaN or infinite.
+    """
+    config: Any = model.config
+    vocabulary = int(config.get_text_config().vocab_size)
+    itemsize = torch.finfo(model.dtype).bits // 8
+    room = _LOGITS.get(model.device.type, _LOGITS["cuda"]) // (vocabulary * itemsize)
+    found: dict[int, Observed] = {}
+    for batch in _batches(documents, max(1, min(batch_tokens, room))):
+        for number, observed in zip(batch, _pass(model, [documents[i] for i in batch], top_k), strict=True):
+            found[number] = observed
+        if progress:
+            progress(sum(len(documents[i]) for i in batch))
+    return [found[i] for i in range(len(documents))]
+
+
+def _batches(documents: Sequence[Tokenized], tokens: int) -> Iterator[list[int]]:
+    """Numbers of the documents of each pass; the longest first, so that memory runs out at once or never."""
+    order = sorted(range(len(documents)), key=lambda i: (-len(documents[i]), i))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * len(documents[batch[0]]) > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _pass(model: PreTrainedModel, documents: Sequence[Tokenized], top_k: int) -> list[Observed]:
+    try:
+        return _in_one(model, documents, top_k)
+    except torch.cuda.OutOfMemoryError:
+        if len(documents) == 1:
+            raise
+    # Half of them at a time; what the failed pass held is free again by now.
+    torch.cuda.empty_cache()
+    half = len(documents) // 2
+    return [*_pass(model, documents[:half], top_k), *_pass(model, documents[half:], top_k)]
+
+
+def _in_one(model: PreTrainedModel, documents: Sequence[Tokenized], top_k: int) -> list[Observed]:
+    length = max(len(d) for d in documents)
+    ids = torch.zeros(len(documents), length, dtype=torch.long)
+    mask = torch.zeros(len(documents), length, dtype=torch.long)
+    rows, columns, following, counts = [], [], [], []
+    for row, document in enumerate(documents):
+        ids[row, : len(document)] = torch.from_numpy(document.ids.astype(np.int64))
+        mask[row, : len(document)] = 1
+        positions = wanted(document)
+        counts.append(len(positions))
+        rows.append(np.full(len(positions), row))
+        columns.append(positions)
+        following.append(document.ids[positions + 1])
+    device = model.device
+    # Without padding there is nothing to mask, and attention is faster.
+    masked = {} if bool(mask.all()) else {"attention_mask": mask.to(device)}
+    logits = model(input_ids=ids.to(device), use_cache=False, **masked).logits
+    flat = logits.flatten(0, 1)
+    places = torch.from_numpy(np.concatenate(rows) * length + np.concatenate(columns)).to(device)
+    nexts = torch.from_numpy(np.concatenate(following).astype(np.int64)).to(device)
+    k = min(top_k, flat.shape[-1])
+    likelihoods = torch.empty(len(places))
+    top_ids = torch.empty(len(places), k, dtype=torch.int32)
+    top_logprobs = torch.empty(len(places), k, dtype=torch.float16)
+    for at in range(0, len(places), _ROWS):
+        part = slice(at, at + _ROWS)
+        chunk = flat[places[part]].float()
+        total = torch.logsumexp(chunk, dim=-1, keepdim=True)
+        likelihoods[part] = (chunk.gather(1, nexts[part, None]) - total).squeeze(1).cpu()
+        if k:
+            values, best = chunk.topk(k, dim=-1)
+            top_ids[part] = best.int().cpu()
+            # Under 1e-28 float16 ends; nothing is learned from such.
+            top_logprobs[part] = (values - total).clamp_(min=-6e4).half().cpu()
+    if not bool(torch.isfinite(likelihoods).all()):
+        raise EvoMergeError(f"{model.name_or_path or 'the model'}: its logits are NaN or infinite")
+    ends = np.cumsum([0, *counts])
+    return [
+        Observed(
+            columns[i].astype(np.int32),
+            likelihoods[ends[i] : ends[i + 1]].numpy(),
+            top_ids[ends[i] : ends[i + 1]].numpy(),
+            top_logprobs[ends[i] : ends[i + 1]].numpy(),
+        )
+        for i in range(len(documents))
+    ]

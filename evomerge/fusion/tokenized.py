@@ -1,0 +1,196 @@
+"""A document as one model reads it: its tokens, and where each of them ends in the document's own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.fusion.chat import Segment, TemplateProblem, rendered
+from evomerge.fusion.documents import Document
+from evomerge.fusion.vocabulary import Vocabulary
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Tokens of a document, all arrays of length n.
+
+    Attributes:
+        ids: Token ids, int32.
+        starts: Where the bytes that a token stands for begin in the document, int64; -1 for a token that stands for
+            none of them (what a chat template adds, the end of the text).
+        ends: Where they end. A token right before a message begins (or a text: the token at the beginning) has both at
+            the message's beginning.
+        boundary: Whether the tokens up to this one are exactly the document up to `ends`; not so in the middle of a
+            character that the tokenizer wrote in other ones.
+        known: Whether the tokenizer could write what the token stands for; not so for <unk>.
+        learned: Whether a model is to learn to say the token: of a conversation the assistant's messages, and the token
+            that ends them.
+    """
+
+    ids: Array
+    starts: Array
+    ends: Array
+    boundary: Array
+    known: Array
+    learned: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def sizes(self) -> Array:
+        """Bytes that each token stands for, [n]."""
+        return np.where(self.ends >= 0, self.ends - self.starts, 0)
+
+    @property
+    def scored(self) -> Array:
+        """Tokens whose likelihood counts for bits per byte: those to learn that stand for text, [n]."""
+        return self.learned & (self.ends >= 0)
+
+
+class Reader:
+    """Makes one model's tokens of documents.
+
+    Special tokens are those that the tokenizer adds itself; the end of a text is marked where there is a token for it.
+
+    Args:
+        name: What messages call the model.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, name: str = "") -> None:
+        self.vocabulary = vocabulary
+        self._name = name
+        vocabulary.backend.no_truncation()
+        vocabulary.backend.no_padding()
+
+    def read(self, documents: Sequence[Document]) -> list[Tokenized]:
+        """Tokens of each document.
+
+        Raises:
+            TemplateProblem: a conversation does not go into the model's chat template.
+        """
+        found: dict[int, Tokenized] = {}
+        texts = [i for i, d in enumerate(documents) if not d.messages]
+        encodings = self.vocabulary.backend.encode_batch([documents[i].text for i in texts], add_special_tokens=True)
+        for i, encoding in zip(texts, encodings, strict=True):
+            found[i] = self._text(documents[i].text, encoding)
+        for i, document in enumerate(documents):
+            if document.messages:
+                found[i] = self._chat(document)
+        return [found[i] for i in range(len(documents))]
+
+    def _text(self, text: str, encoding: Any) -> Tokenized:
+        ids = np.array(encoding.ids, np.int64)
+        added = np.array(encoding.special_tokens_mask, bool)
+        own = np.flatnonzero(~added)
+        ends, boundary = self._ends(text, ids[own], encoding, own)
+        size = len(text.encode())
+        if len(ends) and ends[-1] != size:
+            ends[-1], boundary[-1] = size, True  # whitespace at the end that the tokenizer leaves out
+        starts = np.full(len(ids), -1, np.int64)
+        all_ends, exact = starts.copy(), np.zeros(len(ids), bool)
+        all_ends[own], exact[own] = ends, boundary
+        starts[own] = np.concatenate([[0], ends[:-1]]) if len(own) else ends
+        if len(own) and own[0]:  # the last token before the text: what follows it is the text's beginning
+            starts[own[0] - 1] = all_ends[own[0] - 1] = 0
+            exact[own[0] - 1] = True
+        learned = np.ones(len(ids), bool)
+        learned[: own[0] if len(own) else 0] = False
+        known = self._known(ids)
+        eos = self.vocabulary.eos
+        if eos is not None and len(ids) and not (added[-1] or ids[-1] == eos):
+            ids = np.append(ids, eos)
+            starts, all_ends = np.append(starts, -1), np.append(all_ends, -1)
+            exact, known, learned = np.append(exact, False), np.append(known, True), np.append(learned, True)
+        return Tokenized(ids.astype(np.int32), starts, all_ends, exact, known, learned)
+
+    def _chat(self, document: Document) -> Tokenized:
+        try:
+            text, segments = rendered(self.vocabulary.tokenizer, document.messages)
+        except TemplateProblem as e:
+            raise TemplateProblem(f"{self._name}: {e}" if self._name else str(e)) from None
+        encoding = self.vocabulary.backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int64)
+        own = np.arange(len(ids))
+        ends, boundary = self._ends(text, ids, encoding, own)
+        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        characters = _byte_offsets(text)
+        at, to = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int64)
+        learned = np.zeros(len(ids), bool)
+        for segment, content, offset in zip(segments, document.contents, document.offsets, strict=True):
+            self._place(segment, content, offset, characters, starts, ends, at, to, learned)
+        return Tokenized(ids.astype(np.int32), at, to, boundary & (to >= 0), self._known(ids), learned)
+
+    def _place(
+        self, segment: Segment, content: str, offset: int, characters: Array, starts: Array, ends: Array,
+        at: Array, to: Array, learned: Array,
+    ) -> None:  # fmt: skip
+        """Put the positions of one message's tokens into `at` and `to`, and mark those to learn."""
+        first, last = int(characters[segment.start]), int(characters[segment.end])
+        origin = offset + len(content[: segment.skipped].encode())
+        inside = (ends > first) & (ends <= last)
+        at[inside] = origin + np.maximum(starts[inside], first) - first
+        to[inside] = origin + ends[inside] - first
+        before = np.flatnonzero((ends == first) & (to < 0))
+        if len(before):
+            at[before[-1]] = to[before[-1]] = origin
+        if segment.learned:
+            learned[(ends > first) & ((starts < last) | (ends == last))] = True
+            after = np.flatnonzero((starts >= last) & (ends > last))
+            if len(after) and starts[after[0]] == last:
+                learned[after[0]] = True
+
+    def _known(self, ids: Array) -> Array:
+        unknown = self.vocabulary.unknown
+        return np.ones(len(ids), bool) if unknown is None else ids != unknown
+
+    def _ends(self, text: str, ids: Array, encoding: Any, own: Array) -> tuple[Array, Array]:
+        """Where each token ends in the text's bytes, and whether that is exactly so."""
+        data = text.encode()
+        written = self.vocabulary.joined(ids.tolist())
+        shift = len(written) - len(data)
+        # A space that the tokenizer puts before the text is no part of it.
+        if written == data or (shift == 1 and written[:1] == b" " and written[1:] == data):
+            ends = np.cumsum(self.vocabulary.lengths[ids]) - shift
+            return np.maximum(ends, 0), np.ones(len(ids), bool)
+        return self._ends_by_offsets(text, data, ids, [encoding.offsets[i] for i in own])
+
+    def _ends_by_offsets(
+        self, text: str, data: bytes, ids: Array, offsets: Sequence[tuple[int, int]]
+    ) -> tuple[Array, Array]:
+        """The same from the characters that the tokenizer gives for each token, where tokens alone do not say it.
+
+        Several tokens of one character (its bytes; what a normaliser made of it) all end where it does: only the last
+        of them is a boundary, unless their bytes are the character's own.
+        """
+        characters = _byte_offsets(text)
+        ends = characters[np.array([end for _, end in offsets], np.int64)] if len(offsets) else np.zeros(0, np.int64)
+        ends = np.maximum.accumulate(ends)
+        boundary = np.ones(len(ids), bool)
+        starts_at = characters[np.array([start for start, _ in offsets], np.int64)] if len(offsets) else ends
+        i = 0
+        while i < len(ids):
+            j = i + 1
+            while j < len(ids) and ends[j] == ends[i] and starts_at[j] < ends[i]:
+                j += 1
+            if j - i > 1:
+                group = ids[i:j]
+                begin = int(ends[i - 1]) if i else 0
+                if self.vocabulary.joined(group.tolist()) == data[begin : int(ends[i])]:
+                    ends[i:j] = begin + np.cumsum(self.vocabulary.lengths[group])
+                else:
+                    boundary[i : j - 1] = False
+            i = j
+        return ends, boundary
+
+
+def _byte_offsets(text: str) -> Array:
+    """The byte at which each character begins, and the number of bytes: [characters + 1]."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -1,0 +1,253 @@
+"""One target's training, from the first step or the last checkpoint to a plain checkpoint, and several of them at
+once."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import EvoMergeError, InputError, choose
+from evomerge.fusion.config import TrainingConfig
+from evomerge.fusion.files import key_of, read_json_object, write_json
+from evomerge.fusion.workers import Watcher, Workers
+
+RESULT, PROGRESS = "result.json", "progress.json"
+CHECKPOINT = "checkpoint-"
+_STATE = "trainer_state.json"
+VERSION = 1
+# What this program decides about a Trainer, so that `training.arguments` cannot.
+_OURS = (
+    "output_dir", "logging_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "save_strategy",
+    "save_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "remove_unused_columns",
+    "label_names", "seed", "data_seed", "resume_from_checkpoint", "push_to_hub", "disable_tqdm", "use_cpu",
+    "local_rank",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One target's training; all of it can be written as JSON, for other machines and processes.
+
+    Attributes:
+        name: What the target is called.
+        target: Reference of the model that learns; a local one by its full path.
+        content: Its content hash.
+        files: What it learns from (`evomerge.fusion.targets`).
+        held_out: File of the documents that are held out.
+        domains: Their domains.
+        work: Folder of checkpoints.
+        out: Where the target goes.
+        out_dtype: Type of its weights; None: the target's own.
+    """
+
+    name: str
+    target: str
+    content: str
+    files: tuple[str, ...]
+    hashes: tuple[str, ...]
+    held_out: str
+    domains: tuple[str, ...]
+    config: TrainingConfig
+    work: str
+    out: str
+    out_dtype: str | None
+    seed: int
+    trust_remote_code: bool = False
+
+    def to_json(self) -> str:
+        """The run as JSON; see `read`."""
+        return json.dumps({**asdict(self), "config": self.config.model_dump(mode="json")})
+
+    @classmethod
+    def read(cls, text: str) -> Run:
+        """What `to_json` gave."""
+        data = json.loads(text)
+        tuples = {k: tuple(data[k]) for k in ("files", "hashes", "domains")}
+        return cls(**{**data, **tuples, "config": TrainingConfig.model_validate(data["config"])})
+
+    @property
+    def key(self) -> str:
+        """Short name of everything that decides what comes out."""
+        return key_of(
+            {
+                "version": VERSION,
+                "target": self.content,
+                "learned": self.hashes,
+                "seed": self.seed,
+                "config": self.config.model_dump(mode="json"),
+                "out_dtype": self.out_dtype,
+                "domains": self.domains,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target that has learned.
+
+    Attributes:
+        bits_per_byte: Of the checkpoint taken, by domain of the held-out documents.
+        step, steps: The checkpoint's step, and how many there were.
+        history: What was measured, and when: {step, epoch, bits_per_byte, ...}.
+        seconds: Of training, in all runs together.
+        stopped: "budget" or "patience".
+    """
+
+    name: str
+    out: str
+    bits_per_byte: Mapping[str, float]
+    step: int
+    steps: int
+    history: tuple[Mapping[str, float], ...]
+    seconds: float
+    stopped: str
+
+
+def train_all(runs: Sequence[Run], workers: Workers, watcher: Watcher) -> list[Outcome]:
+    """Train several targets, side by side where there are workers; those that are done already stay.
+
+    Raises:
+        InputError: a training argument is wrong.
+        EvoMergeError: a loss is not finite, or a process of a training failed.
+    """
+    found = {run.name: outcome for run in runs if (outcome := _done(run)) is not None}
+    left = [run for run in runs if run.name not in found]
+    if left:
+        steps = sum(planned_steps(run) for run in left)
+        names = ", ".join(run.name for run in left)
+        watcher.begin(f"training {names}", steps, "steps", sum(_reached(run) for run in left))
+        try:
+            polled = _Poll(left, watcher)
+            made = _Maker(watcher if workers.local else None)
+            for _, data in workers.run(made, [run.to_json() for run in left], None if workers.local else polled):
+                outcome = Outcome(**{**data, "history": tuple(data["history"])})
+                found[outcome.name] = outcome
+        finally:
+            watcher.end()
+    return [found[run.name] for run in runs]
+
+
+def check_arguments(config: TrainingConfig) -> None:
+    """Refuse training arguments that transformers does not know, or that are decided here.
+
+    Raises:
+        InputError: with the nearest one that there is.
+    """
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    known = [f.name for f in dataclasses.fields(TrainingArguments) if f.name not in _OURS]
+    own = set(TrainingConfig.model_fields)
+    for name in config.arguments:
+        if name in _OURS:
+            raise InputError(f"training.arguments.{name}: is decided by evomerge; leave it out")
+        if name in own:
+            raise InputError(f"training.arguments.{name}: is a key of training itself; set training.{name}")
+        if name not in known:
+            raise InputError(
+                f"training.arguments.{name}: transformers' TrainingArguments has none; {choose(name, known)}"
+            )
+    from transformers.trainer_utils import SchedulerType
+
+    kinds = [s.value for s in SchedulerType]
+    if config.lr_scheduler_type not in kinds:
+        given = config.lr_scheduler_type
+        raise InputError(f'training.lr_scheduler_type = "{given}": {choose(given, kinds)}')
+
+
+def planned_steps(run: Run) -> int:
+    """How many steps a run takes in all, if it is not stopped."""
+    from evomerge.fusion.training.data import documents_to_learn
+
+    config = run.config
+    if config.max_steps is not None:
+        return config.max_steps
+    batch = config.per_device_train_batch_size * config.processes
+    batches = math.ceil(len(documents_to_learn([Path(f) for f in run.files])) / batch)
+    return max(1, math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs))
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint; what a killed process had begun to write is removed."""
+    found: dict[int, Path] = {}
+    for folder in work.glob(f"{CHECKPOINT}*"):
+        number = folder.name.removeprefix(CHECKPOINT)
+        # The state is the last file of a checkpoint that the Trainer writes.
+        if number.isdigit() and read_json_object(folder / _STATE) is not None:
+            found[int(number)] = folder
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return found[max(found)] if found else None
+
+
+def _reached(run: Run) -> int:
+    last = last_checkpoint(Path(run.work))
+    return int(last.name.removeprefix(CHECKPOINT)) if last is not None else 0
+
+
+def _done(run: Run) -> Outcome | None:
+    found = read_json_object(Path(run.work) / RESULT)
+    if found is None or found.get("key") != run.key or not (Path(run.out) / "config.json").is_file():
+        return None
+    data = {k: v for k, v in found.items() if k != "key"}
+    return Outcome(**{**data, "history": tuple(data["history"])})
+
+
+class _Poll:
+    """Tells how far trainings on other machines are, by what they write."""
+
+    def __init__(self, runs: Sequence[Run], watcher: Watcher) -> None:
+        self._files = [Path(run.work) / PROGRESS for run in runs]
+        self._watcher = watcher
+        self._before = sum(_reached(run) for run in runs)
+
+    def __call__(self) -> None:
+        states = [read_json_object(f) for f in self._files]
+        steps = sum(int(s["step"]) for s in states if s is not None)
+        if steps > self._before:
+            notes = [str(s["note"]) for s in states if s is not None and s.get("note")]
+            self._watcher.advance(steps - self._before, ", ".join(notes))
+            self._before = steps
+
+
+@dataclass(frozen=True)
+class _Maker:
+    watcher: Watcher | None
+
+    def __call__(self, device: str) -> Callable[[str], dict[str, Any]]:
+        return _Work(device, self.watcher)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Trains one target after the other on a worker."""
+
+    device: str
+    watcher: Watcher | None
+
+    def __call__(self, text: str) -> dict[str, Any]:
+        from evomerge.fusion.training.alone import alone
+        from evomerge.fusion.training.launch import launched
+        from evomerge.fusion.training.work import train
+
+        run = Run.read(text)
+        with alone(Path(run.work)):
+            if run.config.processes > 1:
+                launched(run, self.device)
+            else:
+                train(run, self.device, self.watcher)
+        done = _done(run)
+        if done is None:
+            raise EvoMergeError(f"{run.work}: the training of {run.name} ended without a result")
+        return asdict(done)
+
+
+def finish(run: Run, facts: Mapping[str, Any]) -> None:
+    """Note that a run is done, after its target was written."""
+    write_json(Path(run.work) / RESULT, {"key": run.key, **facts})

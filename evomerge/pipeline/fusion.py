@@ -1,0 +1,297 @@
+"""Fusion, `evomerge fuse`: prepare the text, let every source read it, align, train, measure; then search, if asked.
+
+Every step leaves files that say what they were made from, and is taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import EvoMergeError
+from evomerge.evaluation import EvaluatorFile
+from evomerge.fusion.config import MAPPED
+from evomerge.fusion.measure import Measuring, measure
+from evomerge.fusion.prepared import HELD_OUT, Prepared, prepare
+from evomerge.fusion.targets import OWN, Job, Targets, Told, make_targets, vocabulary_maps
+from evomerge.fusion.teachers.cache import Cache, CacheKey, Pass, fill, folder_of, open_cache
+from evomerge.fusion.training import Outcome as Training
+from evomerge.fusion.training import Run, train_all
+from evomerge.fusion.workers import Silent, Watcher
+from evomerge.pipeline.fusion_plan import TARGET, FuseOptions, FusionPlan
+from evomerge.pipeline.main_job import search
+from evomerge.pipeline.options import Options
+from evomerge.pipeline.starts import write_starts
+from evomerge.score import Score
+from evomerge.sources import Source, fetch, open_source
+from evomerge.study import place
+from evomerge.study.fused import Fused, Model
+from evomerge.study.job import Job as ScoreJob
+from evomerge.study.outcome import Outcome
+from evomerge.study.watcher import Silent as SearchSilent
+from evomerge.study.watcher import Watcher as SearchWatcher
+from evomerge.study.workers import Cluster, LocalPool, LocalTasks, Pool, RayPool, RayTasks
+
+Tasks = RayTasks | LocalTasks
+
+
+def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: SearchWatcher | None = None) -> Fused:
+    """Run or resume a fusion, to the checkpoint and what was measured.
+
+    Args:
+        searching: Is told how the search goes that may follow.
+
+    Raises:
+        InputError: what was given is wrong; nothing was started.
+        EvoMergeError: a source's logits or the loss are not finite, or a process of the training failed.
+    """
+    watcher = watcher or Silent()
+    watcher.say("checking models, corpus and options")
+    plan = FusionPlan(options.file, options.out)
+    plan.prepare_out(options.out)
+    with place.held(options.out / place.LOCK, options.out):
+        fetch(plan.sources.values())
+        plan.record(options.out)
+        return _Fusion(plan, options, watcher, searching or SearchSilent()).run()
+
+
+class _Fusion:
+    """One fusion on its way."""
+
+    def __init__(self, plan: FusionPlan, options: FuseOptions, watcher: Watcher, searching: SearchWatcher) -> None:
+        self.plan, self.options, self.watcher, self.searching = plan, options, watcher, searching
+        self.config, self.out = plan.config, options.out
+        self.began = time.monotonic()
+
+    def run(self) -> Fused:
+        plan = self.plan
+        corpus = self._prepared()
+        tasks = self._tasks()
+        try:
+            caches = self._caches(corpus, tasks)
+            targets = self._targets(corpus, caches, tasks)
+            trainings = self._trained(corpus, targets, tasks)
+            models = {name: open_source(str(self._model(name).resolve())) for name in plan.results}
+            bits = self._measured({**plan.sources, **models}, corpus, tasks)
+        finally:
+            tasks.close()
+        scores = self._scores({**plan.sources, **models})
+        found = [
+            self._as_measured(n, TARGET if n == TARGET else "source", s, bits, scores) for n, s in plan.sources.items()
+        ]
+        found += [self._as_measured(n, "fused", s, bits, scores) for n, s in models.items()]
+        model, outcome = self._model(plan.results[0]), None
+        if self.config.then is not None:
+            outcome = self._searched()
+            model = outcome.model
+            found.append(self._merged(corpus, outcome))
+        elif self.config.fusion.mode == "pairwise":
+            model = self.out / "models"
+        positions = sum(c.positions for c in caches.values())
+        return Fused(
+            config=self.config, out=self.out, models=tuple(found), counts=corpus.counts,
+            tokens=corpus.tokens(TARGET), held_out=len(corpus.held_out), targets=targets, trainings=trainings,
+            cache_bytes=sum(c.size for c in caches.values()) / positions if positions else 0.0,
+            seconds=time.monotonic() - self.began, model=model, search=outcome,
+        )  # fmt: skip
+
+    def _tasks(self) -> Tasks:
+        """What the work runs on. Ray is not started where one process does it all."""
+        cluster = self.options.cluster
+        if cluster.workers == 0:
+            return LocalTasks(_device())
+        self.watcher.say("starting the workers")
+        return RayTasks(cluster, self.watcher.say)
+
+    def _prepared(self) -> Prepared:
+        plan = self.plan
+        corpus = prepare(
+            self.config.corpus,
+            plan.root,
+            plan.readers,
+            plan.limit,
+            self.config.teachers.shard_tokens,
+            self.out / "corpus",
+            self.watcher.say,
+        )
+        for line in corpus.counts.lines():
+            self.watcher.say(line)
+        pieces, held = corpus.counts.pieces, len(corpus.held_out)
+        self.watcher.say(
+            f"{pieces:,} documents to learn from, {corpus.tokens(TARGET):,} tokens of the target; {held:,} held out"
+        )
+        return corpus
+
+    def _taught(self) -> dict[str, Source]:
+        """The models that say something of the text."""
+        if not self.plan.learns:
+            return {}
+        own = self.config.fusion.include_target
+        return {n: s for n, s in self.plan.sources.items() if own or n != TARGET}
+
+    def _caches(self, corpus: Prepared, tasks: Tasks) -> dict[str, Cache]:
+        config = self.config.teachers
+        root = Path(config.folder) if config.folder else self.out / "teachers"
+        files = tuple(corpus.folder / s.name for s in corpus.shards)
+        passes = {}
+        for name, source in self._taught().items():
+            key = CacheKey(source.content_hash(), corpus.key, config.top_k, config.dtype)
+            passes[name] = Pass(
+                name,
+                source,
+                files,
+                folder_of(root, name, key),
+                config.top_k,
+                config.batch_tokens,
+                config.dtype,
+                self.config.trust_remote_code,
+            )
+        for line in self.plan.cost(tasks.size, {n: corpus.tokens(n) for n in passes}):
+            self.watcher.say(line)
+        fill(passes, corpus, tasks, self.watcher)
+        return {name: open_cache(p.folder, len(corpus.shards)) for name, p in passes.items()}
+
+    def _targets(self, corpus: Prepared, caches: Mapping[str, Cache], tasks: Tasks) -> dict[str, Targets]:
+        config, plan = self.config, self.plan
+        trust = config.trust_remote_code
+        target = Told(OWN, plan.sources[TARGET], caches.get(TARGET))
+        sources = tuple(Told(n, plan.sources[n], caches[n]) for n in config.names if n in caches)
+        maps: dict[str, Any] = {}
+        if sources and (config.training.loss in MAPPED or config.alignment.aligner == "dynamic"):
+            maps = vocabulary_maps(
+                target, sources, corpus, config.alignment, self.out / "maps", tasks, self.watcher,
+                trust_remote_code=trust,
+            )  # fmt: skip
+        files = tuple(corpus.folder / s.name for s in corpus.shards)
+        jobs = []
+        for name, teacher in zip(plan.results, config.names, strict=False):
+            own = sources if config.fusion.mode == "joint" else tuple(s for s in sources if s.name == teacher)
+            jobs.append(
+                Job(
+                    name,
+                    target,
+                    own,
+                    files,
+                    config.alignment,
+                    config.fusion,
+                    config.training.loss,
+                    {s.name: maps[s.name] for s in own if s.name in maps},
+                    self.out / "targets" / name,
+                    trust,
+                )
+            )
+        found = make_targets(jobs, corpus, tasks, self.watcher)
+        for name, made in zip(plan.results, found, strict=True):
+            if plan.learns:
+                parts = ", ".join(f"{n} {c / max(made.aligned, 1):.0%}" for n, c in made.taken.items())
+                share = made.aligned / max(made.learned, 1)
+                self.watcher.say(f"{name}: {share:.0%} of {made.learned:,} tokens learn from a source ({parts})")
+        return dict(zip(plan.results, found, strict=True))
+
+    def _trained(self, corpus: Prepared, targets: Mapping[str, Targets], tasks: Tasks) -> dict[str, Training]:
+        config = self.config
+        target = self.plan.sources[TARGET]
+        runs = [
+            Run(
+                name=name,
+                target=target.full_reference,
+                content=target.content_hash(),
+                files=tuple(str(f) for f in made.files),
+                hashes=tuple(made.hashes),
+                held_out=str(corpus.folder / HELD_OUT),
+                domains=corpus.domains,
+                config=config.training,
+                work=str(self.out / "training" / name),
+                out=str(self._model(name)),
+                out_dtype=config.out_dtype,
+                seed=config.seed + number,
+                trust_remote_code=config.trust_remote_code,
+            )
+            for number, (name, made) in enumerate(targets.items())
+        ]
+        done = train_all(runs, tasks, self.watcher)
+        return {outcome.name: outcome for outcome in done}
+
+    def _model(self, name: str) -> Path:
+        return self.out / "models" / name if self.config.fusion.mode == "pairwise" else self.out / "model"
+
+    def _measured(self, models: Mapping[str, Source], corpus: Prepared, tasks: Tasks) -> dict[str, dict[str, float]]:
+        config = self.config
+        asked = Measuring(
+            corpus.folder / HELD_OUT, corpus.key, corpus.domains, config.teachers.batch_tokens, config.teachers.dtype,
+            config.trust_remote_code,
+        )  # fmt: skip
+        return measure(models, asked, self.out / "measured.json", tasks, self.watcher)
+
+    def _scores(self, models: Mapping[str, Source]) -> dict[str, Score]:
+        """Every model on the evaluator's test items, as `evomerge evaluate` does it."""
+        file = self.plan.evaluator
+        if file is None:
+            return {}
+        self.watcher.begin(f"scores by {file.name}", len(models), "models")
+        pool = _pool(self.options.cluster, {s.reference: s for s in models.values()}, file, self.watcher)
+        found: dict[str, Score] = {}
+        try:
+            for name, source in models.items():
+                pool.submit(name, ScoreJob("test", source=source.reference))
+            for _ in models:
+                key, answer = pool.wait()
+                if answer.score is None:
+                    raise EvoMergeError(f"{key}: {answer.reason}")
+                found[str(key)] = answer.score
+                self.watcher.advance(1, str(key))
+        finally:
+            pool.close()
+            self.watcher.end()
+        return found
+
+    def _as_measured(
+        self, name: str, role: str, source: Source, bits: Mapping[str, Mapping[str, float]], scores: Mapping[str, Score]
+    ) -> Model:
+        reference = self.config.target if role == TARGET else source.full_reference
+        return Model(name, role, reference, source.content_hash(), source.architecture, bits[name], scores.get(name))
+
+    def _searched(self) -> Outcome:
+        """The search over the targets."""
+        asked = self.config.then
+        assert asked is not None and self.plan.budget is not None and self.plan.search_evaluator is not None
+        wanted = asked.search
+        models = {name: str(self._model(name).resolve()) for name in self.plan.results}
+        out = self.out / "search"
+        self.watcher.say(f"searching over {', '.join(models)}")
+        options = Options(
+            budget=self.plan.budget, space=_beside(self.plan.root, wanted.space), models=list(models.values()),
+            base=self.config.target, evaluator=str(self.plan.search_evaluator.file), study=f"{self.config.name}-search",
+            out=out, cluster=self.options.cluster, sampler=wanted.sampler, seed=self.config.seed,
+            population=wanted.population, sigma=wanted.sigma, patience=wanted.patience, controls=wanted.controls,
+        )  # fmt: skip
+        options = replace(options, enqueue=write_starts(options, wanted.starts, out / "starts"))
+        return search(options, self.searching)
+
+    def _merged(self, corpus: Prepared, outcome: Outcome) -> Model:
+        source = open_source(str(outcome.model.resolve()))
+        tasks = LocalTasks(_device())
+        bits = self._measured({"merged": source}, corpus, tasks)
+        scores = self._scores({"merged": source})
+        return self._as_measured("merged", "merged", source, bits, scores)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _pool(cluster: Cluster, sources: Mapping[str, Source], file: EvaluatorFile, watcher: Watcher) -> Pool:
+    base = next(iter(sources))
+    if cluster.workers == 0:
+        return LocalPool(sources, base, file)
+    return RayPool(cluster, sources, base, file, say=watcher.say)
+
+
+def _beside(root: Path, name: str) -> str:
+    """A file beside the fusion's, or a preset."""
+    return str(root / name) if (root / name).is_file() else name

@@ -1,0 +1,273 @@
+"""A fusion before it starts: its file read, every model, tokenizer, text and option checked, the cost worked out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, SourceError
+from evomerge.evaluation import EvaluatorFile, load_evaluator
+from evomerge.fusion.config import MAPPED, FusionError, load_fusion
+from evomerge.fusion.corpus import locate
+from evomerge.fusion.files import read_json_object, write_json
+from evomerge.fusion.prepared import Counts, prepare
+from evomerge.fusion.tokenized import Reader
+from evomerge.fusion.vocabulary import Vocabulary
+from evomerge.sources import Source, open_sources
+from evomerge.study import place
+from evomerge.study.budget import Budget
+from evomerge.study.workers import Cluster
+
+RECORD = "fusion.json"
+VERSION = 1
+TARGET = "target"
+# Keys that change how the work is done and nothing of what comes out.
+_LOOSE = {"teachers": {"folder"}}
+# The longest documents where the file says nothing.
+LONGEST = 2048
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """What `evomerge fuse` takes.
+
+    Attributes:
+        file: The fusion's file.
+        out: Folder of everything that it makes.
+        cluster: Where its work runs; 0 workers: in this process.
+    """
+
+    file: Path
+    out: Path
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+class FusionPlan:
+    """A fusion, checked as far as it can be before time is spent.
+
+    Attributes:
+        config: The file's content; its models by references that hold in any folder.
+        sources: Every model, by name; the target as "target".
+        readers: Their tokenizers.
+        limit: Tokens of a document at most.
+
+    Raises:
+        InputError: everything that is wrong.
+    """
+
+    def __init__(self, file: Path, out: Path | None = None) -> None:
+        self.root = file.parent
+        config = load_fusion(file)
+        self.file = file
+        self.given = config
+        self.corpus = locate(config.corpus.path, self.root)
+        if isinstance(config.corpus.held_out, str):
+            locate(config.corpus.held_out, self.root)
+        models = [config.target, *(s.model for s in config.sources)]
+        named = {config.target: f"{file}: target: ", **{s.model: f"{file}: sources: " for s in config.sources}}
+        found = open_sources(models, root=self.root, named=named, weights=False)
+        places = {r: s.full_reference for r, s in found.items()}
+        self.config = config.model_copy(
+            update={"target": places[config.target], "sources": tuple(s.at(places) for s in config.sources)}
+        )
+        by_name = {TARGET: found[config.target], **{s.name: found[s.model] for s in config.sources}}
+        self.sources: dict[str, Source] = {n: replace(s, reference=s.full_reference) for n, s in by_name.items()}
+        self.readers = self._readers()
+        self.limit = self._limit()
+        self._check_training()
+        self.evaluator = self._evaluator(config.evaluator)
+        self.search_evaluator = self._search_evaluator()
+        self.budget = self._budget()
+        self.out = out
+
+    def _readers(self) -> dict[str, Reader]:
+        from evomerge.merging.live import load_tokenizer
+
+        found: dict[str, Reader] = {}
+        problems = []
+        for name, source in self.sources.items():
+            try:
+                tokenizer = load_tokenizer(source, trust_remote_code=self.config.trust_remote_code)
+                found[name] = Reader(Vocabulary(tokenizer, f"{name} ({source.reference})"), name)
+            except SourceError as e:
+                problems.append(str(e))
+        if problems:
+            raise SourceError("\n".join(problems))
+        return found
+
+    def _limit(self) -> int:
+        """Tokens of a document: what was asked for, which every model must take, or what all can."""
+        room = {name: _positions(source) for name, source in self.sources.items()}
+        least = min((r for r in room.values() if r is not None), default=LONGEST)
+        asked = self.config.corpus.max_length
+        if asked is None:
+            return min(least, LONGEST)
+        short = [f"{name} ({room[name]:,})" for name in room if (room[name] or asked) < asked]
+        if short:
+            raise FusionError(
+                f"{self.file}: corpus.max_length = {asked:,}: more than the positions of {', '.join(short)}; "
+                f"expected at most {least:,}"
+            )
+        return asked
+
+    def _check_training(self) -> None:
+        from evomerge.fusion.training.run import check_arguments
+
+        config = self.config
+        try:
+            check_arguments(config.training)
+        except InputError as e:
+            raise FusionError(f"{self.file}: {e}") from None
+        if config.training.loss not in MAPPED and config.fusion.function != "min_ce":
+            raise FusionError(
+                f'{self.file}: training.loss = "{config.training.loss}" learns from one source at a time; '
+                "set fusion.function: min_ce"
+            )
+
+    def _evaluator(self, name: str | None) -> EvaluatorFile | None:
+        if name is None:
+            return None
+        beside = self.root / name
+        return load_evaluator(beside if beside.is_file() else name)
+
+    def _search_evaluator(self) -> EvaluatorFile | None:
+        then = self.config.then
+        if then is None:
+            return None
+        return self._evaluator(then.search.evaluator) if then.search.evaluator else self.evaluator
+
+    def _budget(self) -> Budget | None:
+        then = self.config.then
+        if then is None:
+            return None
+        try:
+            return Budget.parse(str(then.search.budget))
+        except InputError as e:
+            raise FusionError(f"{self.file}: then.search.budget: {e}") from None
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned from the sources beside the text."""
+        return self.config.training.clm_weight < 1
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the targets that are trained: one, or one for each source."""
+        if self.config.fusion.mode == "joint":
+            return ("fused",)
+        return tuple(f"{self.sources[TARGET].name}-{name}" for name in self.config.names)
+
+    def record(self, out: Path) -> None:
+        """Note in the output folder which fusion it belongs to.
+
+        Raises:
+            FusionError: it belongs to another one, with what differs.
+        """
+        mine = self._fingerprint()
+        there = read_json_object(out / RECORD)
+        if there is None:
+            write_json(out / RECORD, mine)
+            return
+        different = list(_differences(there, mine))
+        if different:
+            raise FusionError(
+                f"{out}: holds another fusion; give another folder, or undo what differs:\n" + "\n".join(different)
+            )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        config = self.config.model_dump(mode="json", exclude={"name", "sources", "target", "then"} | set(_LOOSE))
+        kept = self.config.teachers.model_dump(mode="json", exclude=_LOOSE["teachers"])
+        return {
+            "version": VERSION,
+            "models": {name: s.content_hash() for name, s in self.sources.items()},
+            "config": {**config, "teachers": kept, "limit": self.limit},
+        }
+
+    def prepare_out(self, out: Path) -> None:
+        """Make the output folder, after checking that it can be written and holds nothing of somebody else's.
+
+        Raises:
+            InputError: it cannot, or does.
+        """
+        if (out / "study.db").exists() and not (out / RECORD).exists():
+            raise InputError(f"{out}: holds a search; give another folder")
+        folders = [f for s in self.sources.values() for f in s.folders]
+        for folder in folders:
+            if folder.resolve().is_relative_to(out.resolve()):
+                raise InputError(f"{out}: holds the model {folder}; give another folder")
+        place.prepare(out, place.default_storage(out), folders)
+
+    def count(self) -> tuple[Counts, dict[str, int]]:
+        """Read the whole corpus with every tokenizer: what would become of its documents, and how many tokens each
+        makes.
+
+        Raises:
+            CorpusError: it is wrong, or leaves nothing.
+        """
+        with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+            found = prepare(
+                self.config.corpus, self.root, self.readers, self.limit, self.config.teachers.shard_tokens, Path(folder)
+            )
+        return found.counts, {name: found.tokens(name) for name in self.sources}
+
+    def cost(self, workers: int, tokens: Mapping[str, int] | None = None) -> list[str]:
+        """What the fusion will take, in words."""
+        from evomerge.merging.memory import PROGRAM, in_words
+
+        config = self.config
+        target = self.sources[TARGET]
+        weights = sum(s.bytes for n, s in self.sources.items())
+        one = target.bytes
+        count = len(self.results)
+        steps = config.training
+        what = f"{count} targets, one for each source" if config.fusion.mode == "pairwise" else "one target"
+        lines = [
+            f"{what}, of {target.architecture}, from {', '.join(config.names)}"
+            + (" and itself" if config.fusion.include_target and self.learns else ""),
+            f"loss: {steps.clm_weight:g} x text + {1 - steps.clm_weight:g} x {steps.loss}; "
+            + (f"alignment by {config.alignment.aligner}, vocabulary by {config.alignment.vocabulary}"
+               if self.learns else "nothing is learned from the sources"),
+        ]  # fmt: skip
+        if tokens:
+            positions = sum(tokens.values())
+            # About what a position takes at k = 10, and in proportion.
+            cache = positions * (6 + 4 * config.teachers.top_k)
+            lines.append(
+                f"passes over {positions:,} tokens in all, about {in_words(cache)} of caches; "
+                f"{workers} worker{'s' if workers != 1 else ''}"
+            )
+        # Weights, gradients and two moments, in the type of training.
+        trained = 16 * _elements(target) if steps.lora is None else 4 * _elements(target)
+        lines.append(
+            f"reads {in_words(weights)}; about {in_words(PROGRAM + trained)} of memory for a training, without "
+            f"activations; writes {in_words(one * count)} of checkpoints and, while it trains, up to "
+            f"{in_words(3 * (12 * _elements(target) if steps.lora is None else one) * count)} more"
+        )
+        return lines
+
+
+def _elements(source: Source) -> int:
+    import math
+
+    return sum(math.prod(t.shape) for t in source.merged_tensors.values())
+
+
+def _positions(source: Source) -> int | None:
+    for key in _POSITIONS:
+        value = source.text_config.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _differences(there: Any, mine: Any, key: str = "") -> Any:
+    """Lines that name what differs between two records."""
+    if isinstance(there, dict) and isinstance(mine, dict):
+        for name in dict.fromkeys([*there, *mine]):
+            yield from _differences(there.get(name), mine.get(name), f"{key}.{name}" if key else str(name))
+    elif there != mine:
+        yield f"  {key.removeprefix('config.')}: {there!r} there, {mine!r} now"

@@ -1,0 +1,286 @@
+"""A fusion as a table, as plain data, and as the cards of the checkpoints that it made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge import __version__
+from evomerge.report.model_card import licence_of, model_name
+from evomerge.report.outputs import write_atomically, write_outputs
+from evomerge.report.result import to_dict
+from evomerge.score import Interval, interval
+from evomerge.study.fused import Fused, Model
+
+_MEAN = "mean"
+
+
+def fusion_text(fused: Fused) -> str:
+    """The table that the command prints."""
+    domains = _domains(fused)
+    scored = any(m.score is not None for m in fused.models)
+    head = ["model", "", *(f"{d}" for d in domains), *(["score", "95 %"] if scored else [])]
+    rows = [head]
+    for m in fused.models:
+        cells = [m.name, _role(m), *(f"{m.bits_per_byte[d]:.4f}" if d in m.bits_per_byte else "" for d in domains)]
+        if scored:
+            found = interval(m.score) if m.score is not None else None
+            cells += [f"{found.mean:.4f}" if found else "", _span(found)]
+        rows.append(cells)
+    widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
+    lines = [
+        "held-out bits per byte (lower is better)"
+        + (", and the evaluator's score (higher is better)" if scored else "")
+    ]
+    lines += ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    lines += [f"{fused.out}/: {_relative(fused.model, fused.out)}, README.md, result.json"]
+    return "\n".join(lines)
+
+
+def fusion_dict(fused: Fused) -> dict[str, Any]:
+    """What result.json holds and `--json` prints."""
+    return {
+        "name": fused.config.name,
+        "model": fused.model,
+        "models": {
+            m.name: {
+                "role": m.role,
+                "model": model_name(m.reference),
+                "architecture": m.architecture,
+                "sha256": m.content,
+                "bits_per_byte": dict(m.bits_per_byte),
+                **({"score": interval(m.score).to_dict("score")} if m.score is not None else {}),
+            }
+            for m in fused.models
+        },
+        "corpus": {
+            "documents": fused.counts.documents, "learned": fused.counts.pieces, "tokens": fused.tokens,
+            "held_out": fused.held_out,
+            "left_out": {why: n for why, (n, _) in fused.counts.left_out.items()},
+            "unwritable": {name: n for name, (n, _) in fused.counts.unwritable.items()},
+        },
+        "bytes_per_position": round(fused.cache_bytes, 2),
+        "trainings": {
+            name: {
+                "bits_per_byte": dict(t.bits_per_byte), "step": t.step, "steps": t.steps, "stopped": t.stopped,
+                "seconds": round(t.seconds, 1), "history": [dict(line) for line in t.history],
+                "aligned": fused.targets[name].aligned, "learned": fused.targets[name].learned,
+                "taken": dict(fused.targets[name].taken),
+            }
+            for name, t in fused.trainings.items()
+        },
+        "seconds": round(fused.seconds, 1),
+        **({"search": to_dict(fused.search)} if fused.search is not None else {}),
+    }  # fmt: skip
+
+
+def write_fusion(fused: Fused) -> None:
+    """Write a card into every checkpoint, and README.md and result.json of the whole; result.json last.
+
+    Raises:
+        EvoMergeError: the folder cannot be written.
+    """
+    made = [m for m in fused.models if m.role == "fused"]
+    for m in made:
+        _text(Path(m.reference) / "README.md", _card(fused, m, weights=True))
+    if fused.search is not None:
+        write_outputs(fused.search, fused.search.model.parent)
+    last = fused.models[-1]
+    _text(fused.out / "README.md", _card(fused, last, weights=False))
+    _text(fused.out / "result.json", json.dumps(_finite(fusion_dict(fused)), indent=2, ensure_ascii=False) + "\n")
+
+
+def _card(fused: Fused, shown: Model, *, weights: bool) -> str:
+    """A model card in the Hub's format: where the model comes from, what it was taught, and what it was measured to
+    be."""
+    front = yaml.safe_dump(_front(fused, shown), sort_keys=False, allow_unicode=True)
+    config = fused.config
+    return f"""---
+{front}---
+
+# {config.name}{f": {shown.name}" if len(fused.trainings) > 1 and weights else ""}
+
+{_made(fused, shown)}
+
+## Measured
+
+Bits per byte on {fused.held_out:,} held-out documents, lower is better; the same documents for every model, whatever
+its tokenizer.{_score_words(fused)}
+
+{_table(fused)}
+
+## Where it comes from
+
+{_sources(fused)}
+
+The licence of a fusion follows from the licences of its sources and of its text: all of them apply.
+
+## How it was made
+
+{_how(fused, shown)}
+Made by evomerge {__version__} (`evomerge fuse`), from this file:
+
+```yaml
+{_public(fused)}```
+"""
+
+
+def _front(fused: Fused, shown: Model) -> dict[str, Any]:
+    references = [m.reference for m in fused.models if m.role in ("target", "source")]
+    stated = {licence_of(r) for r in references}
+    licence = next(iter(stated)) if len(stated) == 1 else None
+    target = next(m for m in fused.models if m.role == "target")
+    front: dict[str, Any] = {
+        "base_model": model_name(target.reference),
+        "base_model_relation": "merge" if shown.role == "merged" else "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["evomerge", "knowledge-fusion", "distillation"] + (["merge"] if shown.role == "merged" else []),
+    }
+    if licence:
+        front["license"] = licence
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": f"{domain} (held-out documents)", "type": domain},
+            "metrics": [{"type": "bits_per_byte", "value": round(value, 6), "name": "bits per byte"}],
+        }
+        for domain, value in shown.bits_per_byte.items()
+        if domain != _MEAN
+    ]
+    front["model-index"] = [{"name": fused.config.name, "results": results}]
+    return front
+
+
+def _made(fused: Fused, shown: Model) -> str:
+    config = fused.config
+    target = next(m for m in fused.models if m.role == "target")
+    names = ", ".join(f"`{model_name(m.reference)}`" for m in fused.models if m.role == "source")
+    if shown.role == "merged":
+        return (
+            f"Merged from targets that each learned from one of {names}: all of them `{model_name(target.reference)}` "
+            "before, so that models of different architecture and tokenizer could be merged (FuseChat)."
+        )
+    own = set(fused.targets[shown.name].taken) or set(config.names)
+    teachers = ", ".join(
+        f"`{model_name(m.reference)}` ({m.architecture})" for m in fused.models if m.role == "source" and m.name in own
+    )
+    how = "knowledge fusion" if config.training.clm_weight < 1 else "training on text"
+    return f"`{model_name(target.reference)}` after {how} with {teachers}."
+
+
+def _how(fused: Fused, shown: Model) -> str:
+    lines = []
+    for name, t in fused.trainings.items():
+        if shown.role == "fused" and name != shown.name:
+            continue
+        made = fused.targets[name]
+        share = made.aligned / max(made.learned, 1)
+        parts = ", ".join(f"{n} {c / max(made.aligned, 1):.0%}" for n, c in made.taken.items())
+        learned = f"; {share:.0%} of its {made.learned:,} tokens learn from a source ({parts})" if made.taken else ""
+        lines.append(f"- {name}: step {t.step:,} of {t.steps:,} taken, the best on held-out documents{learned}")
+    if fused.search is not None:
+        best = fused.search.best
+        lines.append(
+            f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` rebuilds it"
+        )
+    lines.append(f"- {fused.counts.pieces:,} documents were learned from, {fused.held_out:,} held out")
+    lines += [f"- {line}" for line in fused.counts.lines()]
+    return "\n".join(lines) + "\n"
+
+
+def _public(fused: Fused) -> str:
+    """The fusion's file with folders by their names alone: where they lie on somebody's disk is private."""
+    config = fused.config
+    data = config.model_dump(mode="json", exclude_unset=True)
+    data["target"] = model_name(config.target)
+    data["sources"] = [{"model": model_name(s.model), "name": s.name} for s in config.sources]
+    data["corpus"]["path"] = _last(config.corpus.path)
+    if isinstance(config.corpus.held_out, str):
+        data["corpus"]["held_out"] = _last(config.corpus.held_out)
+    data.get("teachers", {}).pop("folder", None)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _last(path: str) -> str:
+    return path if path.startswith("zoo:") else Path(path).name
+
+
+def _table(fused: Fused) -> str:
+    domains = _domains(fused)
+    scored = any(m.score is not None for m in fused.models)
+    head = ["model", "", *domains, *(["score", "95 %"] if scored else [])]
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+    for m in fused.models:
+        cells = [m.name, _role(m), *(f"{m.bits_per_byte[d]:.4f}" if d in m.bits_per_byte else "" for d in domains)]
+        if scored:
+            found = interval(m.score) if m.score is not None else None
+            cells += [f"{found.mean:.4f}" if found else "", _span(found)]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _score_words(fused: Fused) -> str:
+    if fused.config.evaluator is None:
+        return ""
+    return f" The score is that of `{Path(fused.config.evaluator).stem}` on its test items, higher is better."
+
+
+def _sources(fused: Fused) -> str:
+    lines = []
+    for m in fused.models:
+        if m.role in ("target", "source"):
+            licence = licence_of(m.reference) or "licence not stated here: see its own page"
+            role = "the model that learned" if m.role == "target" else "a source"
+            lines.append(
+                f"- `{model_name(m.reference)}`, {role} ({m.architecture}): {licence}; "
+                f"content sha256 `{m.content[:16]}`"
+            )
+    return "\n".join(lines)
+
+
+def _role(m: Model) -> str:
+    return {"target": "before", "source": "source", "fused": "fused", "merged": "searched merge"}[m.role]
+
+
+def _domains(fused: Fused) -> list[str]:
+    names = dict.fromkeys(d for m in fused.models for d in m.bits_per_byte if d != _MEAN)
+    return [*names, _MEAN] if len(names) > 1 else [*names]
+
+
+def _span(found: Interval | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.low:.4f} .. {found.high:.4f}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return (
+        f"{path.resolve().relative_to(folder.resolve())}/"
+        if path.resolve().is_relative_to(folder.resolve())
+        else str(path)
+    )
+
+
+def _text(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

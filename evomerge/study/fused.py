@@ -1,0 +1,66 @@
+"""What a fusion hands over: targets, what they were measured to be, and the search over them where there was one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.fusion.config import FusionConfig
+from evomerge.fusion.prepared import Counts
+from evomerge.fusion.targets import Targets
+from evomerge.fusion.training import Outcome as Training
+from evomerge.score import Score
+from evomerge.study.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a fusion as it was measured.
+
+    Attributes:
+        role: "target" (as it was before), "source", "fused" or "merged".
+        reference: How it is named.
+        content: Its content hash.
+        architecture: Class name of the model.
+        bits_per_byte: On the held-out documents by domain, and their mean.
+        score: On the evaluator's test items.
+    """
+
+    name: str
+    role: str
+    reference: str
+    content: str
+    architecture: str
+    bits_per_byte: Mapping[str, float]
+    score: Score | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A finished fusion.
+
+    Attributes:
+        models: Everything that was measured.
+        counts: What became of the corpus's documents.
+        tokens: How many tokens of the target are learned from.
+        held_out: How many documents are measured on.
+        targets: What each fused model learned from, by name.
+        trainings: How each was trained, by name.
+        cache_bytes: Of the passes of the sources, on disk, for each position kept.
+        model: The checkpoint that came out.
+        search: The search over the targets.
+    """
+
+    config: FusionConfig
+    out: Path
+    models: tuple[Model, ...]
+    counts: Counts
+    tokens: int
+    held_out: int
+    targets: Mapping[str, Targets]
+    trainings: Mapping[str, Training]
+    cache_bytes: float
+    seconds: float
+    model: Path
+    search: Outcome | None = None

@@ -1,0 +1,176 @@
+"""Ray actors that hold something each and work off one item at a time; one that dies is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.errors import EvoMergeError
+from evomerge.study.workers.cluster import Connection, first_line
+
+# An item whose worker died is worked off elsewhere; one that kills a second worker is given up.
+TRIES = 2
+# How long nothing may run before it is said that the workers are still to come.
+SILENCE_SECONDS = 60.0
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In the place of a result: the item's workers died."""
+
+    reason: str
+
+
+class Actors:
+    """Workers as Ray actors, one item at a time each; a worker that dies is replaced.
+
+    A worker gets its first item when it is up: on a cluster that still starts machines, or never has room for all the
+    workers asked for, the others do the work.
+
+    Args:
+        connection: To Ray; whoever made it closes it.
+        make: Called in each worker when it starts, with its device ("cpu", "cuda"); gives what works off an item.
+        say: Is told when workers are long in coming.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        make: Callable[[str], Callable[[Any], Any]],
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._ray = connection.ray
+        found = connection.shares
+        self.size = found.workers
+        self._say = say or (lambda text: None)
+        self._asked = f"{self.size} workers with {found.gpus or found.cpus:g} {'GPU' if found.gpus else 'CPU'} each"
+        self._actor: Any = self._ray.remote(num_cpus=found.cpus, num_gpus=found.gpus)(_Worker)
+        self._arguments = (make, "cuda" if found.gpus else "cpu")
+        self._queue: deque[tuple[Hashable, Any, int]] = deque()
+        self._starting: dict[Any, Any] = {}
+        self._idle: deque[Any] = deque()
+        self._running: dict[Any, tuple[Any, Hashable, Any, int]] = {}
+        self._died_starting = 0
+        for _ in range(self.size):
+            self._make()
+
+    def submit(self, key: Hashable, item: Any) -> None:
+        """Hand in an item; it waits for a free worker."""
+        self._queue.append((key, item, 1))
+        self._dispatch()
+
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Any]:
+        """The next result, or `Lost`, with its item's key, in order of completion.
+
+        Args:
+            poll: Called every few seconds meanwhile.
+
+        Raises:
+            EvoMergeError: what the worker raised; no worker comes up.
+            RuntimeError: nothing was submitted.
+        """
+        from ray.exceptions import RayError, RayTaskError
+
+        silent = 0.0
+        while self._running or self._queue:
+            # Workers that come up stand first: they are given work before a result is handed back.
+            waiting = [*self._starting, *self._running]
+            patience = None if self._running else SILENCE_SECONDS
+            timeout = patience if poll is None else POLL_SECONDS
+            done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
+            if poll is not None:
+                poll()
+            if not done:
+                silent += timeout or 0.0
+                if patience is not None and silent >= patience:
+                    self._say(
+                        f"no worker is up yet (asked for {self._asked}; `ray status` says what the cluster lacks)"
+                    )
+                    silent = 0.0
+                continue
+            if done[0] in self._starting:
+                self._started_one(done[0])
+                continue
+            worker, key, item, tries = self._running.pop(done[0])
+            try:
+                result = self._ray.get(done[0])
+            except RayTaskError as e:
+                self._idle.append(worker)
+                cause = e.cause if isinstance(e.cause, EvoMergeError) else None
+                raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
+            except RayError as e:  # it died, with its machine or alone, or cannot be reached
+                self._replace(worker)
+                if tries < TRIES:
+                    self._queue.appendleft((key, item, tries + 1))
+                    self._dispatch()
+                    continue
+                result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
+            else:
+                self._idle.append(worker)
+            self._dispatch()
+            return key, result
+        raise RuntimeError("nothing was submitted")
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for worker in [*self._starting.values(), *self._idle, *(w for w, *_ in self._running.values())]:
+            self._ray.kill(worker)
+
+    def _make(self) -> None:
+        worker = self._actor.remote(*self._arguments)
+        self._starting[worker.up.remote()] = worker
+
+    def _started_one(self, reference: Any) -> None:
+        """A worker is up, or died on the way: another one then, until it is clear that none will come up."""
+        from ray.exceptions import RayError
+
+        worker = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except RayError as e:
+            self._died_starting += 1
+            if self._died_starting > TRIES * self.size:
+                raise EvoMergeError(f"workers die as they start: {first_line(e)}") from e
+            self._replace(worker)
+        else:
+            self._died_starting = 0
+            self._idle.append(worker)
+            self._dispatch()
+
+    def _replace(self, worker: Any) -> None:
+        # One that only cannot be reached would keep its GPU.
+        with contextlib.suppress(Exception):
+            self._ray.kill(worker)
+        self._make()
+
+    def _dispatch(self) -> None:
+        while self._queue and self._idle:
+            key, item, tries = self._queue.popleft()
+            worker = self._idle.popleft()
+            self._running[worker.run.remote(item)] = (worker, key, item, tries)
+
+
+class _Worker:
+    """The actor's class: makes what it holds when it starts."""
+
+    def __init__(self, make: Callable[[str], Callable[[Any], Any]], device: str) -> None:
+        # Raised from __init__, an error would reach the driver as a dead actor without its words.
+        self._wrong: EvoMergeError | None = None
+        try:
+            self._work = make(device)
+        except EvoMergeError as e:
+            self._wrong = e
+        except Exception as e:
+            self._wrong = EvoMergeError(f"a worker cannot start: {type(e).__name__}: {e}")
+
+    def up(self) -> None:
+        """Answers when it is made."""
+
+    def run(self, item: Any) -> Any:
+        if self._wrong is not None:
+            raise self._wrong
+        return self._work(item)
