@@ -8,7 +8,6 @@ With several tasks the function returns a mapping from task name to such a value
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.errors import CandidateError, EvaluatorError, choose
+from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.finite import finite_logits
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, divide
+from evomerge.functions import load_function
 from evomerge.score import Score, TaskScore
 
 
@@ -97,19 +97,7 @@ class FunctionEvaluator:
     def _load(self, where: str) -> Callable[[Any, Any, Any], Any]:
         file, name = where.rsplit(":", 1)
         path = self._file.path(file, "function")
-        spec = importlib.util.spec_from_file_location(f"evomerge_evaluator_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise EvaluatorError(f"{self._file.file}: function = {where}: {path} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as e:  # the user's own file may raise anything; the message needs its name
-            raise EvaluatorError(f"{self._file.file}: function = {where}: {path} fails on import: {e!r}") from e
-        function = getattr(module, name, None)
-        if not callable(function):
-            known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-            raise EvaluatorError(f"{self._file.file}: function = {where}: no function {name}; {choose(name, known)}")
-        return function  # type: ignore[no-any-return]  # getattr gives Any
+        return load_function(path, name, f"{self._file.file}: function = {where}", EvaluatorError)
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         path = self._file.path(name, "items")

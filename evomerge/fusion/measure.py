@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.fusion.files import key_of, read_json_object, write_json
+from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import read_documents
-from evomerge.fusion.teachers.cache import compute_dtype, nats_and_bytes
+from evomerge.fusion.teachers.cache import nats_and_bytes
 from evomerge.fusion.teachers.observe import observe
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.training.trainer import bits_per_byte
@@ -76,17 +77,9 @@ class _Measurer:
     device: str
 
     def __call__(self, item: tuple[str, Source]) -> dict[str, float]:
-        import torch
-
-        from evomerge.merging.live import live_model, load_tokenizer
-
-        if self.device == "cpu":
-            torch.set_num_threads(1)
         name, source = item
         asked = self.asked
-        dtype = compute_dtype(asked.dtype, self.device)
-        model = live_model(source, dtype, self.device, trust_remote_code=asked.trust_remote_code)
-        tokenizer = load_tokenizer(source, trust_remote_code=asked.trust_remote_code)
+        model, tokenizer = loaded(source, asked.dtype, self.device, trust_remote_code=asked.trust_remote_code)
         documents = read_documents(asked.held_out)
         tokens = Reader(Vocabulary(tokenizer, name), name).read(documents)
         pairs = [

@@ -13,8 +13,18 @@ from typing import Any
 
 from evomerge.errors import EvoMergeError
 from evomerge.evaluation import EvaluatorFile
-from evomerge.fusion.config import MAPPED
+from evomerge.fusion.config import MAPPED, PreferenceConfig
 from evomerge.fusion.measure import Measuring, measure
+from evomerge.fusion.preferences import (
+    Stage,
+    answer,
+    choose_pairs,
+    held_out_scores,
+    run_stages,
+    score_answers,
+    write_pairs,
+)
+from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.prepared import HELD_OUT, Prepared, prepare
 from evomerge.fusion.targets import OWN, Job, Targets, Told, make_targets, vocabulary_maps
 from evomerge.fusion.teachers.cache import Cache, CacheKey, Pass, fill, folder_of, open_cache
@@ -28,7 +38,7 @@ from evomerge.pipeline.starts import write_starts
 from evomerge.score import Score
 from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place
-from evomerge.study.fused import Fused, Model
+from evomerge.study.fused import Answers, Fused, Model
 from evomerge.study.job import Job as ScoreJob
 from evomerge.study.outcome import Outcome
 from evomerge.study.watcher import Silent as SearchSilent
@@ -70,6 +80,11 @@ class _Fusion:
         plan = self.plan
         corpus = self._prepared()
         tasks = self._tasks()
+        if self.config.preferences is not None:
+            try:
+                return self._by_preferences(self.config.preferences, corpus, tasks)
+            finally:
+                tasks.close()
         try:
             caches = self._caches(corpus, tasks)
             targets = self._targets(corpus, caches, tasks)
@@ -96,6 +111,52 @@ class _Fusion:
             tokens=corpus.tokens(TARGET), held_out=len(corpus.held_out), targets=targets, trainings=trainings,
             cache_bytes=sum(c.size for c in caches.values()) / positions if positions else 0.0,
             seconds=time.monotonic() - self.began, model=model, search=outcome,
+        )  # fmt: skip
+
+    def _by_preferences(self, config: PreferenceConfig, corpus: Prepared, tasks: Tasks) -> Fused:
+        """FuseChat-3.0's route: answers of the sources, the best learned, then preferred."""
+        plan, watcher, out = self.plan, self.watcher, self.out
+        score = load_score(config, plan.root, plan.file)
+        files = [corpus.folder / s.name for s in corpus.shards]
+        drawn: dict[str, Any] = {
+            "workers": tasks, "watcher": watcher, "seed": self.config.seed, "dtype": self.config.teachers.dtype,
+            "trust_remote_code": self.config.trust_remote_code,
+        }  # fmt: skip
+        answering = {n: s for n, s in plan.sources.items() if n != TARGET or config.include_target}
+        documents = [d for i in range(len(corpus.shards)) for d in corpus.documents(i)]
+        answers = answer(answering, files, corpus.key, config, out / "answers", **drawn)
+        scored = score_answers(answers, documents, score, config.score)
+        pairs = choose_pairs(scored, documents, config.sft_share, config.margin)
+        sft, dpo = write_pairs(pairs, out / "preferences")
+        watcher.say(
+            f"{len(pairs.sft):,} best answers and {len(pairs.dpo):,} pairs, of "
+            + ", ".join(f"{n} {c:,}" for n, c in pairs.taken.items())
+        )
+        if not pairs.sft or not pairs.dpo:
+            raise EvoMergeError(f"{config.score}: leaves nothing to prefer: all answers to a question score alike")
+        target, first = plan.sources[TARGET].full_reference, str((out / "models" / "sft").resolve())
+        shared: dict[str, Any] = {
+            "out_dtype": self.config.out_dtype, "max_length": plan.limit, "seed": self.config.seed,
+            "trust_remote_code": self.config.trust_remote_code,
+        }  # fmt: skip
+        work = out / "training"
+        stages = [
+            Stage("sft", target, str(sft), config.sft, str(work / "sft"), first, **shared),
+            Stage("dpo", first, str(dpo), config.dpo, str(work / "dpo"), str((out / "model").resolve()), **shared),
+        ]
+        run_stages(stages, tasks, watcher)
+        models = {"sft": open_source(first), "dpo": open_source(stages[1].out)}
+        everything = {**plan.sources, **models}
+        bits = self._measured(everything, corpus, tasks)
+        said = answer(everything, [corpus.folder / HELD_OUT], corpus.key, config, out / "answers", samples=1, **drawn)
+        means = held_out_scores(score_answers(said, corpus.held_out, score, config.score))
+        scores = self._scores(everything)
+        found = [self._as_measured(n, _role(n, models), s, bits, scores) for n, s in everything.items()]
+        return Fused(
+            config=self.config, out=out, models=tuple(replace(m, answers=means[m.name]) for m in found),
+            counts=corpus.counts, tokens=corpus.tokens(TARGET), held_out=len(corpus.held_out), targets={},
+            trainings={}, cache_bytes=0.0, seconds=time.monotonic() - self.began, model=out / "model",
+            answers=Answers(len(pairs.sft), len(pairs.dpo), pairs.taken),
         )  # fmt: skip
 
     def _tasks(self) -> Tasks:
@@ -277,6 +338,10 @@ class _Fusion:
         bits = self._measured({"merged": source}, corpus, tasks)
         scores = self._scores({"merged": source})
         return self._as_measured("merged", "merged", source, bits, scores)
+
+
+def _role(name: str, made: Mapping[str, Source]) -> str:
+    return TARGET if name == TARGET else "fused" if name in made else "source"
 
 
 def _device() -> str:

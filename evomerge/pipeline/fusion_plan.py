@@ -13,6 +13,8 @@ from evomerge.evaluation import EvaluatorFile, load_evaluator
 from evomerge.fusion.config import MAPPED, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
 from evomerge.fusion.files import read_json_object, write_json
+from evomerge.fusion.preferences.answers import load_score
+from evomerge.fusion.preferences.stages import check_trl
 from evomerge.fusion.prepared import Counts, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
@@ -118,6 +120,12 @@ class FusionPlan:
         from evomerge.fusion.training.run import check_arguments
 
         config = self.config
+        if config.preferences is not None:
+            check_trl()
+            load_score(config.preferences, self.root, self.file)
+            for name, reader in self.readers.items():
+                if not getattr(reader.vocabulary.tokenizer, "chat_template", None):
+                    raise FusionError(f"{self.file}: {name} has no chat template, which answers to questions need")
         try:
             check_arguments(config.training)
         except InputError as e:
@@ -157,6 +165,8 @@ class FusionPlan:
     @property
     def results(self) -> tuple[str, ...]:
         """Names of the targets that are trained: one, or one for each source."""
+        if self.config.preferences is not None:
+            return ("sft", "dpo")
         if self.config.fusion.mode == "joint":
             return ("fused",)
         return tuple(f"{self.sources[TARGET].name}-{name}" for name in self.config.names)

@@ -24,14 +24,8 @@ def fusion_text(fused: Fused) -> str:
     """The table that the command prints."""
     domains = _domains(fused)
     scored = any(m.score is not None for m in fused.models)
-    head = ["model", "", *(f"{d}" for d in domains), *(["score", "95 %"] if scored else [])]
-    rows = [head]
-    for m in fused.models:
-        cells = [m.name, _role(m), *(f"{m.bits_per_byte[d]:.4f}" if d in m.bits_per_byte else "" for d in domains)]
-        if scored:
-            found = interval(m.score) if m.score is not None else None
-            cells += [f"{found.mean:.4f}" if found else "", _span(found)]
-        rows.append(cells)
+    rows = _rows(fused, domains)
+    head = rows[0]
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     lines = [
         "held-out bits per byte (lower is better)"
@@ -54,6 +48,7 @@ def fusion_dict(fused: Fused) -> dict[str, Any]:
                 "architecture": m.architecture,
                 "sha256": m.content,
                 "bits_per_byte": dict(m.bits_per_byte),
+                **({"answers": m.answers} if m.answers is not None else {}),
                 **({"score": interval(m.score).to_dict("score")} if m.score is not None else {}),
             }
             for m in fused.models
@@ -74,6 +69,11 @@ def fusion_dict(fused: Fused) -> dict[str, Any]:
             }
             for name, t in fused.trainings.items()
         },
+        **(
+            {"answers": {"best": fused.answers.best, "pairs": fused.answers.pairs, "taken": dict(fused.answers.taken)}}
+            if fused.answers is not None
+            else {}
+        ),
         "seconds": round(fused.seconds, 1),
         **({"search": to_dict(fused.search)} if fused.search is not None else {}),
     }  # fmt: skip
@@ -166,11 +166,14 @@ def _made(fused: Fused, shown: Model) -> str:
             f"Merged from targets that each learned from one of {names}: all of them `{model_name(target.reference)}` "
             "before, so that models of different architecture and tokenizer could be merged (FuseChat)."
         )
-    own = set(fused.targets[shown.name].taken) or set(config.names)
+    taken = fused.targets[shown.name].taken if shown.name in fused.targets else {}
+    own = set(taken) or set(config.names)
     teachers = ", ".join(
         f"`{model_name(m.reference)}` ({m.architecture})" for m in fused.models if m.role == "source" and m.name in own
     )
     how = "knowledge fusion" if config.training.clm_weight < 1 else "training on text"
+    if fused.answers is not None:
+        how = "learning the best answers" + ("" if shown.name == "sft" else ", and to prefer them to the worst,")
     return f"`{model_name(target.reference)}` after {how} with {teachers}."
 
 
@@ -184,6 +187,9 @@ def _how(fused: Fused, shown: Model) -> str:
         parts = ", ".join(f"{n} {c / max(made.aligned, 1):.0%}" for n, c in made.taken.items())
         learned = f"; {share:.0%} of its {made.learned:,} tokens learn from a source ({parts})" if made.taken else ""
         lines.append(f"- {name}: step {t.step:,} of {t.steps:,} taken, the best on held-out documents{learned}")
+    if fused.answers is not None:
+        parts = ", ".join(f"{n} {c:,}" for n, c in fused.answers.taken.items())
+        lines.append(f"- {fused.answers.best:,} best answers (SFT), {fused.answers.pairs:,} pairs (DPO), of {parts}")
     if fused.search is not None:
         best = fused.search.best
         lines.append(
@@ -212,23 +218,33 @@ def _last(path: str) -> str:
 
 
 def _table(fused: Fused) -> str:
-    domains = _domains(fused)
+    head, *rows = _rows(fused, _domains(fused))
+    return "\n".join([_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)]), *map(_line, rows)])
+
+
+def _rows(fused: Fused, domains: list[str]) -> list[list[str]]:
+    """Heads, and the cells of each model."""
     scored = any(m.score is not None for m in fused.models)
-    head = ["model", "", *domains, *(["score", "95 %"] if scored else [])]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+    answered = any(m.answers is not None for m in fused.models)
+    rows = [["model", "", *domains, *(["answers"] if answered else []), *(["score", "95 %"] if scored else [])]]
     for m in fused.models:
         cells = [m.name, _role(m), *(f"{m.bits_per_byte[d]:.4f}" if d in m.bits_per_byte else "" for d in domains)]
+        if answered:
+            cells.append(f"{m.answers:.4f}" if m.answers is not None else "")
         if scored:
             found = interval(m.score) if m.score is not None else None
             cells += [f"{found.mean:.4f}" if found else "", _span(found)]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return rows
 
 
 def _score_words(fused: Fused) -> str:
+    words = ""
+    if fused.answers is not None:
+        words = " Answers: the mean score of one answer to each held-out question, higher is better."
     if fused.config.evaluator is None:
-        return ""
-    return f" The score is that of `{Path(fused.config.evaluator).stem}` on its test items, higher is better."
+        return words
+    return f"{words} The score is that of `{Path(fused.config.evaluator).stem}` on its test items, higher is better."
 
 
 def _sources(fused: Fused) -> str:

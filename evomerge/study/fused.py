@@ -25,6 +25,7 @@ class Model:
         architecture: Class name of the model.
         bits_per_byte: On the held-out documents by domain, and their mean.
         score: On the evaluator's test items.
+        answers: Mean score of its answers to held-out questions, where a fusion is about answers.
     """
 
     name: str
@@ -34,6 +35,21 @@ class Model:
     architecture: str
     bits_per_byte: Mapping[str, float]
     score: Score | None = None
+    answers: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a fusion by preferences learned from.
+
+    Attributes:
+        best, pairs: How many best answers were learned, and how many pairs.
+        taken: How many of both are of each source.
+    """
+
+    best: int
+    pairs: int
+    taken: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Fused:
         cache_bytes: Of the passes of the sources, on disk, for each position kept.
         model: The checkpoint that came out.
         search: The search over the targets.
+        answers: Of a fusion by preferences.
     """
 
     config: FusionConfig
@@ -64,3 +81,4 @@ class Fused:
     seconds: float
     model: Path
     search: Outcome | None = None
+    answers: Answers | None = None

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from evomerge.errors import EvoMergeError, SourceError
 from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
+from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import Prepared, read_documents
 from evomerge.fusion.teachers.observe import Observed, observe, wanted
 from evomerge.fusion.tokenized import Reader, Tokenized
@@ -237,24 +238,10 @@ class _Observer:
         }  # fmt: skip
 
     def _load(self, own: Pass) -> None:
-        from evomerge.merging.live import live_model, load_tokenizer
-
         self._model = None  # the one before goes first: two may not fit
-        self._model = live_model(
-            own.source, compute_dtype(own.dtype, self._device), self._device, trust_remote_code=own.trust_remote_code
-        )
-        tokenizer = load_tokenizer(own.source, trust_remote_code=own.trust_remote_code)
+        self._model, tokenizer = loaded(own.source, own.dtype, self._device, trust_remote_code=own.trust_remote_code)
         self._reader = Reader(Vocabulary(tokenizer, own.name), own.name)
         self._name = own.name
-
-
-def compute_dtype(name: str, device: str) -> Any:
-    """float32 on a CPU (16-bit arithmetic is slow or missing there), else the checkpoint's own (None)."""
-    import torch
-
-    if name == "auto":
-        return torch.float32 if device == "cpu" else None
-    return getattr(torch, name)
 
 
 def check_tokens(tokens: Sequence[Tokenized], model: Any, name: str) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from evomerge.errors import EvoMergeError, InputError
 from evomerge.fusion.config import TrainingConfig
 from evomerge.fusion.files import write_json
+from evomerge.fusion.loading import loaded, quiet
 from evomerge.fusion.prepared import read_documents
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.training.data import Collator, HeldOut, documents_to_learn
@@ -32,7 +33,6 @@ from evomerge.fusion.training.trainer import METRIC, FusionTrainer, Learning
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher
 from evomerge.merging.checkpoint import atomic_folder
-from evomerge.merging.live import live_model, load_tokenizer
 from evomerge.merging.tokens.files import FILES
 from evomerge.sources import open_source, read_object, small_file
 
@@ -47,21 +47,15 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
         EvoMergeError: the loss is not finite.
         InputError: an argument does not go together with the machine.
     """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if device == "cpu":
-        torch.set_num_threads(1)  # see evomerge.study.builder: several processes on a few cores
+    quiet(device)
     config, work = run.config, Path(run.work)
     steps = planned_steps(run)
     every = max(1, steps // config.evaluations)
     source = open_source(run.target)
     arguments = _arguments(config, work, steps, every, device, run.seed)
     set_seed(run.seed)
-    tokenizer = load_tokenizer(source, trust_remote_code=run.trust_remote_code)
-    dtype = getattr(torch, config.dtype)
-    model: Any = live_model(source, dtype, "cpu", trust_remote_code=run.trust_remote_code)
+    model: Any
+    model, tokenizer = loaded(source, config.dtype, "cpu", trust_remote_code=run.trust_remote_code)
     model.requires_grad_(True).train()
     if config.lora is not None:
         model = _with_adapter(model, config)
@@ -92,7 +86,10 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
         if f"eval_{METRIC}" in line
     ]
     best = min(history, key=lambda line: line[METRIC])
-    _write(run, trainer, source.path)
+    learned: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if config.lora is not None:
+        learned = learned.merge_and_unload()
+    write_model(learned, source.path, Path(run.out), run.out_dtype)
     ended = trainer.state.global_step
     finish(
         run,
@@ -175,14 +172,10 @@ def _by_domain(line: Mapping[str, float], run: Run) -> dict[str, float]:
     return {domain or "all": line[name] for domain, name in names.items() if name in line}
 
 
-def _write(run: Run, trainer: FusionTrainer, original: Path) -> None:
-    """The best model as a plain checkpoint, whole or not at all."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if run.config.lora is not None:
-        model = model.merge_and_unload()
-    dtype = getattr(torch, run.out_dtype) if run.out_dtype else _own_dtype(original)
+def write_model(model: Any, original: Path, out: Path, out_dtype: str | None) -> None:
+    """Write a trained model as a plain checkpoint with the tokenizer of what it was before, whole or not at all."""
+    dtype = getattr(torch, out_dtype) if out_dtype else _own_dtype(original)
     model = model.cpu().to(dtype).eval()
-    out = Path(run.out)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with atomic_folder(out, overwrite=True, needed=size) as folder:
         model.config.dtype = dtype

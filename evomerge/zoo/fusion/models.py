@@ -19,6 +19,7 @@ from transformers import (
 )
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+QUESTION, ANSWER = "[INST]", "[/INST]"
 TURN_BEGIN, TURN_END = "<|im_start|>", "<|im_end|>"
 MAX_POSITIONS = 1024
 
@@ -27,8 +28,8 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 INSTRUCTION = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + "
-    "' [/INST] ' }}{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST]' + message['content'] + "
+    "'[/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 
 
@@ -51,10 +52,11 @@ def metaspace(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     splitting = pre_tokenizers.Metaspace(prepend_scheme="always")
     learner = Tokenizer(models.BPE(unk_token=UNKNOWN))
     learner.pre_tokenizer = splitting
-    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size - 256 - 4, show_progress=False))
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size - 256 - 6, show_progress=False))
     learned = learner.model
     # Bytes stand behind the special tokens and before what was learned, in sentencepiece's order.
-    first = [UNKNOWN, BOS, EOS, PAD, *(f"<0x{byte:02X}>" for byte in range(256))]
+    special = [UNKNOWN, BOS, EOS, PAD, QUESTION, ANSWER]
+    first = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
     words = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     vocabulary = {token: i for i, token in enumerate([*first, *(w for w, _ in words)])}
     merges = _merges(learned)
@@ -64,7 +66,7 @@ def metaspace(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     tokens.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, vocabulary[BOS])]
     )
-    tokens.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in first[:4]])
+    tokens.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return _finished(tokens, INSTRUCTION, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN)
 
 
