@@ -4,7 +4,6 @@ sources."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from evomerge.fusion.alignment import (
     Pairs,
     exact_map,
     kept_edit_distance_map,
+    read_map,
     statistics_map,
 )
 from evomerge.fusion.config import MAPPED, AlignmentConfig, FunctionConfig, Loss
@@ -126,8 +126,9 @@ def vocabulary_maps(
             }  # fmt: skip
             counted[told.name] = folder / f"{told.name}-{key_of(facts)}.npy"
     for name, file in counted.items():
-        with suppress(OSError, ValueError):  # not there yet, or damaged
-            found[name] = np.load(file, allow_pickle=False)
+        kept = read_map(file, readers[name].vocabulary)
+        if kept is not None:
+            found[name] = kept
     missing = [t for t in sources if t.name in counted and t.name not in found]
     if missing:
         items = [(t.name, shard) for t in missing for shard in range(len(corpus.shards))]
@@ -193,6 +194,7 @@ class _Manifest:
 
     folder: Path
     key: str
+    names: tuple[str, ...]
     shards: list[dict[str, Any] | None]
 
     @classmethod
@@ -212,7 +214,7 @@ class _Manifest:
         shards = found.get("shards") if found.get("key") == key else None
         if not isinstance(shards, list) or len(shards) != count:
             shards = [None] * count
-        return cls(job.folder, key, shards)
+        return cls(job.folder, key, tuple(t.name for t in job.taught), shards)
 
     def missing(self) -> list[int]:
         clear_parts(self.folder)
@@ -231,10 +233,7 @@ class _Manifest:
         if any(s is None for s in self.shards):
             raise EvoMergeError(f"{self.folder}: is not whole")
         shards = [s for s in self.shards if s is not None]
-        taken: dict[str, int] = {}
-        for s in shards:
-            for name, n in s["taken"].items():
-                taken[name] = taken.get(name, 0) + n
+        taken = {name: sum(int(s["taken"].get(name, 0)) for s in shards) for name in self.names}
         totals = {k: sum(s[k] for s in shards) for k in ("documents", "learned", "aligned")}
         files = tuple(self.folder / _shard_file(i) for i in range(len(shards)))
         hashes = tuple(str(s["sha256"]) for s in shards)

@@ -324,7 +324,7 @@ class _Fusion:
         out = self.out / "search"
         self.watcher.say(f"searching over {', '.join(models)}")
         options = Options(
-            budget=self.plan.budget, space=_beside(self.plan.root, wanted.space), models=list(models.values()),
+            budget=self.plan.budget, space=self.plan.space, models=list(models.values()),
             base=self.config.target, evaluator=str(self.plan.search_evaluator.file), study=f"{self.config.name}-search",
             out=out, cluster=self.options.cluster, sampler=wanted.sampler, seed=self.config.seed,
             population=wanted.population, sigma=wanted.sigma, patience=wanted.patience, controls=wanted.controls,
@@ -355,8 +355,3 @@ def _pool(cluster: Cluster, sources: Mapping[str, Source], file: EvaluatorFile, 
     if cluster.workers == 0:
         return LocalPool(sources, base, file)
     return RayPool(cluster, sources, base, file, say=watcher.say)
-
-
-def _beside(root: Path, name: str) -> str:
-    """A file beside the fusion's, or a preset."""
-    return str(root / name) if (root / name).is_file() else name

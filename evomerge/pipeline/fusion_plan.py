@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, SourceError
-from evomerge.evaluation import EvaluatorFile, load_evaluator
+from evomerge.errors import InputError, SourceError, SpaceError
+from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
 from evomerge.fusion.config import MAPPED, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
 from evomerge.fusion.files import read_json_object, write_json
@@ -18,7 +18,10 @@ from evomerge.fusion.preferences.stages import check_trl
 from evomerge.fusion.prepared import Counts, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
+from evomerge.optimizers import make_optimizer
+from evomerge.pipeline.models import shape_of, told_of
 from evomerge.sources import Source, open_sources
+from evomerge.space import SpaceConfig, load_space
 from evomerge.study import place
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
@@ -84,6 +87,9 @@ class FusionPlan:
         self.evaluator = self._evaluator(config.evaluator)
         self.search_evaluator = self._search_evaluator()
         self.budget = self._budget()
+        self.space = self._check_search()
+        for evaluator in dict.fromkeys(e for e in (self.evaluator, self.search_evaluator) if e is not None):
+            open_evaluator(evaluator)  # unknown tasks and metrics are found now
         self.out = out
 
     def _readers(self) -> dict[str, Reader]:
@@ -156,6 +162,28 @@ class FusionPlan:
             return Budget.parse(str(then.search.budget))
         except InputError as e:
             raise FusionError(f"{self.file}: then.search.budget: {e}") from None
+
+    def _check_search(self) -> str | None:
+        """The space of the search that follows: one of merges, which fits the target and the sampler asked for."""
+        then = self.config.then
+        if then is None:
+            return None
+        name = then.search.space
+        named = str(self.root / name) if (self.root / name).is_file() else name
+        with told_of(f"{self.file}: then.search.space"):
+            config = load_space(named)
+            if not isinstance(config, SpaceConfig):
+                raise SpaceError(f'is of kind "{config.kind}", expected a parameter space: one that merges weights')
+            models = [f"models/{name}" for name in self.results]
+            target = self.sources[TARGET]
+            placed = config.with_sources(models, target.reference if config.base_model else None)
+            space = placed.bind_models({r: shape_of(target) for r in placed.references()})
+        with told_of(f"{self.file}: then.search.sampler"):
+            make_optimizer(
+                space.sampler if then.search.sampler == "auto" else then.search.sampler, space.parameters,
+                self.config.seed, population=then.search.population, sigma=then.search.sigma,
+            )  # fmt: skip
+        return named
 
     @property
     def learns(self) -> bool:

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -73,17 +74,23 @@ def kept_edit_distance_map(source: Vocabulary, target: Vocabulary, *, workers: i
     """`edit_distance_map`, worked out once for two tokenizers and kept in the user's cache folder."""
     key = hashlib.sha256(f"{VERSION} {source.digest} {target.digest}".encode()).hexdigest()
     file = cache_folder() / "vocabularies" / f"{key}.npy"
-    try:
-        found: Array = np.load(file, allow_pickle=False)
-        if found.shape == (source.size,) and found.dtype == np.int32:
-            return found
-    except (OSError, ValueError):
-        pass  # not there yet, or damaged: a cache can always be worked out again
+    there = read_map(file, source)
+    if there is not None:
+        return there
     found = edit_distance_map(source, target, workers=workers)
     content = io.BytesIO()
     np.save(content, found, allow_pickle=False)
     keep(file, content.getvalue())
     return found
+
+
+def read_map(file: Path, source: Vocabulary) -> Array | None:
+    """A map that was kept; None where there is none, or something else: it can always be worked out again."""
+    try:
+        found: Array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == (source.size,) and found.dtype == np.int32 else None
 
 
 @dataclass(frozen=True)

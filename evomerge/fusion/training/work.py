@@ -80,11 +80,7 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     if not trainer.accelerator.is_main_process:
         return
-    history = [
-        {k.removeprefix("eval_"): float(v) for k, v in line.items()}
-        for line in trainer.state.log_history
-        if f"eval_{METRIC}" in line
-    ]
+    history = _history(trainer.state)
     best = min(history, key=lambda line: line[METRIC])
     learned: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.lora is not None:
@@ -165,6 +161,18 @@ def _with_adapter(model: Any, config: TrainingConfig) -> Any:
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump()))
     except ValueError as e:
         raise InputError(f"training.lora: {' '.join(str(e).split())[:300]}") from None
+
+
+def _history(state: TrainerState) -> list[dict[str, float]]:
+    """What was measured, and the loss since the measurement before."""
+    losses = {line["step"]: float(line["loss"]) for line in state.log_history if "loss" in line}
+    found = []
+    for line in state.log_history:
+        if f"eval_{METRIC}" in line:
+            own = {k.removeprefix("eval_"): float(v) for k, v in line.items() if METRIC in k or k in ("step", "epoch")}
+            step = line["step"]
+            found.append({**own, **({"loss": losses[step]} if step in losses else {})})
+    return found
 
 
 def _by_domain(line: Mapping[str, float], run: Run) -> dict[str, float]:

@@ -1,0 +1,166 @@
+"""`evomerge fuse`: what is refused, before any time is spent and before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge import zoo
+from tests.pipeline.fusions import fusion_file
+
+
+@pytest.fixture
+def refused(command: Callable, tmp_path: Path) -> Callable:
+    """refused(changes): the error of a fusion that differs from the usual one; nothing was written."""
+
+    def run(**changes: object) -> str:
+        file = fusion_file(tmp_path / "in", **changes)
+        done = command("fuse", file, tmp_path / "out", "--workers", 0)
+        assert not (tmp_path / "out").exists()
+        return done.error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trget": "zoo:pivot"}, 'unknown key "trget"; did you mean "target"?'),
+        ({"target": None}, 'key "target" is missing'),
+        ({"target": "zoo:pivt"}, 'target: model "zoo:pivt": no such model in the zoo; did you mean "pivot"?'),
+        ({"sources": ["zoo:tides", "zoo:rods"]}, 'sources: model "zoo:rods": no such model in the zoo'),
+        ({"sources": []}, "expected at least 1"),
+        ({"sources": ["zoo:tides", "zoo:tides"]}, "is given twice"),
+        ({"corpus": {"path": "missing.jsonl"}}, "corpus missing.jsonl: no such file or folder"),
+        ({"corpus": {"path": "zoo:chain"}}, 'no such corpus in the zoo; did you mean "chains"?'),
+        ({"corpus": {"held_out": 1.5}}, "expected a share between 0 and 1"),
+        ({"corpus": {"held_out": "missing.jsonl"}}, "corpus missing.jsonl: no such file or folder"),
+        ({"corpus": {"max_length": 5000}}, "corpus.max_length = 5,000: more than the positions of target (1,024)"),
+        ({"teachers": {"top_k": 0}}, "teachers.top_k = 0: expected"),
+        ({"teachers": {"topk": 5}}, 'unknown key "teachers.topk"; did you mean "top_k"?'),
+        ({"alignment": {"aligner": "byte"}}, "alignment.aligner = 'byte': expected 'bytes' or 'dynamic'"),
+        ({"alignment": {"vocabulary": "stats"}}, "expected 'exact', 'edit_distance' or 'statistics'"),
+        ({"fusion": {"function": "mince"}}, "fusion.function = 'mince': expected 'min_ce' or 'avg_ce'"),
+        ({"fusion": {"per": "document"}}, "expected 'token', 'sequence' or 'block'"),
+        ({"training": {"loss": "mse"}}, "training.loss = 'mse': expected 'ce', 'kl', 'alm' or 'uld'"),
+        ({"training": {"clm_weight": 1.5}}, "training.clm_weight = 1.5"),
+        ({"training": {"learning_rate": 0}}, "training.learning_rate = 0"),
+        ({"training": {"learningrate": 1e-4}}, 'did you mean "learning_rate"?'),
+        ({"training": {"lr_scheduler_type": "cosin"}}, 'training.lr_scheduler_type = "cosin": did you mean "cosine"?'),
+        ({"training": {"arguments": {"optimm": "x"}}}, 'TrainingArguments has none; did you mean "optim"?'),
+        ({"training": {"arguments": {"output_dir": "x"}}}, "arguments.output_dir: is decided by evomerge"),
+        ({"training": {"arguments": {"learning_rate": 1}}}, "is a key of training itself; set training.learning_rate"),
+        ({"training": {"loss": "alm"}, "fusion": {"function": "avg_ce"}}, "learns from one source at a time"),
+        ({"evaluator": "fuson"}, 'neither a file nor a preset; did you mean "fusion"?'),
+        ({"then": "search"}, "then: search needs several targets to merge: set fusion: {mode: pairwise}"),
+        ({"then": "search", "fusion": {"mode": "pairwise"}}, "then: search needs an evaluator"),
+        ({"then": "search", "fusion": {"mode": "pairwise"}, "sources": ["zoo:tides"]}, "needs at least 2 sources"),
+        ({"preferences": {"score": "x"}, "training": None}, "expected file.py:function"),
+        ({"preferences": {"score": "x.py:score"}}, '"training" is for learning from distributions'),
+        ({"preferences": {"score": "x.py:score"}, "training": None}, "preferences.score = x.py:score: no such file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_one_message(refused: Callable, changes: dict, words: str) -> None:
+    assert words in refused(**changes)
+
+
+SEARCH = {"fusion": {"mode": "pairwise"}, "evaluator": "fusion"}
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"space": "fusd"}, 'then.search.space: "fusd" is neither a file nor a preset space; did you mean "fused"?'),
+        ({"space": "dataflow"}, 'is of kind "dataflow", expected a parameter space'),
+        ({"budget": "soon"}, "then.search.budget"),
+        ({"sampler": "cmaes"}, "then.search.sampler"),
+        ({"evaluator": "fuson"}, 'did you mean "fusion"?'),
+    ],
+)
+def test_a_wrong_search_is_found_before_anything_is_trained(refused: Callable, search: dict, words: str) -> None:
+    assert words in refused(then={"search": search}, **SEARCH)
+
+
+def test_an_unknown_task_is_found_before_anything_is_trained(refused: Callable, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    evaluator = {"tasks": ["tides_txt"], "include_path": str(tmp_path)}
+    (tmp_path / "in" / "mine.yaml").write_text(yaml.safe_dump(evaluator))
+    assert 'unknown task "tides_txt"' in refused(evaluator="mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "text.jsonl:41: is not JSON"),
+        ('{"txt": "a"}', 'text.jsonl:41: expected a string under "text"'),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "no message of the assistant"),
+    ],
+)
+def test_a_corpus_in_the_wrong_format(command: Callable, tmp_path: Path, line: str, words: str) -> None:
+    file = fusion_file(tmp_path / "in")
+    with (tmp_path / "in" / "text.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    assert words in command("check", file).error
+    assert words in command("fuse", file, tmp_path / "out", "--workers", 0).error
+    assert not [f for f in (tmp_path / "out").rglob("*") if f.suffix == ".parquet"]
+
+
+def test_a_model_without_a_tokenizer(command: Callable, tmp_path: Path) -> None:
+    shutil.copytree(zoo.path("tides"), tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    file = fusion_file(tmp_path / "in", sources=[str(tmp_path / "bare"), "zoo:roads"])
+    assert "bare: its tokenizer cannot be loaded" in command("fuse", file, tmp_path / "out").error
+
+
+def test_folders_that_are_somebody_elses(command: Callable, tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "study.db").write_bytes(b"")
+    file = fusion_file(tmp_path / "in")
+    assert "holds a search; give another folder" in command("fuse", file, tmp_path / "search").error
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    assert "holds README.md already" in command("fuse", file, tmp_path / "mine").error
+    shutil.copytree(zoo.path("tides"), tmp_path / "holds" / "tides")
+    file = fusion_file(tmp_path / "in", sources=[str(tmp_path / "holds" / "tides"), "zoo:roads"])
+    assert "holds the model" in command("fuse", file, tmp_path / "holds").error
+    assert "evomerge fuse --help" in command("fuse", file).error
+
+
+def test_check_says_what_it_would_take(command: Callable, tmp_path: Path) -> None:
+    file = fusion_file(tmp_path, fusion={"mode": "pairwise"})
+    data = command("check", file, "--json").json
+    assert data["kind"] == "fusion" and data["mode"] == "pairwise"
+    assert data["results"] == ["pivot-tides", "pivot-roads"]
+    assert data["documents"] == 40 and set(data["tokens"]) == {"target", "tides", "roads"}
+    text = command("check", file).out
+    for words in ("2 targets, one for each source", "of caches", "of memory for a training", "alignment by bytes"):
+        assert words in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fusion.yaml", "held.jsonl", "text.jsonl"]
+
+
+def test_check_says_what_is_left_out(command: Callable, tmp_path: Path) -> None:
+    file = fusion_file(tmp_path)
+    with (tmp_path / "text.jsonl").open("a") as stream:
+        stream.write('{"text": " "}\n' + json.dumps({"text": "lomen \u9f8d"}) + "\n")
+    text = command("check", file).out
+    assert "1 of 42 documents left out: empty (first:" in text
+
+
+def test_init_writes_a_fusion_that_is_in_order(command: Callable, tmp_path: Path) -> None:
+    done = command("init", tmp_path / "new", "--fusion", "--json").json
+    assert [Path(f).name for f in done["files"]] == ["fusion.yaml"]
+    assert command("check", tmp_path / "new" / "fusion.yaml").code == 0
+    assert "there already" in command("init", tmp_path / "new", "--fusion").error
+    assert "cannot both be given" in command("init", tmp_path / "x", "--fusion", "--space", "linear").error
+
+
+def test_the_zoo_has_texts(command: Callable, tmp_path: Path) -> None:
+    assert [t["name"] for t in command("zoo", "--json").json["texts"]] == list(zoo.fusion.CORPORA)
+    assert command("zoo", "copy", "chains", tmp_path / "mine.jsonl").code == 0
+    assert (tmp_path / "mine.jsonl").read_bytes() == zoo.fusion.corpus("chains").read_bytes()
