@@ -36,8 +36,7 @@ def transfer(seed: int) -> list[Row]:
             size += len(text)
             rows.append({"text": text, "domain": name})
         found[name] = rows
-    longest = max(map(len, found.values()))
-    return [rows[i] for i in range(longest) for rows in found.values() if i < len(rows)]
+    return _by_turns(list(found.values()))
 
 
 def held_out(seed: int) -> list[Row]:
@@ -46,14 +45,17 @@ def held_out(seed: int) -> list[Row]:
 
 
 def exchanges(seed: int) -> list[Row]:
-    """Questions and answers."""
-    found: list[Row] = []
+    """Questions and answers, the domains by turns."""
+    found: list[list[Row]] = []
     for number, name in enumerate(NAMES):
         rng = np.random.default_rng([seed, _EXCHANGES, number])
-        for _ in range(EXCHANGES):
-            question, answer = domain(name, seed).exchange(rng)
-            found.append({"messages": conversation(question, answer), "domain": name})
-    return found
+        drawn = [domain(name, seed).exchange(rng) for _ in range(EXCHANGES)]
+        found.append([{"messages": conversation(*pair), "domain": name} for pair in drawn])
+    return _by_turns(found)
+
+
+def _by_turns(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    return [own[i] for i in range(max(map(len, rows))) for own in rows if i < len(own)]
 
 
 def items(name: str, seed: int) -> list[Row]:

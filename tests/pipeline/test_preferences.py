@@ -1,0 +1,72 @@
+"""FuseChat-3.0's route on the zoo, by TRL: answers, best ones learned, pairs preferred; resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.pipeline.fusions import digests, fusion_file
+from tests.pipeline.test_fusion import killed
+
+pytest.importorskip("trl")
+pytestmark = pytest.mark.xdist_group("fusion")
+
+REWARD = """
+from evomerge.zoo.fusion.domains import NAMES, domain
+
+def score(questions, answers, references):
+    \"\"\"The share of steps of each answer that its domain allows.\"\"\"
+    found = []
+    for question, answer in zip(questions, answers):
+        words = [question[-1]["content"].split()[-1], *answer.split()]
+        steps = list(zip(words, words[1:]))
+        found.append(sum(any(domain(n, 0).follows(*s) for n in NAMES) for s in steps) / max(len(steps), 1))
+    return found
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    torch.set_num_threads(1)
+    (tmp_path / "reward.py").write_text(REWARD)
+    return fusion_file(
+        tmp_path,
+        training=None,
+        corpus={"path": "zoo:exchanges", "held_out": 0.1, "documents": 240},
+        teachers={"shard_tokens": 1500},
+        preferences={
+            "score": "reward.py:score",
+            "samples": 3,
+            "max_new_tokens": 40,
+            "sft": {"learning_rate": 1e-3, "num_train_epochs": 10},
+            "dpo": {"learning_rate": 5e-5, "num_train_epochs": 2},
+        },
+    )
+
+
+def test_answers_are_learned_then_preferred_and_a_killed_run_goes_on(file, here, tmp_path):
+    out = tmp_path / "out"
+    done = here("fuse", file, out, "--workers", 0, "--json")
+    models = done.result["models"]
+    assert [m["role"] for m in models.values()] == ["target", "source", "source", "fused", "fused"]
+    assert models["sft"]["answers"] > models["target"]["answers"] + 0.1
+    assert models["dpo"]["answers"] > models["target"]["answers"] + 0.1
+    assert min(models["tides"]["answers"], models["roads"]["answers"]) > models["target"]["answers"]
+    told = done.result["answers"]
+    rows = {kind: [json.loads(x) for x in (out / "preferences" / f"{kind}.jsonl").open()] for kind in ("sft", "dpo")}
+    assert (len(rows["sft"]), len(rows["dpo"])) == (told["best"], told["pairs"])
+    assert told["taken"]["tides"] > 10 and told["taken"]["roads"] > 10
+    assert "to prefer them to the worst" in (out / "model" / "README.md").read_text()
+    again = here("fuse", file, out, "--workers", 0, "--json")
+    assert again.result["models"] == models and "SFT on" not in again.stderr
+    # Killed while it lets sources answer, and while it trains: the same answers, the same weights.
+    other = tmp_path / "other"
+    killed(file, other, lambda: len([*other.glob("answers/*/answers-*.parquet")]) >= 2)
+    killed(file, other, lambda: any(other.glob("training/sft/checkpoint-*/trainer_state.json")))
+    here("fuse", file, other, "--workers", 0)
+    for part in ("answers", "preferences", "models", "model"):
+        assert digests(other / part, "*.*") == digests(out / part, "*.*"), part
+    shutil.rmtree(other)
