@@ -12,23 +12,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.pipeline import Options, search
+    from evomerge.pipeline import FuseOptions, Options, fuse, search
     from evomerge.recipe import Recipe, load_recipe
     from evomerge.study.budget import Budget
+    from evomerge.study.fused import Fused
     from evomerge.study.outcome import Outcome
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "Budget": "evomerge.study.budget",
+    "FuseOptions": "evomerge.pipeline",
+    "Fused": "evomerge.study.fused",
     "Options": "evomerge.pipeline",
     "Outcome": "evomerge.study.outcome",
     "Recipe": "evomerge.recipe",
+    "fuse": "evomerge.pipeline",
     "load_recipe": "evomerge.recipe",
     "search": "evomerge.pipeline",
 }
 
-__all__ = ["Budget", "Options", "Outcome", "Recipe", "load_recipe", "search"]
+__all__ = ["Budget", "FuseOptions", "Fused", "Options", "Outcome", "Recipe", "fuse", "load_recipe", "search"]
 
 
 def __getattr__(name: str) -> Any:

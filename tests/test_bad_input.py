@@ -182,7 +182,7 @@ def test_a_second_search_in_the_same_folder_is_told_who_holds_it(here, tmp_path)
     out.mkdir()
     with locked(out, f"sqlite:///{out}/study.db"):
         done = here("search", "--workers", 0, "--budget", 2, "--out", out, check=False)
-    assert done.returncode == 2 and "a search is running there" in done.stderr
+    assert done.returncode == 2 and "a search or fusion is running there" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "history.png"])

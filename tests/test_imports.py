@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "ray", "optuna", "lm_eval", "scipy", "pandas", "matplotlib", "sqlalchemy", "datasets")
-LIGHT_MODULES = ("errors", "cache", "config", "methods", "recipe", "space", "score", "sources", "presets", "zoo")
+LIGHT_MODULES = (
+    "errors", "cache", "config", "functions", "methods", "recipe", "space", "score", "sources", "presets", "zoo",
+)  # fmt: skip
 
 
 def loaded(code: str) -> list[str]:
@@ -28,6 +30,14 @@ def test_the_probe_sees_a_heavy_import() -> None:
 
 def test_import_evomerge_loads_nothing_heavy() -> None:
     assert loaded("import evomerge") == []
+
+
+def test_what_evomerge_exports_is_there() -> None:
+    import evomerge
+
+    assert all(getattr(evomerge, name) is not None for name in evomerge.__all__)
+    with pytest.raises(AttributeError, match="fusse"):
+        evomerge.fusse  # noqa: B018
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)

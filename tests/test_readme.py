@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 BLOCK = re.compile(r"^```console([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # What has commands that can be run here.
 DOCUMENTS = [README, *sorted(f for f in (ROOT / "docs").glob("*.md") if "```console runnable" in f.read_text())]
-FILE = re.compile(r"^```(?:yaml|text) ([\w.-]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"^```(?:yaml|text|python) ([\w.-]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def commands(document: Path, *, slow: bool) -> list[list[str]]:
@@ -70,7 +70,7 @@ def test_quick_commands(
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_all_commands(document: Path, tmp_path: Path) -> None:
     found = commands(document, slow=True)
-    assert any(c[1] == "search" for c in found)
+    assert any(c[1] in ("search", "fuse") for c in found)
     run_all(document, found, tmp_path)
 
 

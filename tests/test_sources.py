@@ -64,7 +64,9 @@ def test_zoo() -> None:
     base = sources["zoo:base"]
     assert (base.architecture, base.num_layers, base.tied) == ("LlamaForCausalLM", 4, True)
     assert base.path == zoo.path("base") and base.bytes == 912_192
-    check_fit(sources)
+    check_fit({name: s for name, s in sources.items() if s.name in zoo.FAMILY})
+    with pytest.raises(SourceError, match=r'"zoo:roads" does not fit "zoo:base": architecture .*evomerge fuse'):
+        check_fit({name: sources[name] for name in ("zoo:base", "zoo:roads")})
     assert len({s.content_hash() for s in sources.values()}) == len(zoo.NAMES)
 
 

@@ -86,13 +86,13 @@ def refused(*sources: Source, check: Callable[..., None] = check_fit, **options:
     return found
 
 
-FUSED = "(models of different shape can only be fused: evomerge fuse, planned)"
+FUSED = "(models of different shape are fused first: evomerge fuse, docs/fusion.md)"
 PAIRED = "(use `slices:` with layer_range to choose which layers are paired)"
 TOKENS = "(a tokenizer in the recipe reconciles vocabularies: tokenizer_source: union, base, or one of the models)"
 ALIKE = "(use models saved alike)"
 MISMATCHES: dict[str, dict[str, Any]] = {
-    "architecture MistralForCausalLM against LlamaForCausalLM (models of different architecture can only be fused: "
-    "evomerge fuse, planned)": {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
+    "architecture MistralForCausalLM against LlamaForCausalLM (models of different architecture are fused first: "
+    "evomerge fuse, docs/fusion.md)": {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
     f"hidden_size 8 against 4 {FUSED}": {"hidden_size": 8},
     'num_attention_heads 4 against 2, tensor "model.layers.0.self_attn.q_proj.weight" has shape [8, 4] against [4, 4] '
     f"and 1 more of its kind {FUSED}": {"num_attention_heads": 4},

@@ -21,8 +21,8 @@ _GEOMETRY = (
     ("num_local_experts", "num_experts", "n_routed_experts"),
 )
 # What would help.
-_KIND = "models of different architecture can only be fused: evomerge fuse, planned"
-_SHAPE = "models of different shape can only be fused: evomerge fuse, planned"
+_KIND = "models of different architecture are fused first: evomerge fuse, docs/fusion.md"
+_SHAPE = "models of different shape are fused first: evomerge fuse, docs/fusion.md"
 _VOCABULARY = "a tokenizer in the recipe reconciles vocabularies: tokenizer_source: union, base, or one of the models"
 _LAYERS = "use `slices:` with layer_range to choose which layers are paired"
 _HEAD = "save it with one: tie_word_embeddings: false and a copy of the embedding as lm_head.weight"

@@ -200,9 +200,7 @@ class Study:
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(self._trial_ids[number], name, value)
 
-    def complete(
-        self, number: int, score: Score, seconds: Mapping[str, float], others: Sequence[float] = ()
-    ) -> None:
+    def complete(self, number: int, score: Score, seconds: Mapping[str, float], others: Sequence[float] = ()) -> None:
         """Record a candidate's score: the items first, then the trial, so that a told trial always has its items.
 
         Args:

@@ -332,7 +332,7 @@ def test_mergekit_evolves_configuration_is_a_space(command: Callable, tmp_path: 
         ("merge_method: linear\nmodels: [{model: zoo:math, parameters: {weight: 1}}]\n", "zoo:math"),
         ("merge_method: linear\nmodls: []\n", 'did you mean "models"'),
         ("a: [1\n", "YAML syntax error"),
-        ("colour: blue\n", "neither a recipe, a space nor an evaluator"),
+        ("colour: blue\n", "neither a recipe, a space, a fusion nor an evaluator"),
         ("", "expected a mapping"),
         ("kind: python\ntasks: [x]\nfunction: none.py:f\n", "none.py"),
         ("tasks: [x]\nsplit_sed: 3\n", 'did you mean "split_seed"'),

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.fusion.alignment import ByteAligner
-from evomerge.fusion.alignment.byte_offsets import chunks
 from evomerge.fusion.documents import Document, Message
 from tests.fusion.conftest import KINDS, TEXT
 
@@ -121,14 +120,6 @@ def test_a_worked_example(readers):
     found = ByteAligner().align(target, source)
     ends = {int(target.ends[i]) for i in np.flatnonzero(found.rows >= 0)}
     assert {3, 11, 15} <= ends
-
-
-def test_chunks_hold_the_same_bytes(readers):
-    document = Document(TEXT[0] + TEXT[1])
-    (target,), (source,) = readers["metaspace"].read([document]), readers["byte-level"].read([document])
-    mine, its = chunks(target, source)
-    assert len(mine) > 20
-    assert (target.ends[mine] == source.ends[its]).all()
 
 
 def test_messages_are_aligned_by_their_own_bytes_whatever_the_template(zoo_readers):

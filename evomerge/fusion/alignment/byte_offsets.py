@@ -65,15 +65,3 @@ def _matches(target: Tokenized, source: Tokenized) -> tuple[Array, Array]:
         some = begin <= end
         first[mine[some]], last[mine[some]] = its[begin[some]], its[end[some]]
     return first, last
-
-
-def chunks(target: Tokenized, source: Tokenized) -> tuple[Array, Array]:
-    """The places that both have, in order: where text falls into the same pieces for both.
-
-    Returns:
-        Positions of the target and of the source, int64, one pair for each place. Between two that follow each other
-        lies a chunk: the same bytes as some tokens of either (arXiv 2503.20083, section 3.1).
-    """
-    at = rows(target, source)
-    mine = np.flatnonzero(at >= 0)
-    return mine, at[mine].astype(np.int64)

@@ -122,7 +122,7 @@ class _Work:
     device: str
 
     def __call__(self, text: str) -> None:
-        from evomerge.fusion.training.alone import alone
+        from evomerge.fusion.alone import alone
 
         stage = Stage.read(text)
         with alone(Path(stage.work)):

@@ -6,7 +6,9 @@ numbers are split into streams of bytes of one significance, which zstd packs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evomerge.errors import EvoMergeError, SourceError
+from evomerge.fusion.alone import alone
 from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
 from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import Prepared, read_documents
 from evomerge.fusion.teachers.observe import Observed, observe, wanted
+from evomerge.fusion.teachers.progress import Report, Reports
 from evomerge.fusion.tokenized import Reader, Tokenized
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers
@@ -119,6 +123,17 @@ def fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: W
         SourceError: a source cannot be loaded.
         EvoMergeError: a source's logits are not finite.
     """
+    if not any(_Manifest.at(p.folder, len(corpus.shards)).missing() for p in passes.values()):
+        return
+    with ExitStack() as held:
+        # Fusions of the same text and sources may share the folders: the second waits, and then has nothing to do.
+        for folder in sorted(p.folder for p in passes.values()):
+            held.enter_context(alone(folder, "another fusion makes this pass", patience=math.inf, waiting=watcher.say))
+        _fill(passes, corpus, workers, watcher)
+
+
+def _fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: Watcher) -> None:
+    """`fill`, in folders that nobody else writes to."""
     manifests = {name: _Manifest.at(p.folder, len(corpus.shards)) for name, p in passes.items()}
     items = []
     for name, manifest in manifests.items():
@@ -132,13 +147,16 @@ def fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: W
     if not items:
         return
     watcher.begin("passes of the sources", total, "tokens", total - left)
+    reports = Reports(
+        [(passes[n].folder, shard_file(shard), corpus.shards[shard].tokens[n]) for n, shard in items], watcher
+    )
     done = watcher.advance if workers.local else None
     try:
-        for number, facts in workers.run(_Maker(passes, done), items):
+        for number, facts in workers.run(_Maker(passes, done), items, reports.poll):
             name, shard = items[number]
             manifests[name].add(shard, facts)
             if not workers.local:
-                watcher.advance(corpus.shards[shard].tokens[name], name)
+                reports.done(number, name)
     finally:
         watcher.end()
 
@@ -223,9 +241,12 @@ class _Observer:
         documents = read_documents(own.corpus[shard])
         tokens = self._reader.read(documents)
         check_tokens(tokens, self._model, own.name)
-        observed = observe(self._model, tokens, own.top_k, own.batch_tokens, self._progress)
         file = own.folder / shard_file(shard)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        report = Report(file.parent, file.name)
+        observed = observe(self._model, tokens, own.top_k, own.batch_tokens, self._progress or report)
         write_shard(file, tokens, observed)
+        report.done()
         domains: dict[str, list[float | int]] = {}
         for document, t, o in zip(documents, tokens, observed, strict=True):
             nats, size = nats_and_bytes(t, o)

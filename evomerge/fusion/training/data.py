@@ -92,7 +92,7 @@ def _padded(values: Sequence[Any], length: int, fill: int) -> Tensor:
 
 
 def _numbers(value: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(value, np.float32)
+    return np.array(value, np.float32)  # a copy: what is mapped from disk may not be written to
 
 
 def _fused(rows: Sequence[Row], length: int) -> dict[str, Tensor]:

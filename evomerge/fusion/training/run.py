@@ -232,7 +232,7 @@ class _Work:
     watcher: Watcher | None
 
     def __call__(self, text: str) -> dict[str, Any]:
-        from evomerge.fusion.training.alone import alone
+        from evomerge.fusion.alone import alone
         from evomerge.fusion.training.launch import launched
         from evomerge.fusion.training.work import train
 

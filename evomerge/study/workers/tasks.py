@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import EvoMergeError
@@ -13,7 +16,8 @@ Make = Callable[[str], Callable[[Any], Any]]
 
 
 class RayTasks:
-    """Works off items on Ray actors, made anew for each `run`.
+    """Works off items on Ray actors. They stay from one `run` to the next: to start one takes seconds, most of them the
+    imports.
 
     Args:
         say: Is told when workers are long in coming.
@@ -23,8 +27,9 @@ class RayTasks:
 
     def __init__(self, cluster: Cluster, say: Callable[[str], None] | None = None) -> None:
         self._say = say
-        # Kept for all runs: to start Ray takes seconds.
         self._connection = Connection(cluster)
+        self._actors: Actors | None = None
+        self._runs = 0
         self.size = self._connection.shares.workers
 
     def run(
@@ -38,23 +43,72 @@ class RayTasks:
         Raises:
             EvoMergeError: what a worker raised; the workers of an item died.
         """
-        actors = Actors(self._connection, make, self._say)
+        if not items:
+            return
+        self._runs += 1
+        actors = self._actors = self._actors or Actors(self._connection, _AnyTask, self._say)
+        shared = self._connection.ray.put(make)  # once for all items: it may hold whole vocabulary maps
+        left = len(items)
         try:
             for number, item in enumerate(items):
-                actors.submit(number, item)
-            for _ in items:
+                actors.submit(number, _Item(self._runs, [shared], item))
+            while left:
                 key, result = actors.wait(poll)
                 assert isinstance(key, int)
-                number = key
                 if isinstance(result, Lost):
-                    raise EvoMergeError(f"{items[number]}: {result.reason}")
-                yield number, result
+                    raise EvoMergeError(f"{items[key]}: {result.reason}")
+                left -= 1
+                yield key, result
         finally:
-            actors.close()
+            if left:  # what is still running is for nobody any more
+                actors.close()
+                self._actors = None
 
     def close(self) -> None:
-        """Stop Ray where it was started here."""
+        """Stop the workers, and Ray where it was started here."""
+        if self._actors is not None:
+            self._actors.close()
         self._connection.close()
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One item of one run.
+
+    Attributes:
+        make: Ray's reference to what makes the run's work, in a list, so that it crosses as it is.
+    """
+
+    run: int
+    make: list[Any]
+    item: Any
+
+
+class _AnyTask:
+    """In a worker: works off items of one run after another, and lets go of what it held for the run before."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._run = 0
+        self._work: Callable[[Any], Any] | None = None
+
+    def __call__(self, asked: _Item) -> Any:
+        import ray
+
+        if asked.run != self._run or self._work is None:
+            self._work = None
+            _release()
+            self._work = ray.get(asked.make[0])(self._device)
+            self._run = asked.run
+        return self._work(asked.item)
+
+
+def _release() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class LocalTasks:
