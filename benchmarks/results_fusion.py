@@ -8,10 +8,13 @@ regularisation, what a fusion gains over it is knowledge.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from results_shared import scored
 
@@ -44,6 +47,7 @@ SEARCH = {"space": "fused", "budget": 300, "sigma": 0.07}
 TARGET, SOURCES = "pivot", ("tides", "roads")
 CLM, SELF, JOINT, SEARCHED = "text alone (CLM)", "self-distillation", "joint fusion", "pairwise, then searched"
 PUBLISHED = "joint fusion, published alignment and map"
+RUNS = {CLM: "clm", SELF: "self", JOINT: "joint", PUBLISHED: "published"}  # names of their folders
 MERGES = {"linear": "pairwise, then averaged", "varm": "pairwise, then VaRM", "sce": "pairwise, then SCE"}
 FUSELLM = {"aligner": "dynamic", "order": "fusellm", "vocabulary": "edit_distance"}
 # What has to hold: shares of bits per byte that a fusion may leave.
@@ -73,20 +77,26 @@ def _zoo(folder: Path, seed: int) -> None:
 
 
 def _at_rate(folder: Path, seed: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
-    def run(name: str, **changes: Any) -> Fused:
-        return _fused(folder, f"{name}-{rate:g}", seed, {"learning_rate": rate}, args, **changes)
-
-    own = {"sources": [{"model": str(folder / TARGET), "name": "itself"}], "fusion": {"include_target": False}}
-    joint = run("joint")
+    changes: dict[str, dict[str, Any]] = {
+        JOINT: {},
+        SELF: {"sources": [{"model": str(folder / TARGET), "name": "itself"}], "fusion": {"include_target": False}},
+        CLM: {"training": {"clm_weight": 1.0}},
+        PUBLISHED: {"training": {"renormalize": True}, "alignment": FUSELLM},
+    }
+    # Each is one training, on one core: side by side, each in a process of its own.
+    with ProcessPoolExecutor(args.workers or 1, multiprocessing.get_context("spawn")) as pool:
+        runs = {
+            name: pool.submit(_fused, folder, f"{RUNS[name]}-{rate:g}", seed, rate, 0, **own)
+            for name, own in changes.items()
+        }
+        alone = {name: run.result() for name, run in runs.items()}
+    joint = alone[JOINT]
     models = {m.name: _row(m) for m in joint.models if m.role != "fused"}
-    for name, fused in (
-        (CLM, run("clm", training={"clm_weight": 1.0})),
-        (SELF, run("self", **own)),
-        (PUBLISHED, run("published", training={"renormalize": True}, alignment=FUSELLM)),
-        (JOINT, joint),
-    ):
+    for name, fused in alone.items():
         models[name] = {**_row(next(m for m in fused.models if m.role == "fused")), **_trained(fused)}
-    pairwise = run("pairwise", fusion={"mode": "pairwise"}, then={"search": SEARCH})
+    pairwise = _fused(
+        folder, f"pairwise-{rate:g}", seed, rate, args.workers, fusion={"mode": "pairwise"}, then={"search": SEARCH}
+    )
     for m in pairwise.models:
         if m.role == "fused":
             models[f"pairwise: {m.name}"] = _row(m)
@@ -103,10 +113,9 @@ def _at_rate(folder: Path, seed: int, rate: float, args: argparse.Namespace) -> 
     }
 
 
-def _fused(
-    folder: Path, name: str, seed: int, training: Mapping[str, Any], args: argparse.Namespace, **changes: Any
-) -> Fused:
+def _fused(folder: Path, name: str, seed: int, rate: float, workers: int, **changes: Any) -> Fused:
     """Run or resume one fusion of the seed's zoo."""
+    torch.set_num_threads(1)
     data: dict[str, Any] = {
         "kind": "fuse",
         "target": str(folder / TARGET),
@@ -116,15 +125,15 @@ def _fused(
             "held_out": str(folder / "corpora" / "chains-held-out.jsonl"),
         },
         "teachers": {"folder": str(folder / "teachers")},
-        "training": {"clm_weight": CLM_WEIGHT, **TRAINING, **training, **changes.pop("training", {})},
         "evaluator": str(folder / "evaluator.yaml"),
         "seed": seed,
         **changes,
     }
+    data["training"] = {"clm_weight": CLM_WEIGHT, "learning_rate": rate, **TRAINING, **changes.get("training", {})}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(data, sort_keys=False))
     with Fusing() as watcher, Progress() as searching:
-        fused = fuse(FuseOptions(file, folder / name, Cluster(workers=args.workers)), watcher, searching)
+        fused = fuse(FuseOptions(file, folder / name, Cluster(workers=workers)), watcher, searching)
     write_fusion(fused)
     return fused
 
