@@ -10,11 +10,13 @@ from pydantic import Field, field_validator, model_validator
 
 from evomerge.config import Frozen, Key, load_yaml, validate
 from evomerge.errors import InputError
-from evomerge.space.source import Model, Source, repeated, unique_names
+from evomerge.space.source import RESERVED, Model, Source, repeated, unique_names
 
 Loss = Literal["ce", "kl", "alm", "uld"]
 # Losses that need what the sources say in the target's own vocabulary.
 MAPPED: tuple[Loss, ...] = ("ce", "kl")
+# What results of a fusion are called.
+RESULTS = ("target", "fused", "merged", "sft", "dpo")
 # What the published losses weigh the text with: FuseLLM and FuseChat have .9.
 CLM_WEIGHT = 0.5
 
@@ -61,7 +63,7 @@ class TeacherConfig(Frozen):
 
     Attributes:
         folder: Where the passes are kept, for fusions of the same text and sources to share; default: with the rest.
-            Relative to the current folder.
+            Relative to the fusion's file.
         top_k: How many of the likeliest next tokens are kept at each position.
         batch_tokens: Tokens in one pass at most, padding included.
         shard_tokens: About how many tokens lie in one file; what is lost when a pass is cut off.
@@ -292,7 +294,7 @@ class FusionConfig(Frozen):
     @field_validator("sources")
     @classmethod
     def _named(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
-        return unique_names(value)
+        return unique_names(value, (*RESERVED, *RESULTS))
 
     @model_validator(mode="after")
     def _consistent(self) -> FusionConfig:
@@ -301,6 +303,7 @@ class FusionConfig(Frozen):
         return self
 
     def _problems(self) -> Iterator[tuple[Key, str]]:
+        yield from self._idle()
         yield from ((key, f"sources.{key[-1]} {text}") for key, text in repeated(self.sources))
         if self.preferences is not None:
             for key in ("alignment", "fusion", "training", "then"):
@@ -316,6 +319,28 @@ class FusionConfig(Frozen):
                 )
             if self.then.search.evaluator is None and self.evaluator is None:
                 yield ("then",), "then: search needs an evaluator: what makes a merge good?"
+
+    def _idle(self) -> Iterator[tuple[Key, str]]:
+        """Keys that are set and would do nothing."""
+        alignment, function, training = self.alignment, self.fusion, self.training
+        mapped = training.loss in MAPPED
+        for section, key, works, where in (
+            ("alignment", "order", alignment.aligner == "dynamic", "aligner: dynamic"),
+            ("alignment", "score", alignment.vocabulary == "statistics", "vocabulary: statistics"),
+            ("alignment", "vocabulary", mapped or alignment.aligner == "dynamic", f"loss: {' or '.join(MAPPED)}"),
+            ("fusion", "block_tokens", function.per == "block", "per: block"),
+            ("training", "alm_temperature", training.loss == "alm", "loss: alm"),
+            ("training", "renormalize", mapped, f"loss: {' or '.join(MAPPED)}"),
+        ):
+            if key in getattr(self, section).model_fields_set and not works:
+                yield (section, key), f"{section}.{key} is for {where}; leave it out"
+        preferences = self.preferences
+        if preferences is not None:
+            for key in ("top_k", "folder"):
+                if key in self.teachers.model_fields_set:
+                    yield ("teachers", key), f"teachers.{key} is for learning from distributions; leave it out"
+            if "beta" in preferences.sft.model_fields_set:
+                yield ("preferences", "sft"), "preferences.sft.beta is for dpo; leave it out"
 
     @property
     def names(self) -> tuple[str, ...]:

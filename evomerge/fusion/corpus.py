@@ -15,6 +15,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 ZOO = "zoo:"
 # Problems of a corpus that are told at once.
 _SHOWN = 5
+# What is reported beside each domain.
+_FIGURES = ("mean", "all")
 _DATA = (".jsonl", ".json", ".parquet")
 
 
@@ -132,7 +134,9 @@ def _document(entry: Any, place: str, config: CorpusConfig) -> Document:
             f'{place}: expected an object with "{config.text}" or "{config.messages}", got {_short(entry)}'
         )
     domain = entry.get(config.domain)
-    domain = "" if domain is None else str(domain)
+    domain = "" if domain is None else _checked(str(domain), place)
+    if domain in _FIGURES:
+        raise CorpusError(f'{place}: {config.domain} = "{domain}" is what figures over all domains are called')
     if entry.get(config.messages) is not None:
         messages = _messages(entry[config.messages], place, config.messages)
         return Document("", messages, domain, place)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,12 +34,14 @@ class Document:
         messages: The conversation; empty for a text.
         domain: What it is about, for figures by domain.
         place: Where it comes from, in words for messages.
+        continued: Whether the text goes on in another document, so that it does not end here.
     """
 
     text: str = ""
     messages: tuple[Message, ...] = ()
     domain: str = ""
     place: str = ""
+    continued: bool = False
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -65,8 +66,3 @@ class Document:
     def beginning(self, count: int) -> Document:
         """The conversation's first messages alone."""
         return Document("", self.messages[:count], self.domain, self.place)
-
-
-def digest_of(documents: Sequence[Document]) -> str:
-    """SHA-256 (hex) of several documents in order."""
-    return hashlib.sha256("\n".join(f"{d.domain} {d.digest}" for d in documents).encode()).hexdigest()

@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.fusion.alignment import NONE, Alignment
 from evomerge.fusion.teachers.observe import Observed, wanted
-from evomerge.fusion.tokenized import Tokenized
+from evomerge.fusion.tokenized import BYTE_NATS, Tokenized, unwritable
 
 Array = np.ndarray[Any, Any]
 Compare = Literal["bytes", "tokens"]
@@ -79,10 +79,11 @@ def said(
     follows = observed.positions + 1
     scored = source.scored[follows] & source.known[follows]
     nats = -observed.likelihoods.astype(np.float64)
+    lost = unwritable(source)
     ahead, chunks, likelihoods = _ahead(target, source, observed, alignment, learned, rows, nats, compare)
     return Said(
-        rows, ids, np.exp(observed.top_logprobs.astype(np.float32)), float(nats[scored].sum()),
-        int(source.sizes[follows][scored].sum()), int(scored.sum()), ahead, chunks, likelihoods,
+        rows, ids, np.exp(observed.top_logprobs.astype(np.float32)), float(nats[scored].sum()) + lost * BYTE_NATS,
+        int(source.sizes[follows][scored].sum()) + lost, int(scored.sum()), ahead, chunks, likelihoods,
     )  # fmt: skip
 
 

@@ -32,6 +32,15 @@ def loaded(
     return model, load_tokenizer(source, trust_remote_code=trust_remote_code)
 
 
+def computed_in(source: Source, dtype: str, device: str) -> str:
+    """The type that "auto" is on a device, by name."""
+    if dtype != "auto":
+        return dtype
+    if device == "cpu":
+        return "float32"
+    return str(source.text_config.get("dtype") or source.text_config.get("torch_dtype") or "own")
+
+
 def quiet(device: str) -> None:
     """No bars and hints of the libraries; on a CPU one thread, for several processes share a few cores."""
     import warnings

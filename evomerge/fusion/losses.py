@@ -55,6 +55,9 @@ def likelihood_matching(
     """Approximate likelihood matching (arXiv 2503.20083, eq. 6): for each chunk of the same bytes the divergence
     between the likelihoods that source and target give it, as those of a coin, both to the power of 1 / temperature.
 
+    It is multiplied by the temperature, without which its gradients fall with it: at 100 they would be a hundredth of
+    the text's.
+
     The published debiasing of chunks whose ends mean different things to two tokenizers needs whole distributions,
     which are not kept, and is left out.
 
@@ -72,7 +75,7 @@ def likelihood_matching(
     p = (likelihoods / temperature).exp().clamp(_LEAST, 1 - _LEAST)
     q = (mine / temperature).exp().clamp(_LEAST, 1 - _LEAST)
     divergence = p * (p.log() - q.log()) + (1 - p) * ((1 - p).log() - (1 - q).log())
-    return torch.where(counted, divergence, 0.0).sum()
+    return temperature * torch.where(counted, divergence, 0.0).sum()
 
 
 def sorted_distance(logprobs: Tensor, probabilities: Tensor) -> Tensor:

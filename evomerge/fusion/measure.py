@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.fusion.files import key_of, read_json_object, write_json
-from evomerge.fusion.loading import loaded
+from evomerge.fusion.loading import computed_in, loaded
 from evomerge.fusion.prepared import read_documents
-from evomerge.fusion.teachers.cache import nats_and_bytes
+from evomerge.fusion.teachers.cache import check_tokens, nats_and_bytes
 from evomerge.fusion.teachers.observe import observe
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.training.trainer import bits_per_byte
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
+
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Measuring:
 
     Attributes:
         held_out: File of the documents.
-        key: Key of the prepared corpus that it belongs to.
+        key: Its hash.
         domains: Their domains.
     """
 
@@ -45,8 +47,9 @@ def measure(
     Args:
         kept: JSON file of what was measured before.
     """
+    own = {name: computed_in(s, asked.dtype, workers.device) for name, s in models.items()}
     keys = {
-        name: key_of({"model": s.content_hash(), "corpus": asked.key, "dtype": asked.dtype})
+        name: key_of({"version": VERSION, "model": s.content_hash(), "held_out": asked.key, "dtype": own[name]})
         for name, s in models.items()
     }
     there = read_json_object(kept) or {}
@@ -82,6 +85,7 @@ class _Measurer:
         model, tokenizer = loaded(source, asked.dtype, self.device, trust_remote_code=asked.trust_remote_code)
         documents = read_documents(asked.held_out)
         tokens = Reader(Vocabulary(tokenizer, name), name).read(documents)
+        check_tokens(tokens, model, name)
         pairs = [
             nats_and_bytes(t, o) for t, o in zip(tokens, observe(model, tokens, 0, asked.batch_tokens), strict=True)
         ]

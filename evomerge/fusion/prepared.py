@@ -11,9 +11,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +26,17 @@ from evomerge.fusion.documents import Document, Message
 from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
 from evomerge.fusion.tokenized import Reader, Tokenized
 
-VERSION = 1
+VERSION = 2
 HELD_OUT = "held_out.parquet"
-_SCHEMA = pa.schema([("text", pa.string()), ("messages", pa.string()), ("domain", pa.string()), ("place", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("messages", pa.string()),
+        ("domain", pa.string()),
+        ("place", pa.string()),
+        ("continued", pa.bool_()),
+    ]
+)
 # Characters that are looked at for each token of the limit: a tokenizer that makes more of them is asked again with
 # more.
 _CHARACTERS = 8
@@ -58,14 +67,32 @@ class Counts:
         """Count a document that a model's tokenizer cannot write all of."""
         self.unwritable[name] = _counted(self.unwritable.get(name), place)
 
-    def lines(self) -> list[str]:
-        """In words, for whoever runs it."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Counts:
+        """What `to_dict` gave."""
+        left_out, unwritable = ({k: (n, at) for k, (n, at) in data[key].items()} for key in ("left_out", "unwritable"))
+        return cls(data["documents"], data["pieces"], left_out, unwritable)
+
+    def lines(self, what: str = "documents", *, places: bool = True) -> list[str]:
+        """In words, for whoever runs it.
+
+        Args:
+            places: Whether to say where the first of each is; that names somebody's files.
+        """
+
+        def first(at: str) -> str:
+            return f" (first: {at})" if places else ""
+
         found = [
-            f"{n:,} of {self.documents:,} documents left out: {why} (first: {at})"
-            for why, (n, at) in self.left_out.items()
+            f"{n:,} of {self.documents:,} {what} left out: {why}{first(at)}" for why, (n, at) in self.left_out.items()
         ]
         found += [
-            f"{name}: its tokenizer cannot write all of {n:,} documents (first: {at}); what it cannot is masked"
+            f"{name}: its tokenizer cannot write all of {n:,} {what}{first(at)}; what it cannot is not learned, and "
+            "measured as 8 bits per byte"
             for name, (n, at) in self.unwritable.items()
         ]
         return found
@@ -80,11 +107,14 @@ class Shard:
     """One file of documents to learn from.
 
     Attributes:
+        sha256: Hash (hex) of the file.
+        content: Hash (hex) of what the documents say, wherever they lie.
         tokens: How many tokens they are, by the name of each model.
     """
 
     name: str
     sha256: str
+    content: str
     documents: int
     tokens: Mapping[str, int]
 
@@ -98,6 +128,7 @@ class Prepared:
         shards: What is learned from, in order.
         held_out: What is kept to measure.
         counts: What became of the documents.
+        held_counts: What became of those of a held-out file of its own.
     """
 
     folder: Path
@@ -105,6 +136,7 @@ class Prepared:
     shards: tuple[Shard, ...]
     held_out: tuple[Document, ...]
     counts: Counts
+    held_counts: Counts = field(default_factory=Counts)
 
     def documents(self, shard: int) -> list[Document]:
         """The documents of one shard."""
@@ -113,6 +145,17 @@ class Prepared:
     def tokens(self, name: str) -> int:
         """How many tokens a model sees of it."""
         return sum(s.tokens[name] for s in self.shards)
+
+    def key_for(self, reader: Reader) -> str:
+        """Short name of what one model is given of it to learn from; other models and what is held out do not count."""
+        return key_of({"shards": [s.content for s in self.shards], "tokenizer": reader.vocabulary.key})
+
+    @property
+    def held_out_hash(self) -> str:
+        """Of the file of held-out documents."""
+        found = sha256(self.folder / HELD_OUT)
+        assert found is not None
+        return found
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -128,6 +171,7 @@ def prepare(
     shard_tokens: int,
     folder: Path,
     say: Callable[[str], None] = lambda _: None,
+    known: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Read, check, cut and part a corpus; what lies in the folder already is taken, where it is what would be written.
 
@@ -136,6 +180,7 @@ def prepare(
         readers: Of every model, by name; the target's first.
         limit: Tokens of a document at most.
         folder: Where the files go.
+        known: Told the key of what will be prepared, before anything is written.
 
     Raises:
         CorpusError: the corpus is wrong, or leaves nothing to learn from or to measure.
@@ -147,20 +192,20 @@ def prepare(
     facts = {
         "version": VERSION,
         "corpus": whole_corpus.digest,
-        "held_out": config.held_out if apart is None else _Looked.at(apart, config).digest,
-        "tokenizers": {name: r.vocabulary.digest for name, r in readers.items()},
-        "templates": {name: str(getattr(r.vocabulary.tokenizer, "chat_template", None)) for name, r in readers.items()},
+        "held_out": config.held_out if apart is None else _Looked.at(apart, _whole_of(config)).digest,
+        "tokenizers": {name: r.vocabulary.key for name, r in readers.items()},
         "limit": limit,
         "shard_tokens": shard_tokens,
     }
     key = key_of(facts)
+    known(key)
     there = _opened(folder, key)
     if there is not None:
         return there
     folder.mkdir(parents=True, exist_ok=True)
     clear_parts(folder)
     say(f"preparing {whole_corpus.documents:,} documents of {where}")
-    counts = Counts()
+    counts, held_counts = Counts(), Counts()
     held_out: list[Document] = []
 
     def to_learn() -> Iterator[tuple[Document, dict[str, int]]]:
@@ -173,17 +218,23 @@ def prepare(
 
     shards = _write_shards(to_learn(), shard_tokens, folder, tuple(readers))
     if apart is not None:
-        others = read_corpus(apart, config.model_copy(update={"documents": None}))
-        held_out += [piece for _, piece, _ in _pieces(others, readers, limit, Counts())]
+        others = read_corpus(apart, _whole_of(config))
+        held_out += [piece for _, piece, _ in _pieces(others, readers, limit, held_counts)]
     if not shards:
         raise CorpusError("\n".join([f"{where}: leaves no document to learn from", *counts.lines()]))
     if not held_out:
-        raise CorpusError("\n".join([f"{where}: leaves no document to measure (corpus.held_out)", *counts.lines()]))
+        told = [*counts.lines(), *held_counts.lines()]
+        raise CorpusError("\n".join([f"{apart or where}: leaves no document to measure (corpus.held_out)", *told]))
     _write(held_out, folder / HELD_OUT)
-    _write_manifest(folder, key, shards, counts)
+    _write_manifest(folder, key, shards, counts, held_counts)
     found = _opened(folder, key)
     assert found is not None
     return found
+
+
+def _whole_of(config: CorpusConfig) -> CorpusConfig:
+    """How the held-out file is read: all of it."""
+    return config.model_copy(update={"documents": None})
 
 
 @dataclass(frozen=True)
@@ -212,8 +263,10 @@ class _Looked:
     def chosen(self, share: float) -> frozenset[int]:
         """Numbers of the documents that are held out: of each domain those of least hash, equal documents together."""
         found: set[int] = set()
-        for domain in dict.fromkeys(self.domains):
-            own = [i for i, d in enumerate(self.domains) if d == domain]
+        by_domain: dict[str, list[int]] = {}
+        for i, domain in enumerate(self.domains):
+            by_domain.setdefault(domain, []).append(i)
+        for own in by_domain.values():
             different = sorted({self.hashes[i] for i in own})
             if len(different) < 2:
                 continue
@@ -264,32 +317,35 @@ def _cut_text(
     if not document.text.strip():
         counts.leave_out("empty", document.place)
         return
-    rest = document.text
+    text, at = document.text, 0
+    end = len(text.rstrip())
     unwritable: set[str] = set()
     some = False
-    while rest.strip():
-        piece, sizes, unknown = _first_piece(rest, readers, limit)
-        rest = rest[len(piece) :]
+    while at < end:
+        piece, sizes, unknown = _first_piece(text, at, readers, limit)
+        at += len(piece)
         unwritable |= unknown
         if min(sizes.values()) >= 2:
             some = True
-            yield Document(piece, (), document.domain, document.place), sizes
+            yield Document(piece, (), document.domain, document.place, continued=at < end), sizes
     if not some:
         counts.leave_out(NOTHING, document.place)
     for name in sorted(unwritable):
         counts.cannot_write(name, document.place)
 
 
-def _first_piece(text: str, readers: Mapping[str, Reader], limit: int) -> tuple[str, dict[str, int], set[str]]:
-    """The longest beginning of a text that every tokenizer can read in one go."""
+def _first_piece(
+    text: str, start: int, readers: Mapping[str, Reader], limit: int
+) -> tuple[str, dict[str, int], set[str]]:
+    """The longest piece of a text, from a character on, that every tokenizer can read in one go."""
     window = limit * _CHARACTERS
     while True:
-        part = text[:window]
+        part = text[start : start + window]
         found = {name: r.read([Document(part)])[0] for name, r in readers.items()}
         sizes = {name: len(t) for name, t in found.items()}
         if max(sizes.values()) > limit:
             break
-        if len(part) == len(text):
+        if start + len(part) == len(text):
             return part, sizes, {name for name, t in found.items() if not t.known.all()}
         window *= 2
     # Two tokens of the limit are left for what stands before and after a text.
@@ -343,7 +399,8 @@ def _write_shards(
             _write(held, folder / name)
             digest = sha256(folder / name)
             assert digest is not None
-            shards.append(Shard(name, digest, len(held), {n: total[n] for n in names}))
+            said = hashlib.sha256("".join(f"{d.digest} {d.continued:d}" for d in held).encode()).hexdigest()
+            shards.append(Shard(name, digest, said, len(held), {n: total[n] for n in names}))
             held.clear()
             total.clear()
 
@@ -365,6 +422,7 @@ def _write(documents: Sequence[Document], file: Path) -> None:
             else None,
             "domain": d.domain,
             "place": d.place,
+            "continued": d.continued,
         }
         for d in documents
     ]
@@ -378,11 +436,11 @@ def read_documents(file: Path) -> list[Document]:
     for row in pq.read_table(file).to_pylist():
         said = row["messages"]
         messages = tuple(Message(role, content) for role, content in json.loads(said)) if said is not None else ()
-        found.append(Document(row["text"] or "", messages, row["domain"], row["place"]))
+        found.append(Document(row["text"] or "", messages, row["domain"], row["place"], row["continued"]))
     return found
 
 
-def _write_manifest(folder: Path, key: str, shards: Sequence[Shard], counts: Counts) -> None:
+def _write_manifest(folder: Path, key: str, shards: Sequence[Shard], counts: Counts, held: Counts) -> None:
     write_json(
         folder / MANIFEST,
         {
@@ -390,12 +448,17 @@ def _write_manifest(folder: Path, key: str, shards: Sequence[Shard], counts: Cou
             "version": VERSION,
             "held_out": {"file": HELD_OUT, "sha256": sha256(folder / HELD_OUT)},
             "shards": [
-                {"file": s.name, "sha256": s.sha256, "documents": s.documents, "tokens": dict(s.tokens)} for s in shards
+                {
+                    "file": s.name,
+                    "sha256": s.sha256,
+                    "content": s.content,
+                    "documents": s.documents,
+                    "tokens": dict(s.tokens),
+                }
+                for s in shards
             ],
-            "documents": counts.documents,
-            "pieces": counts.pieces,
-            "left_out": {why: list(n) for why, n in counts.left_out.items()},
-            "unwritable": {name: list(n) for name, n in counts.unwritable.items()},
+            "counts": counts.to_dict(),
+            "held_counts": held.to_dict(),
         },
     )
 
@@ -405,15 +468,10 @@ def _opened(folder: Path, key: str) -> Prepared | None:
     manifest = read_json_object(folder / MANIFEST)
     if manifest is None or manifest.get("key") != key:
         return None
-    shards = tuple(Shard(s["file"], s["sha256"], s["documents"], s["tokens"]) for s in manifest["shards"])
+    shards = tuple(Shard(s["file"], s["sha256"], s["content"], s["documents"], s["tokens"]) for s in manifest["shards"])
     if any(sha256(folder / s.name) != s.sha256 for s in shards):
         return None
     if sha256(folder / HELD_OUT) != manifest["held_out"]["sha256"]:
         return None
-    counts = Counts(
-        manifest["documents"],
-        manifest["pieces"],
-        {why: (n, at) for why, (n, at) in manifest["left_out"].items()},
-        {name: (n, at) for name, (n, at) in manifest["unwritable"].items()},
-    )
-    return Prepared(folder, key, shards, tuple(read_documents(folder / HELD_OUT)), counts)
+    counts, held = Counts.read(manifest["counts"]), Counts.read(manifest["held_counts"])
+    return Prepared(folder, key, shards, tuple(read_documents(folder / HELD_OUT)), counts, held)

@@ -36,7 +36,7 @@ from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
 
 Array = np.ndarray[Any, Any]
-VERSION = 1
+VERSION = 2
 IGNORED = -100
 OWN = "target"
 
@@ -48,11 +48,13 @@ class Told:
     Attributes:
         name: "target" for the target itself.
         cache: None where nothing is asked of it but its tokenizer.
+        tokenizer: `Vocabulary.key` of its tokenizer.
     """
 
     name: str
     source: Source
     cache: Cache | None = None
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def vocabulary_maps(
             found[told.name] = kept_edit_distance_map(vocabulary, own, workers=_threads())
         else:
             facts = {
-                "version": VERSION, "corpus": corpus.key, "source": vocabulary.digest, "target": own.digest,
+                "version": VERSION, "corpus": [s.content for s in corpus.shards],
+                "source": vocabulary.key, "target": own.key,
                 "aligner": alignment.aligner, "order": alignment.order, "score": alignment.score,
             }  # fmt: skip
             counted[told.name] = folder / f"{told.name}-{key_of(facts)}.npy"
@@ -205,7 +208,10 @@ class _Manifest:
             "alignment": job.alignment.model_dump(mode="json"),
             "function": job.function.model_dump(mode="json", exclude={"mode"}),
             "target": job.target.source.content_hash(),
-            "sources": [[t.name, t.source.content_hash(), t.cache.hashes if t.cache else None] for t in job.taught],
+            "sources": [
+                [t.name, t.source.content_hash(), t.tokenizer, t.cache.hashes if t.cache else None] for t in job.taught
+            ],
+            "tokenizer": job.target.tokenizer,
             "maps": {name: key_of({"map": m.tobytes().hex()}) for name, m in sorted(job.maps.items())},
             "corpus": [sha256(f) for f in job.corpus],
         }
@@ -375,12 +381,16 @@ def _rows(
     taken = dict.fromkeys(names, 0)
     for tokens, sources, surprise in zip(own, told, surprises, strict=True):
         columns["input_ids"].append(tokens.ids.astype(np.int32))
-        columns["labels"].append(np.where(tokens.learned, tokens.ids, IGNORED).astype(np.int32))
+        columns["labels"].append(np.where(tokens.learned & tokens.known, tokens.ids, IGNORED).astype(np.int32))
         if not sources:
             continue
         chosen = fused.choice(surprise)
         positions = _add_columns(job, columns, tokens, sources, surprise, chosen)
         aligned += len(positions)
+        if job.loss in MAPPED and job.function.function == "avg_ce":
+            # Where several are averaged, the one that weighs most of those that have something to say.
+            there = np.stack([s.rows for s in sources]) >= 0
+            chosen = fused.choice(np.where(there, surprise, np.inf))
         for number, count in enumerate(np.bincount(chosen[positions], minlength=len(names)).tolist()):
             taken[names[number]] += count
     facts = {
@@ -423,15 +433,20 @@ def _add_columns(
         put(sorted_positions=positions, sorted_probabilities=table.ravel(), sorted_width=np.array([width], np.int32))
         return positions
     # Likelihoods of chunks: those of one source over the document, or over each of its chunks where sources change.
-    chunks, likelihoods, at = np.full(len(tokens), -1, np.int32), [], 0
-    for number, s in enumerate(sources):
-        mine = np.where((chosen == number), s.chunks, -1)
-        for chunk in np.unique(mine[mine >= 0]).tolist():
-            places = np.flatnonzero(s.chunks == chunk)
-            if (chosen[places] == number).all():
-                chunks[places] = at
-                likelihoods.append(float(s.chunk_likelihoods[chunk]))
-                at += 1
+    chunks = np.full(len(tokens), -1, np.int32)
+    likelihoods: list[float] = []
+    p = 0
+    while p < len(tokens):
+        s = sources[chosen[p]]
+        chunk = int(s.chunks[p])
+        if chunk < 0 or (p and s.chunks[p - 1] == chunk):  # none begins here
+            p += 1
+            continue
+        # Whoever is chosen where a chunk begins has all of it: inside, only the target stands anywhere.
+        until = p + int(np.count_nonzero(s.chunks == chunk))
+        chunks[p:until] = len(likelihoods)
+        likelihoods.append(float(s.chunk_likelihoods[chunk]))
+        p = until
     put(chunks=chunks, chunk_likelihoods=np.array(likelihoods, np.float32))
     return np.flatnonzero(chunks >= 0).astype(np.int32)
 

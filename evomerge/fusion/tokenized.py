@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from evomerge.errors import SourceError
 from evomerge.fusion.chat import Segment, TemplateProblem, rendered
 from evomerge.fusion.documents import Document
 from evomerge.fusion.vocabulary import Vocabulary
@@ -53,6 +55,16 @@ class Tokenized:
         return self.learned & (self.ends >= 0)
 
 
+# What a byte costs that a tokenizer has no token for: any of 256 is as likely, 8 bits.
+BYTE_NATS = math.log(256)
+
+
+def unwritable(tokens: Tokenized) -> int:
+    """Bytes of the text to learn that the tokenizer could not write."""
+    lost = tokens.scored & ~tokens.known
+    return int(tokens.sizes[1:][lost[1:]].sum())
+
+
 class Reader:
     """Makes one model's tokens of documents.
 
@@ -60,11 +72,12 @@ class Reader:
 
     Args:
         name: What messages call the model.
+        rows: How many tokens the model knows, where that is to be looked at.
     """
 
-    def __init__(self, vocabulary: Vocabulary, name: str = "") -> None:
+    def __init__(self, vocabulary: Vocabulary, name: str = "", rows: int | None = None) -> None:
         self.vocabulary = vocabulary
-        self._name = name
+        self._name, self._rows = name, rows
         vocabulary.backend.no_truncation()
         vocabulary.backend.no_padding()
 
@@ -73,18 +86,26 @@ class Reader:
 
         Raises:
             TemplateProblem: a conversation does not go into the model's chat template.
+            SourceError: the tokenizer gives a token that the model does not have.
         """
         found: dict[int, Tokenized] = {}
         texts = [i for i, d in enumerate(documents) if not d.messages]
         encodings = self.vocabulary.backend.encode_batch([documents[i].text for i in texts], add_special_tokens=True)
         for i, encoding in zip(texts, encodings, strict=True):
-            found[i] = self._text(documents[i].text, encoding)
+            found[i] = self._text(documents[i], encoding)
         for i, document in enumerate(documents):
             if document.messages:
                 found[i] = self._chat(document)
+        if self._rows is not None:
+            largest = max((int(t.ids.max()) for t in found.values() if len(t)), default=0)
+            if largest >= self._rows:
+                raise SourceError(
+                    f"{self._name}: its tokenizer gives token {largest}, its embedding has {self._rows} rows"
+                )
         return [found[i] for i in range(len(documents))]
 
-    def _text(self, text: str, encoding: Any) -> Tokenized:
+    def _text(self, document: Document, encoding: Any) -> Tokenized:
+        text = document.text
         ids = np.array(encoding.ids, np.int64)
         added = np.array(encoding.special_tokens_mask, bool)
         own = np.flatnonzero(~added)
@@ -103,7 +124,9 @@ class Reader:
         learned[: own[0] if len(own) else 0] = False
         known = self._known(ids)
         eos = self.vocabulary.eos
-        if eos is not None and len(ids) and not (added[-1] or ids[-1] == eos):
+        if document.continued:
+            learned[own[-1] + 1 if len(own) else 0 :] = False
+        elif eos is not None and len(ids) and not (added[-1] or ids[-1] == eos):
             ids = np.append(ids, eos)
             starts, all_ends = np.append(starts, -1), np.append(all_ends, -1)
             exact, known, learned = np.append(exact, False), np.append(known, True), np.append(learned, True)
@@ -122,15 +145,22 @@ class Reader:
         characters = _byte_offsets(text)
         at, to = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int64)
         learned = np.zeros(len(ids), bool)
-        for segment, content, offset in zip(segments, document.contents, document.offsets, strict=True):
-            self._place(segment, content, offset, characters, starts, ends, at, to, learned)
+        literals = [int(characters[s.start]) for s in segments[1:]] + [int(characters[-1])]
+        for segment, content, offset, until in zip(
+            segments, document.contents, document.offsets, literals, strict=True
+        ):
+            self._place(segment, content, offset, until, characters, ids, starts, ends, at, to, learned)
         return Tokenized(ids.astype(np.int32), at, to, boundary & (to >= 0), self._known(ids), learned)
 
     def _place(
-        self, segment: Segment, content: str, offset: int, characters: Array, starts: Array, ends: Array,
-        at: Array, to: Array, learned: Array,
+        self, segment: Segment, content: str, offset: int, until: int, characters: Array, ids: Array, starts: Array,
+        ends: Array, at: Array, to: Array, learned: Array,
     ) -> None:  # fmt: skip
-        """Put the positions of one message's tokens into `at` and `to`, and mark those to learn."""
+        """Put the positions of one message's tokens into `at` and `to`, and mark those to learn.
+
+        Args:
+            until: The byte at which the next message begins.
+        """
         first, last = int(characters[segment.start]), int(characters[segment.end])
         origin = offset + len(content[: segment.skipped].encode())
         inside = (ends > first) & (ends <= last)
@@ -141,8 +171,12 @@ class Reader:
             at[before[-1]] = to[before[-1]] = origin
         if segment.learned:
             learned[(ends > first) & ((starts < last) | (ends == last))] = True
-            after = np.flatnonzero((starts >= last) & (ends > last))
-            if len(after) and starts[after[0]] == last:
+            # What ends the message: up to the first special token before the next one, else the one token behind it.
+            after = np.flatnonzero((starts >= last) & (ends > last) & (starts < until))
+            special = np.flatnonzero(self.vocabulary.special[ids[after]])
+            if len(special):
+                learned[after[: special[0] + 1]] = True
+            elif len(after) and starts[after[0]] == last:
                 learned[after[0]] = True
 
     def _known(self, ids: Array) -> Array:

@@ -130,10 +130,11 @@ class Vocabulary:
         text = json.dumps([state, roles], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    @property
-    def bos(self) -> int | None:
-        """Id of the token at the beginning of a text, or None."""
-        return self._role("bos")
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 (hex) of what decides what a model is given of a document: `digest`, and the chat template."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return hashlib.sha256(f"{self.digest} {template!r}".encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def eos(self) -> int | None:
@@ -151,7 +152,7 @@ class Vocabulary:
         except TemplateProblem:
             return None
         after = self.backend.encode(text[segments[-1].end :], add_special_tokens=False).ids
-        return int(after[0]) if after and self.special[after[0]] else None
+        return next((int(i) for i in after if self.special[i]), None)
 
     def _role(self, role: str) -> int | None:
         value = getattr(self.tokenizer, f"{role}_token_id", None)

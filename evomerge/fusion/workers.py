@@ -15,6 +15,8 @@ class Workers(Protocol):
     size: int
     # Whether work is done in this process, so that functions handed over are called in it.
     local: bool
+    # What the work is done on: "cpu", "cuda".
+    device: str
 
     def run(
         self, make: Make, items: Sequence[Any], poll: Callable[[], None] | None = None

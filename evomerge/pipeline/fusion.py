@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvoMergeError
-from evomerge.evaluation import EvaluatorFile
-from evomerge.fusion.config import MAPPED, PreferenceConfig
+from evomerge.fusion.config import MAPPED, FusionError, PreferenceConfig
+from evomerge.fusion.loading import computed_in
 from evomerge.fusion.measure import Measuring, measure
 from evomerge.fusion.preferences import (
     Stage,
@@ -32,6 +32,7 @@ from evomerge.fusion.training import Outcome as Training
 from evomerge.fusion.training import Run, train_all
 from evomerge.fusion.workers import Silent, Watcher
 from evomerge.pipeline.fusion_plan import TARGET, FuseOptions, FusionPlan
+from evomerge.pipeline.fusion_scores import score_all
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
 from evomerge.pipeline.starts import write_starts
@@ -39,11 +40,10 @@ from evomerge.score import Score
 from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place
 from evomerge.study.fused import Answers, Fused, Model
-from evomerge.study.job import Job as ScoreJob
 from evomerge.study.outcome import Outcome
 from evomerge.study.watcher import Silent as SearchSilent
 from evomerge.study.watcher import Watcher as SearchWatcher
-from evomerge.study.workers import Cluster, LocalPool, LocalTasks, Pool, RayPool, RayTasks
+from evomerge.study.workers import LocalTasks, RayTasks
 
 Tasks = RayTasks | LocalTasks
 
@@ -60,7 +60,8 @@ def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: Search
     """
     watcher = watcher or Silent()
     watcher.say("checking models, corpus and options")
-    plan = FusionPlan(options.file, options.out)
+    options = replace(options, out=options.out.resolve())  # workers on other machines have other current folders
+    plan = FusionPlan(options.file)
     plan.prepare_out(options.out)
     with place.held(options.out / place.LOCK, options.out):
         fetch(plan.sources.values())
@@ -161,11 +162,27 @@ class _Fusion:
 
     def _tasks(self) -> Tasks:
         """What the work runs on. Ray is not started where one process does it all."""
-        cluster = self.options.cluster
+        cluster, processes = self.options.cluster, self.config.training.processes
         if cluster.workers == 0:
-            return LocalTasks(_device())
+            device = _device()
+            self._check_gpus(_gpus() if device == "cuda" else processes, "this process sees {n:g} GPU(s)")
+            return LocalTasks(device)
         self.watcher.say("starting the workers")
-        return RayTasks(cluster, self.watcher.say)
+        tasks = RayTasks(cluster, self.watcher.say)
+        try:
+            self._check_gpus(tasks.gpus or processes, "a worker has {n:g} (--gpus-per-worker " + f"{processes})")
+        except FusionError:
+            tasks.close()
+            raise
+        return tasks
+
+    def _check_gpus(self, there: float, words: str) -> None:
+        processes = self.config.training.processes
+        if there < processes:
+            raise FusionError(
+                f"{self.plan.file}: training.processes = {processes}: each needs a GPU of its own; "
+                + words.format(n=there)
+            )
 
     def _prepared(self) -> Prepared:
         plan = self.plan
@@ -177,8 +194,9 @@ class _Fusion:
             self.config.teachers.shard_tokens,
             self.out / "corpus",
             self.watcher.say,
+            lambda key: self.plan.record_corpus(self.out, key),
         )
-        for line in corpus.counts.lines():
+        for line in (*corpus.counts.lines(), *corpus.held_counts.lines("held-out documents")):
             self.watcher.say(line)
         pieces, held = corpus.counts.pieces, len(corpus.held_out)
         self.watcher.say(
@@ -194,12 +212,13 @@ class _Fusion:
         return {n: s for n, s in self.plan.sources.items() if own or n != TARGET}
 
     def _caches(self, corpus: Prepared, tasks: Tasks) -> dict[str, Cache]:
-        config = self.config.teachers
-        root = Path(config.folder) if config.folder else self.out / "teachers"
+        config, plan = self.config.teachers, self.plan
+        root = plan.caches or self.out / "teachers"
         files = tuple(corpus.folder / s.name for s in corpus.shards)
         passes = {}
         for name, source in self._taught().items():
-            key = CacheKey(source.content_hash(), corpus.key, config.top_k, config.dtype)
+            dtype = computed_in(source, config.dtype, tasks.device)
+            key = CacheKey(source.content_hash(), corpus.key_for(plan.readers[name]), config.top_k, dtype)
             passes[name] = Pass(
                 name,
                 source,
@@ -218,8 +237,10 @@ class _Fusion:
     def _targets(self, corpus: Prepared, caches: Mapping[str, Cache], tasks: Tasks) -> dict[str, Targets]:
         config, plan = self.config, self.plan
         trust = config.trust_remote_code
-        target = Told(OWN, plan.sources[TARGET], caches.get(TARGET))
-        sources = tuple(Told(n, plan.sources[n], caches[n]) for n in config.names if n in caches)
+        target = Told(OWN, plan.sources[TARGET], caches.get(TARGET), plan.readers[TARGET].vocabulary.key)
+        sources = tuple(
+            Told(n, plan.sources[n], caches[n], plan.readers[n].vocabulary.key) for n in config.names if n in caches
+        )
         maps: dict[str, Any] = {}
         if sources and (config.training.loss in MAPPED or config.alignment.aligner == "dynamic"):
             maps = vocabulary_maps(
@@ -263,6 +284,7 @@ class _Fusion:
                 files=tuple(str(f) for f in made.files),
                 hashes=tuple(made.hashes),
                 held_out=str(corpus.folder / HELD_OUT),
+                held_out_hash=corpus.held_out_hash,
                 domains=corpus.domains,
                 config=config.training,
                 work=str(self.out / "training" / name),
@@ -282,8 +304,8 @@ class _Fusion:
     def _measured(self, models: Mapping[str, Source], corpus: Prepared, tasks: Tasks) -> dict[str, dict[str, float]]:
         config = self.config
         asked = Measuring(
-            corpus.folder / HELD_OUT, corpus.key, corpus.domains, config.teachers.batch_tokens, config.teachers.dtype,
-            config.trust_remote_code,
+            corpus.folder / HELD_OUT, corpus.held_out_hash, corpus.domains, config.teachers.batch_tokens,
+            config.teachers.dtype, config.trust_remote_code,
         )  # fmt: skip
         return measure(models, asked, self.out / "measured.json", tasks, self.watcher)
 
@@ -292,22 +314,8 @@ class _Fusion:
         file = self.plan.evaluator
         if file is None:
             return {}
-        self.watcher.begin(f"scores by {file.name}", len(models), "models")
-        pool = _pool(self.options.cluster, {s.reference: s for s in models.values()}, file, self.watcher)
-        found: dict[str, Score] = {}
-        try:
-            for name, source in models.items():
-                pool.submit(name, ScoreJob("test", source=source.reference))
-            for _ in models:
-                key, answer = pool.wait()
-                if answer.score is None:
-                    raise EvoMergeError(f"{key}: {answer.reason}")
-                found[str(key)] = answer.score
-                self.watcher.advance(1, str(key))
-        finally:
-            pool.close()
-            self.watcher.end()
-        return found
+        definition = self.plan.definition(file)
+        return score_all(models, file, definition, self.out / "scores.json", self.options.cluster, self.watcher)
 
     def _as_measured(
         self, name: str, role: str, source: Source, bits: Mapping[str, Mapping[str, float]], scores: Mapping[str, Score]
@@ -329,13 +337,21 @@ class _Fusion:
             out=out, cluster=self.options.cluster, sampler=wanted.sampler, seed=self.config.seed,
             population=wanted.population, sigma=wanted.sigma, patience=wanted.patience, controls=wanted.controls,
         )  # fmt: skip
-        options = replace(options, enqueue=write_starts(options, wanted.starts, out / "starts"))
+        starts = write_starts(options, wanted.starts, out / "starts")
+        for name in wanted.starts:
+            if name not in {f.stem for f in starts}:
+                self.watcher.say(f"then.search.starts: {name}: no merge of the space {wanted.space}; left out")
+        options = replace(options, enqueue=starts)
         return search(options, self.searching)
 
     def _merged(self, corpus: Prepared, outcome: Outcome) -> Model:
         source = open_source(str(outcome.model.resolve()))
-        tasks = LocalTasks(_device())
-        bits = self._measured({"merged": source}, corpus, tasks)
+        # The driver of a cluster may be a machine without a GPU.
+        tasks = self._tasks() if self.options.cluster.address else LocalTasks(_device())
+        try:
+            bits = self._measured({"merged": source}, corpus, tasks)
+        finally:
+            tasks.close()
         scores = self._scores({"merged": source})
         return self._as_measured("merged", "merged", source, bits, scores)
 
@@ -345,13 +361,10 @@ def _role(name: str, made: Mapping[str, Source]) -> str:
 
 
 def _device() -> str:
+    return "cuda" if _gpus() else "cpu"
+
+
+def _gpus() -> int:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _pool(cluster: Cluster, sources: Mapping[str, Source], file: EvaluatorFile, watcher: Watcher) -> Pool:
-    base = next(iter(sources))
-    if cluster.workers == 0:
-        return LocalPool(sources, base, file)
-    return RayPool(cluster, sources, base, file, say=watcher.say)
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

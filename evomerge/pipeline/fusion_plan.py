@@ -12,9 +12,9 @@ from evomerge.errors import InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
 from evomerge.fusion.config import MAPPED, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
-from evomerge.fusion.files import read_json_object, write_json
+from evomerge.fusion.files import read_json_object, sha256, write_json
 from evomerge.fusion.preferences.answers import load_score
-from evomerge.fusion.preferences.stages import check_trl
+from evomerge.fusion.preferences.stages import check_stages, check_trl
 from evomerge.fusion.prepared import Counts, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
@@ -64,12 +64,11 @@ class FusionPlan:
         InputError: everything that is wrong.
     """
 
-    def __init__(self, file: Path, out: Path | None = None) -> None:
+    def __init__(self, file: Path) -> None:
         self.root = file.parent
         config = load_fusion(file)
         self.file = file
-        self.given = config
-        self.corpus = locate(config.corpus.path, self.root)
+        locate(config.corpus.path, self.root)
         if isinstance(config.corpus.held_out, str):
             locate(config.corpus.held_out, self.root)
         models = [config.target, *(s.model for s in config.sources)]
@@ -81,6 +80,12 @@ class FusionPlan:
         )
         by_name = {TARGET: found[config.target], **{s.name: found[s.model] for s in config.sources}}
         self.sources: dict[str, Source] = {n: replace(s, reference=s.full_reference) for n, s in by_name.items()}
+        for name in self.results:
+            if name in config.names:
+                raise FusionError(
+                    f'{file}: sources: "{name}" is what a result is called; give the source another name: '
+                    f"{{model: ..., name: ...}}"
+                )
         self.readers = self._readers()
         self.limit = self._limit()
         self._check_training()
@@ -88,9 +93,10 @@ class FusionPlan:
         self.search_evaluator = self._search_evaluator()
         self.budget = self._budget()
         self.space = self._check_search()
-        for evaluator in dict.fromkeys(e for e in (self.evaluator, self.search_evaluator) if e is not None):
-            open_evaluator(evaluator)  # unknown tasks and metrics are found now
-        self.out = out
+        # Opened now: unknown tasks and metrics are found before time is spent.
+        evaluators = dict.fromkeys(e for e in (self.evaluator, self.search_evaluator) if e is not None)
+        self._definitions = {e: dict(open_evaluator(e).definition()) for e in evaluators}
+        self.caches = self._caches()
 
     def _readers(self) -> dict[str, Reader]:
         from evomerge.merging.live import load_tokenizer
@@ -100,7 +106,10 @@ class FusionPlan:
         for name, source in self.sources.items():
             try:
                 tokenizer = load_tokenizer(source, trust_remote_code=self.config.trust_remote_code)
-                found[name] = Reader(Vocabulary(tokenizer, f"{name} ({source.reference})"), name)
+                rows = source.text_config.get("vocab_size")
+                found[name] = Reader(
+                    Vocabulary(tokenizer, f"{name} ({source.reference})"), name, rows if isinstance(rows, int) else None
+                )
             except SourceError as e:
                 problems.append(str(e))
         if problems:
@@ -123,17 +132,22 @@ class FusionPlan:
         return asked
 
     def _check_training(self) -> None:
-        from evomerge.fusion.training.run import check_arguments
+        from evomerge.fusion.training.run import check_arguments, check_lora
 
         config = self.config
         if config.preferences is not None:
             check_trl()
             load_score(config.preferences, self.root, self.file)
+            try:
+                check_stages(config.preferences)
+            except InputError as e:
+                raise FusionError(f"{self.file}: {e}") from None
             for name, reader in self.readers.items():
                 if not getattr(reader.vocabulary.tokenizer, "chat_template", None):
                     raise FusionError(f"{self.file}: {name} has no chat template, which answers to questions need")
         try:
             check_arguments(config.training)
+            check_lora(config.training, self.sources[TARGET])
         except InputError as e:
             raise FusionError(f"{self.file}: {e}") from None
         if config.training.loss not in MAPPED and config.fusion.function != "min_ce":
@@ -199,6 +213,34 @@ class FusionPlan:
             return ("fused",)
         return tuple(f"{self.sources[TARGET].name}-{name}" for name in self.config.names)
 
+    def definition(self, evaluator: EvaluatorFile) -> dict[str, Any]:
+        """What decides what one of the file's evaluators measures."""
+        return {**evaluator.fingerprint(), "definition": self._definitions[evaluator]}
+
+    def _caches(self) -> Path | None:
+        """The folder of the passes that the file names."""
+        folder = self.config.teachers.folder
+        if folder is None:
+            return None
+        found = (self.root / folder).resolve()
+        with told_of(f"{self.file}: teachers.folder"):
+            place.check_stays(found)
+        return found
+
+    def record_corpus(self, out: Path, key: str) -> None:
+        """Note which text the output folder's fusion is of.
+
+        Raises:
+            FusionError: it was another one.
+        """
+        there = read_json_object(out / RECORD) or self._fingerprint()
+        if there.get("corpus") not in (None, key):
+            raise FusionError(
+                f"{out}: holds a fusion of another text: {self.config.corpus.path} has changed, or what is held out, "
+                "or a tokenizer; give another folder"
+            )
+        write_json(out / RECORD, {**there, "corpus": key})
+
     def record(self, out: Path) -> None:
         """Note in the output folder which fusion it belongs to.
 
@@ -210,7 +252,7 @@ class FusionPlan:
         if there is None:
             write_json(out / RECORD, mine)
             return
-        different = list(_differences(there, mine))
+        different = list(_differences({k: v for k, v in there.items() if k != "corpus"}, mine))
         if different:
             raise FusionError(
                 f"{out}: holds another fusion; give another folder, or undo what differs:\n" + "\n".join(different)
@@ -218,11 +260,14 @@ class FusionPlan:
 
     def _fingerprint(self) -> dict[str, Any]:
         config = self.config.model_dump(mode="json", exclude={"name", "sources", "target", "then"} | set(_LOOSE))
+        preferences = self.config.preferences
+        config_file = preferences.score.rpartition(":")[0] if preferences is not None else ""
         kept = self.config.teachers.model_dump(mode="json", exclude=_LOOSE["teachers"])
         return {
             "version": VERSION,
             "models": {name: s.content_hash() for name, s in self.sources.items()},
             "config": {**config, "teachers": kept, "limit": self.limit},
+            **({"score": sha256(self.root / config_file)} if config_file else {}),
         }
 
     def prepare_out(self, out: Path) -> None:

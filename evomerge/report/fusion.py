@@ -90,20 +90,24 @@ def write_fusion(fused: Fused) -> None:
         _text(Path(m.reference) / "README.md", _card(fused, m, weights=True))
     if fused.search is not None:
         write_outputs(fused.search, fused.search.model.parent)
-    last = fused.models[-1]
-    _text(fused.out / "README.md", _card(fused, last, weights=False))
+    several = len(made) > 1 and fused.search is None and fused.answers is None
+    _text(fused.out / "README.md", _card(fused, None if several else fused.models[-1], weights=False))
     _text(fused.out / "result.json", json.dumps(_finite(fusion_dict(fused)), indent=2, ensure_ascii=False) + "\n")
 
 
-def _card(fused: Fused, shown: Model, *, weights: bool) -> str:
+def _card(fused: Fused, shown: Model | None, *, weights: bool) -> str:
     """A model card in the Hub's format: where the model comes from, what it was taught, and what it was measured to
-    be."""
+    be.
+
+    Args:
+        shown: Which model; None: all that were made.
+    """
     front = yaml.safe_dump(_front(fused, shown), sort_keys=False, allow_unicode=True)
     config = fused.config
     return f"""---
 {front}---
 
-# {config.name}{f": {shown.name}" if len(fused.trainings) > 1 and weights else ""}
+# {config.name}{f": {shown.name}" if len(fused.trainings) > 1 and weights and shown else ""}
 
 {_made(fused, shown)}
 
@@ -130,20 +134,23 @@ Made by evomerge {__version__} (`evomerge fuse`), from this file:
 """
 
 
-def _front(fused: Fused, shown: Model) -> dict[str, Any]:
+def _front(fused: Fused, shown: Model | None) -> dict[str, Any]:
     references = [m.reference for m in fused.models if m.role in ("target", "source")]
     stated = {licence_of(r) for r in references}
     licence = next(iter(stated)) if len(stated) == 1 else None
     target = next(m for m in fused.models if m.role == "target")
     front: dict[str, Any] = {
         "base_model": model_name(target.reference),
-        "base_model_relation": "merge" if shown.role == "merged" else "finetune",
+        "base_model_relation": "merge" if shown is not None and shown.role == "merged" else "finetune",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["evomerge", "knowledge-fusion", "distillation"] + (["merge"] if shown.role == "merged" else []),
+        "tags": ["evomerge", "knowledge-fusion", "distillation"]
+        + (["merge"] if shown is not None and shown.role == "merged" else []),
     }
     if licence:
         front["license"] = licence
+    if shown is None:
+        return front
     results = [
         {
             "task": {"type": "text-generation"},
@@ -157,10 +164,15 @@ def _front(fused: Fused, shown: Model) -> dict[str, Any]:
     return front
 
 
-def _made(fused: Fused, shown: Model) -> str:
+def _made(fused: Fused, shown: Model | None) -> str:
     config = fused.config
     target = next(m for m in fused.models if m.role == "target")
     names = ", ".join(f"`{model_name(m.reference)}`" for m in fused.models if m.role == "source")
+    if shown is None:
+        return (
+            f"One target from each of {names}, below `models/`: all of them `{model_name(target.reference)}` before, "
+            "so that they can be merged though their sources could not (FuseChat)."
+        )
     if shown.role == "merged":
         return (
             f"Merged from targets that each learned from one of {names}: all of them `{model_name(target.reference)}` "
@@ -177,10 +189,10 @@ def _made(fused: Fused, shown: Model) -> str:
     return f"`{model_name(target.reference)}` after {how} with {teachers}."
 
 
-def _how(fused: Fused, shown: Model) -> str:
+def _how(fused: Fused, shown: Model | None) -> str:
     lines = []
     for name, t in fused.trainings.items():
-        if shown.role == "fused" and name != shown.name:
+        if shown is not None and shown.role == "fused" and name != shown.name:
             continue
         made = fused.targets[name]
         share = made.aligned / max(made.learned, 1)
@@ -196,7 +208,7 @@ def _how(fused: Fused, shown: Model) -> str:
             f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` rebuilds it"
         )
     lines.append(f"- {fused.counts.pieces:,} documents were learned from, {fused.held_out:,} held out")
-    lines += [f"- {line}" for line in fused.counts.lines()]
+    lines += [f"- {line}" for line in fused.counts.lines(places=False)]
     return "\n".join(lines) + "\n"
 
 
@@ -210,6 +222,19 @@ def _public(fused: Fused) -> str:
     if isinstance(config.corpus.held_out, str):
         data["corpus"]["held_out"] = _last(config.corpus.held_out)
     data.get("teachers", {}).pop("folder", None)
+    if config.evaluator is not None:
+        data["evaluator"] = _last(config.evaluator)
+    search = (data.get("then") or {}).get("search") or {}
+    for key in ("space", "evaluator"):
+        if search.get(key):
+            search[key] = _last(search[key])
+    if config.preferences is not None:
+        data["preferences"]["score"] = _last(config.preferences.score)
+    for section in (data.get("training"), *(data.get("preferences", {}).get(k) for k in ("sft", "dpo"))):
+        arguments = (section or {}).get("arguments") or {}
+        for key, value in arguments.items():
+            if isinstance(value, str):
+                arguments[key] = _last(value)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

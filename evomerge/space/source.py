@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -66,8 +66,11 @@ def reference(value: str) -> str:
         raise ValueError(str(e)) from None
 
 
-def unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
+def unique_names(sources: Sequence[Source], reserved: Collection[str] = RESERVED) -> tuple[Source, ...]:
     """Fill in short names: the last part of the path; where two share it, with its parent, then with a number.
+
+    Args:
+        reserved: Names that results use.
 
     Raises:
         ValueError: two sources are given one name, or one a name that results use.
@@ -76,9 +79,9 @@ def unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
     for name in given:
         if given.count(name) > 1:
             raise ValueError(f'two sources are named "{name}"')
-        if name in RESERVED:
+        if name in reserved:
             raise ValueError(f'"{name}" is what results call something else; give the source another name')
-    taken = {*given, *RESERVED}
+    taken = {*given, *reserved}
     last = [_short(s.model, 1) for s in sources]
     out = []
     for i, source in enumerate(sources):
@@ -100,7 +103,7 @@ def named_models(base: str | None, sources: Sequence[Source]) -> list[str]:
 
 # As fields of a space's configuration: a model in one spelling, and the sources with their short names filled in.
 Model = Annotated[str, AfterValidator(reference)]
-Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(unique_names)]
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(lambda found: unique_names(found))]
 
 
 def _short(model: str, parts: int) -> str:

@@ -76,17 +76,24 @@ def check(out: Path, storage: str, sources: Iterable[Path] = (), study: str | No
     holds = _study_of(out)
     if study is not None and holds not in (None, study):
         raise InputError(f'--out {out}: holds the results of study "{holds}"; give another --out for "{study}"')
-    temporary = _job_copy()
-    paths = {"--out": out.resolve()}
+    check_stays(out.resolve(), "--out ")
     database = sqlite_path(storage)
     if database is not None:
-        paths["--storage"] = database.resolve()
-    for option, path in paths.items():
-        if temporary is not None and path.is_relative_to(temporary):
-            raise InputError(
-                f"{option} {path}: lies in the temporary copy of the folder in which a Ray job runs, and would "
-                "vanish with the job; give --out an absolute path on storage that stays, e.g. --out /shared/runs/STUDY"
-            )
+        check_stays(database.resolve(), "--storage ")
+
+
+def check_stays(path: Path, option: str = "") -> None:
+    """Refuse a place that would vanish with the Ray job that writes there.
+
+    Raises:
+        InputError: it lies in the temporary copy of the job's folder.
+    """
+    temporary = _job_copy()
+    if temporary is not None and path.is_relative_to(temporary):
+        raise InputError(
+            f"{option}{path}: lies in the temporary copy of the folder in which a Ray job runs, and would "
+            f"vanish with the job; give {option}an absolute path on storage that stays, e.g. /shared/runs/STUDY"
+        )
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -101,9 +101,21 @@ def test_likelihood_matching_by_hand(logprobs):
     q = logprobs.detach().numpy()
     expected = coin(-1.5, q[0, 0, 1] + q[0, 1, 2]) + coin(-0.25, q[0, 2, 3]) + coin(-4.0, q[1, 0, 5] + q[1, 1, 6])
     found = losses.likelihood_matching(logprobs, labels, chunks, theirs, tau)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    assert found.item() == pytest.approx(tau * expected, rel=1e-9)
     (gradient,) = torch.autograd.grad(found, logprobs)
     assert gradient[0, 0, 1] != 0 and not gradient[0, 3].any() and torch.isfinite(gradient).all()
+
+
+def test_likelihood_matching_pulls_as_hard_at_any_temperature(logprobs):
+    """As the text does, by order of magnitude: with the published form a hundredth of it at a temperature of 100."""
+    labels = torch.tensor([[1, 2, 3, 4, -100], [5, 6, -100, -100, -100]])
+    chunks = torch.tensor([[0, 0, 1, -1, -1], [0, 0, -1, -1, -1]])
+    theirs = torch.tensor([[-1.5, -0.25], [-0.5, 0.0]], dtype=torch.float64)
+    (text,) = torch.autograd.grad(losses.clm(logprobs, labels), logprobs, retain_graph=True)
+    for tau in (1.0, 10.0, 100.0, 1000.0):
+        loss = losses.likelihood_matching(logprobs, labels, chunks, theirs, tau)
+        (pull,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
+        assert 0.2 < float(pull.norm() / text.norm()) < 3.0
 
 
 def test_likelihood_matching_is_nothing_where_likelihoods_agree(logprobs):

@@ -76,6 +76,33 @@ def test_instructions_are_masked_and_the_end_of_a_turn_is_learned(zoo_readers):
     assert tokens.sizes[tokens.scored].sum() == len("silmol")
 
 
+def test_the_end_of_a_turn_is_learned_with_the_space_before_it(readers):
+    """As Llama 2's template has it."""
+    template = "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"  # noqa: E501
+    reader = Reader(Vocabulary(with_template(readers["metaspace"], template)))
+    (tokens,) = reader.read(
+        [chat(("user", "the harbour"), ("assistant", "was quiet"), ("user", "where"), ("assistant", "gone"))]
+    )
+    learned = "".join(said(reader, tokens, tokens.learned)).replace("▁", " ")
+    assert learned.split("</s>")[0].strip() == "was quiet" and learned.count("</s>") == 2
+    assert "[INST]" not in learned and "where" not in learned
+    assert reader.vocabulary.turn_end == reader.vocabulary.eos
+
+
+def test_a_text_that_goes_on_does_not_end(readers):
+    for kind in ("byte-level", "metaspace", "wordpiece"):
+        whole, part = readers[kind].read([Document("the harbour"), Document("the harbour", continued=True)])
+        assert whole.learned[-1] and whole.ends[-1] == -1
+        ends = part.ends[part.learned]
+        assert (ends >= 0).all() and ends[-1] == len("the harbour")
+
+
+def test_a_token_that_the_model_does_not_have(readers):
+    reader = Reader(readers["byte-level"].vocabulary, "mine", rows=20)
+    with pytest.raises(SourceError, match=r"mine: its tokenizer gives token \d+, its embedding has 20 rows"):
+        reader.read([Document("the harbour")])
+
+
 def with_template(reader, template: str) -> PreTrainedTokenizerFast:
     import copy
 

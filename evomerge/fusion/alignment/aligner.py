@@ -28,12 +28,6 @@ class Alignment:
     last: Array
     rows: Array
 
-    def matches(self) -> list[list[int]]:
-        """The source's tokens matched with each of the target's."""
-        return [
-            [*range(a, b + 1)] if a >= 0 else [] for a, b in zip(self.first.tolist(), self.last.tolist(), strict=True)
-        ]
-
 
 class Aligner(Protocol):
     """Aligns the tokens of two models over one document."""

@@ -21,7 +21,7 @@ from evomerge.cache import cache_folder, keep
 from evomerge.fusion.alignment.aligner import NONE, Array
 from evomerge.fusion.vocabulary import BYTE_TOKEN, Vocabulary
 
-VERSION = 1
+VERSION = 2
 # Tokens of the source whose distances to all of the target's are held at once.
 _ROWS = 256
 
@@ -72,7 +72,7 @@ def edit_distance_map(source: Vocabulary, target: Vocabulary, *, workers: int = 
 
 def kept_edit_distance_map(source: Vocabulary, target: Vocabulary, *, workers: int = 1) -> Array:
     """`edit_distance_map`, worked out once for two tokenizers and kept in the user's cache folder."""
-    key = hashlib.sha256(f"{VERSION} {source.digest} {target.digest}".encode()).hexdigest()
+    key = hashlib.sha256(f"{VERSION} {source.key} {target.key}".encode()).hexdigest()
     file = cache_folder() / "vocabularies" / f"{key}.npy"
     there = read_map(file, source)
     if there is not None:

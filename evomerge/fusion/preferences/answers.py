@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evomerge.errors import EvoMergeError
+from evomerge.errors import InputError
 from evomerge.functions import load_function
 from evomerge.fusion.config import FusionError, PreferenceConfig
 from evomerge.fusion.documents import Document, Message
@@ -217,7 +217,7 @@ def score_answers(
         name: What messages call the function.
 
     Raises:
-        EvoMergeError: it gives something else than a finite number for each answer.
+        InputError: it fails, or gives something else than a finite number for each answer.
     """
     asked = questions(documents)
     found = []
@@ -225,11 +225,15 @@ def score_answers(
         flat = [(q, a, r) for (q, r), row in zip(asked, rows, strict=True) for a in row]
         given = [list(x) for x in zip(*flat, strict=True)]
         try:
-            returned = [float(x) for x in score(*given)]
+            answered = score(*given)
+        except Exception as e:  # the user's own code
+            raise InputError(f"{name}: {type(e).__name__}: {e}") from e
+        try:
+            returned = [float(x) for x in answered]
         except (TypeError, ValueError) as e:
-            raise EvoMergeError(f"{name}: returned no list of numbers ({e})") from None
+            raise InputError(f"{name}: returned no list of numbers ({e})") from None
         if len(returned) != len(flat) or not all(math.isfinite(x) for x in returned):
-            raise EvoMergeError(
+            raise InputError(
                 f"{name}: returned {len(returned)} numbers for {len(flat)} answers, expected as many finite ones"
             )
         scores, at = [], 0

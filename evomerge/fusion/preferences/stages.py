@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import EvoMergeError, InputError
-from evomerge.fusion.config import StageConfig
+from evomerge.fusion.config import PreferenceConfig, StageConfig
 from evomerge.fusion.files import key_of, read_json_object, sha256, write_json
 from evomerge.fusion.loading import loaded, quiet
-from evomerge.fusion.training.run import CHECKPOINT, RESULT, last_checkpoint
+from evomerge.fusion.training.run import CHECKPOINT, RESULT, begin, check_fields, content_of, last_checkpoint
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import open_source
 
@@ -74,7 +75,7 @@ class Stage:
     def done(self) -> bool:
         """Whether it has been trained, from this and to what lies there."""
         found = read_json_object(Path(self.work) / RESULT)
-        return found is not None and found.get("key") == self.key and (Path(self.out) / "config.json").is_file()
+        return found is not None and found.get("key") == self.key and found.get("content") == content_of(self.out)
 
 
 def run_stages(stages: Sequence[Stage], workers: Workers, watcher: Watcher) -> None:
@@ -104,6 +105,40 @@ def check_trl() -> None:
         raise InputError(
             "preferences: are learned by TRL, which is not installed: pip install 'evomerge[preferences]'"
         ) from None
+
+
+def check_stages(config: PreferenceConfig) -> None:
+    """Hold what is passed on to TRL against what it takes.
+
+    Raises:
+        InputError: an unknown name, with the nearest, or a wrong value.
+    """
+    own = set(StageConfig.model_fields)
+    for kind, stage in (("sft", config.sft), ("dpo", config.dpo)):
+        settings, _ = _kinds()[kind]
+        check_fields(stage.arguments, settings, f"preferences.{kind}", own, ("max_steps", "max_length"))
+        with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+            _settings(settings, {"output_dir": folder, "use_cpu": True, **_given(kind, stage)}, kind)
+
+
+def _kinds() -> Mapping[str, tuple[Any, Any]]:
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    return {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer)}
+
+
+def _given(kind: str, config: StageConfig) -> dict[str, Any]:
+    """What the file says, by TRL's names."""
+    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
+    beta = {"beta": config.beta} if kind == "dpo" else {}
+    return {**{n: getattr(config, n) for n in names}, **beta, **config.arguments}
+
+
+def _settings(kind: Any, asked: Mapping[str, Any], name: str) -> Any:
+    try:
+        return kind(**asked)
+    except (TypeError, ValueError, ImportError) as e:
+        raise InputError(f"preferences.{name}: {' '.join(str(e).split())[:300]}") from None
 
 
 def _lines(file: str) -> int:
@@ -141,6 +176,7 @@ def _train(stage: Stage, device: str) -> None:
     source = open_source(stage.model)
     model: Any
     tokenizer: Any
+    begin(Path(stage.work), stage.key)
     model, tokenizer = loaded(source, "float32", "cpu", trust_remote_code=stage.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -154,23 +190,21 @@ def _train(stage: Stage, device: str) -> None:
     if not math.isfinite(result.training_loss):
         raise EvoMergeError(f"{stage.kind}: the loss is {result.training_loss}; try a lower learning_rate")
     write_model(trainer.accelerator.unwrap_model(trainer.model), source.path, Path(stage.out), stage.out_dtype)
-    write_json(work / RESULT, {"key": stage.key, "loss": result.training_loss, "steps": trainer.state.global_step})
+    facts = {"loss": result.training_loss, "steps": trainer.state.global_step}
+    write_json(work / RESULT, {"key": stage.key, "content": content_of(stage.out), **facts})
     for folder in work.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trainer(stage: Stage, model: Any, tokenizer: Any, rows: Any, device: str) -> Any:
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from evomerge.fusion.training.work import has_bf16
 
     config = stage.config
     batches = math.ceil(len(rows) / config.per_device_train_batch_size)
     steps = max(1, math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs))
     asked: dict[str, Any] = {
         "output_dir": stage.work,
-        "learning_rate": config.learning_rate,
         "max_steps": steps,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_length": stage.max_length,
         "save_strategy": "steps",
         "save_steps": max(1, steps // SAVES),
@@ -179,18 +213,14 @@ def _trainer(stage: Stage, model: Any, tokenizer: Any, rows: Any, device: str) -
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
-        "bf16": device != "cpu",
+        "bf16": has_bf16(device),
+        "logging_nan_inf_filter": False,
         # TRL's own default is to save memory, which is not what is short on a CPU.
         "gradient_checkpointing": device != "cpu",
         "seed": stage.seed,
         "data_seed": stage.seed,
-        **({"beta": config.beta} if stage.kind == "dpo" else {}),
-        **config.arguments,
+        **_given(stage.kind, config),
     }
-    kinds: Mapping[str, tuple[Any, Any]] = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer)}
-    settings, trainer = kinds[stage.kind]
-    try:
-        arguments = settings(**asked)
-    except (TypeError, ValueError, ImportError) as e:
-        raise InputError(f"preferences.{stage.kind}: {' '.join(str(e).split())[:300]}") from None
+    settings, trainer = _kinds()[stage.kind]
+    arguments = _settings(settings, asked, stage.kind)
     return trainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)

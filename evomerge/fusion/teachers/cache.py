@@ -25,12 +25,12 @@ from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import Prepared, read_documents
 from evomerge.fusion.teachers.observe import Observed, observe, wanted
 from evomerge.fusion.teachers.progress import Report, Reports
-from evomerge.fusion.tokenized import Reader, Tokenized
+from evomerge.fusion.tokenized import BYTE_NATS, Reader, Tokenized, unwritable
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
 
-VERSION = 1
+VERSION = 2
 _COLUMNS = ("ids", "positions", "likelihoods", "top_ids", "top_logprobs")
 _WIDE = 1 << 16
 
@@ -41,8 +41,8 @@ class CacheKey:
 
     Attributes:
         model: Content hash of the source.
-        corpus: Key of the prepared corpus.
-        dtype: Type that is computed in.
+        corpus: `Prepared.key_for` the source.
+        dtype: Type that is computed in; "own": the checkpoint's.
     """
 
     model: str
@@ -274,10 +274,16 @@ def check_tokens(tokens: Sequence[Tokenized], model: Any, name: str) -> None:
 
 
 def nats_and_bytes(tokens: Tokenized, observed: Observed) -> tuple[float, int]:
-    """Negative log-likelihood of the text that is to be learned, and its size."""
+    """Negative log-likelihood of the text that is to be learned, and its size.
+
+    The first token of a model that puts none before a text is predicted from nothing, and does not count. Bytes that
+    the tokenizer could not write cost 8 bits each.
+    """
     scored = tokens.scored[observed.positions + 1]
     sizes = tokens.sizes[observed.positions + 1]
-    return float(-observed.likelihoods[scored].sum(dtype=np.float64)), int(sizes[scored].sum())
+    lost = unwritable(tokens)
+    nats = float(-observed.likelihoods[scored].sum(dtype=np.float64))
+    return nats + lost * BYTE_NATS, int(sizes[scored].sum()) + lost
 
 
 def write_shard(file: Path, tokens: Sequence[Tokenized], observed: Sequence[Observed]) -> None:

@@ -40,8 +40,8 @@ class Observed:
 
 
 def wanted(tokens: Tokenized) -> Array:
-    """Positions whose next token is to be learned."""
-    return np.flatnonzero(tokens.learned[1:])
+    """Positions whose next token is to be learned; what the tokenizer could not write is not."""
+    return np.flatnonzero(tokens.learned[1:] & tokens.known[1:])
 
 
 def observe(

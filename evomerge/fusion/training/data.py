@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.fusion.documents import Document
 from evomerge.fusion.losses import IGNORED
-from evomerge.fusion.tokenized import Reader
+from evomerge.fusion.tokenized import Reader, unwritable
 
 if TYPE_CHECKING:
     import datasets
@@ -32,18 +32,22 @@ def documents_to_learn(files: Sequence[Path]) -> datasets.Dataset:
 class HeldOut(torch.utils.data.Dataset[dict[str, Any]]):
     """Documents to measure bits per byte on.
 
-    Each item has `input_ids`, `labels` and `scored`, the bytes that each token counts for (0: none), and `group`, the
-    number of its domain.
+    Each item has `input_ids`, `labels`, `scored`, the bytes that each token counts for (0: none), `unwritable`, how
+    many bytes there are that the tokenizer has no token for, and `group`, the number of its domain.
     """
 
     def __init__(self, documents: Sequence[Document], reader: Reader, domains: Sequence[str]) -> None:
         self._items: list[dict[str, Any]] = []
         for document, tokens in zip(documents, reader.read(documents), strict=True):
-            labels = np.where(tokens.scored, tokens.ids, IGNORED)
-            sizes = np.where(tokens.scored, tokens.sizes, 0)
+            counted = tokens.scored & tokens.known
+            # As `nats_and_bytes` does it: the first token is predicted from nothing.
+            sizes = np.where(counted & (np.arange(len(tokens)) > 0), tokens.sizes, 0)
             self._items.append(
-                {"input_ids": tokens.ids, "labels": labels, "scored": sizes, "group": domains.index(document.domain)}
-            )
+                {
+                    "input_ids": tokens.ids, "labels": np.where(counted, tokens.ids, IGNORED), "scored": sizes,
+                    "unwritable": unwritable(tokens), "group": domains.index(document.domain),
+                }
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._items)
@@ -69,6 +73,7 @@ class Collator:
         first = rows[0]
         if "scored" in first:
             batch["scored"] = _padded([r["scored"] for r in rows], length, 0)
+            batch["unwritable"] = torch.tensor([r["unwritable"] for r in rows])
             batch["group"] = torch.tensor([r["group"] for r in rows])
         if "fused_positions" in first:
             batch |= _fused(rows, length)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,20 @@ from evomerge.errors import EvoMergeError, InputError, choose
 from evomerge.fusion.config import TrainingConfig
 from evomerge.fusion.files import key_of, read_json_object, write_json
 from evomerge.fusion.workers import Watcher, Workers
+from evomerge.sources import Source
 
 RESULT, PROGRESS = "result.json", "progress.json"
 CHECKPOINT = "checkpoint-"
 _STATE = "trainer_state.json"
-VERSION = 1
+KEY = "key.json"
+VERSION = 2
 # What this program decides about a Trainer, so that `training.arguments` cannot.
 _OURS = (
     "output_dir", "logging_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "save_strategy",
     "save_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "remove_unused_columns",
     "label_names", "seed", "data_seed", "resume_from_checkpoint", "push_to_hub", "disable_tqdm", "use_cpu",
-    "local_rank",
+    "local_rank", "logging_nan_inf_filter", "report_to", "save_total_limit", "logging_strategy", "logging_steps",
+    "restore_callback_states_from_checkpoint", "ddp_backend",
 )  # fmt: skip
 
 
@@ -39,6 +44,7 @@ class Run:
         content: Its content hash.
         files: What it learns from (`evomerge.fusion.targets`).
         held_out: File of the documents that are held out.
+        held_out_hash: Its hash: they choose the checkpoint.
         domains: Their domains.
         work: Folder of checkpoints.
         out: Where the target goes.
@@ -51,6 +57,7 @@ class Run:
     files: tuple[str, ...]
     hashes: tuple[str, ...]
     held_out: str
+    held_out_hash: str
     domains: tuple[str, ...]
     config: TrainingConfig
     work: str
@@ -82,6 +89,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "out_dtype": self.out_dtype,
                 "domains": self.domains,
+                "held_out": self.held_out_hash,
             }
         )
 
@@ -138,27 +146,84 @@ def check_arguments(config: TrainingConfig) -> None:
     Raises:
         InputError: with the nearest one that there is.
     """
-    import dataclasses
-
     from transformers import TrainingArguments
-
-    known = [f.name for f in dataclasses.fields(TrainingArguments) if f.name not in _OURS]
-    own = set(TrainingConfig.model_fields)
-    for name in config.arguments:
-        if name in _OURS:
-            raise InputError(f"training.arguments.{name}: is decided by evomerge; leave it out")
-        if name in own:
-            raise InputError(f"training.arguments.{name}: is a key of training itself; set training.{name}")
-        if name not in known:
-            raise InputError(
-                f"training.arguments.{name}: transformers' TrainingArguments has none; {choose(name, known)}"
-            )
     from transformers.trainer_utils import SchedulerType
+
+    from evomerge.fusion.training.work import training_arguments
+
+    check_fields(config.arguments, TrainingArguments, "training", set(TrainingConfig.model_fields))
 
     kinds = [s.value for s in SchedulerType]
     if config.lr_scheduler_type not in kinds:
         given = config.lr_scheduler_type
         raise InputError(f'training.lr_scheduler_type = "{given}": {choose(given, kinds)}')
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+        alone = config.model_copy(update={"processes": 1, "bf16": False})
+        training_arguments(alone, Path(folder), 1, 1, "cpu", 0)
+
+
+def check_lora(config: TrainingConfig, source: Source) -> None:
+    """Refuse an adapter for modules that the target does not have.
+
+    Raises:
+        InputError: with the nearest that there are.
+    """
+    wanted = config.lora.target_modules if config.lora is not None else "all-linear"
+    if wanted == "all-linear":
+        return
+    tensors = source.merged_tensors.items()
+    modules = [name.removesuffix(".weight") for name, t in tensors if name.endswith(".weight") and len(t.shape) == 2]
+    last = sorted({m.rpartition(".")[2] for m in modules})
+    if isinstance(wanted, str):
+        try:
+            found = any(re.fullmatch(wanted, m) for m in modules)
+        except re.error as e:
+            raise InputError(f'training.lora.target_modules = "{wanted}": is no regular expression ({e})') from None
+        if not found:
+            raise InputError(f'training.lora.target_modules = "{wanted}": matches no module; {choose(wanted, last)}')
+        return
+    for name in wanted:
+        if not any(m == name or m.endswith(f".{name}") for m in modules):
+            raise InputError(f'training.lora.target_modules: no module "{name}" in the target; {choose(name, last)}')
+
+
+def check_fields(
+    given: Mapping[str, Any], kind: type, key: str, own: Collection[str], more: Collection[str] = ()
+) -> None:
+    """Hold arguments for a library's dataclass against its fields.
+
+    Args:
+        kind: The dataclass.
+        key: Of the file, under which they stand as `arguments`.
+        own: Names that stand under the key itself.
+        more: Names that are decided here, beside those of every training.
+
+    Raises:
+        InputError: an unknown name, with the nearest, or a value of another type.
+    """
+    import dataclasses
+    import typing
+
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    ours = {*_OURS, *more}
+    known = [f.name for f in dataclasses.fields(kind) if f.name not in ours]
+    hints = typing.get_type_hints(kind)
+    for name, value in given.items():
+        where = f"{key}.arguments.{name}"
+        if name in own:
+            raise InputError(f"{where}: is a key of {key} itself; set {key}.{name}")
+        if name in ours:
+            raise InputError(f"{where}: is decided by evomerge; leave it out")
+        if name not in known:
+            raise InputError(f"{where}: {kind.__name__} has none; {choose(name, known)}")
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except PydanticSchemaGenerationError:
+            continue  # a type of the library's own, which it looks at itself
+        except ValidationError as e:
+            raise InputError(f"{where} = {value!r}: {e.errors()[0]['msg'].lower()}") from None
 
 
 def planned_steps(run: Run) -> int:
@@ -171,6 +236,16 @@ def planned_steps(run: Run) -> int:
     batch = config.per_device_train_batch_size * config.processes
     batches = math.ceil(len(documents_to_learn([Path(f) for f in run.files])) / batch)
     return max(1, math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs))
+
+
+def begin(work: Path, key: str) -> None:
+    """Forget checkpoints that were made from something else, so that no training goes on from another one's."""
+    if (read_json_object(work / KEY) or {}).get("key") != key:
+        for folder in work.glob(f"{CHECKPOINT}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in (PROGRESS, RESULT):
+            (work / name).unlink(missing_ok=True)
+        write_json(work / KEY, {"key": key})
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -187,15 +262,18 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def _reached(run: Run) -> int:
+    """The step of the last checkpoint of this very run."""
+    if (read_json_object(Path(run.work) / KEY) or {}).get("key") != run.key:
+        return 0
     last = last_checkpoint(Path(run.work))
     return int(last.name.removeprefix(CHECKPOINT)) if last is not None else 0
 
 
 def _done(run: Run) -> Outcome | None:
     found = read_json_object(Path(run.work) / RESULT)
-    if found is None or found.get("key") != run.key or not (Path(run.out) / "config.json").is_file():
+    if found is None or found.get("key") != run.key or found.get("content") != content_of(run.out):
         return None
-    data = {k: v for k, v in found.items() if k != "key"}
+    data = {k: v for k, v in found.items() if k not in ("key", "content")}
     return Outcome(**{**data, "history": tuple(data["history"])})
 
 
@@ -238,10 +316,11 @@ class _Work:
 
         run = Run.read(text)
         with alone(Path(run.work)):
-            if run.config.processes > 1:
-                launched(run, self.device)
-            else:
+            begin(Path(run.work), run.key)
+            if run.config.processes == 1:
                 train(run, self.device, self.watcher)
+        if run.config.processes > 1:
+            launched(run, self.device)
         done = _done(run)
         if done is None:
             raise EvoMergeError(f"{run.work}: the training of {run.name} ended without a result")
@@ -250,4 +329,17 @@ class _Work:
 
 def finish(run: Run, facts: Mapping[str, Any]) -> None:
     """Note that a run is done, after its target was written."""
-    write_json(Path(run.work) / RESULT, {"key": run.key, **facts})
+    write_json(Path(run.work) / RESULT, {"key": run.key, "content": content_of(run.out), **facts})
+
+
+def content_of(out: str) -> str | None:
+    """Content hash of a checkpoint that was written; None where there is none, or no whole one."""
+    from evomerge.errors import SourceError
+    from evomerge.sources import open_source
+
+    if not (Path(out) / "config.json").is_file():
+        return None
+    try:
+        return open_source(out).content_hash()
+    except SourceError:
+        return None

@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 
 from evomerge.fusion import losses
 from evomerge.fusion.config import Loss
+from evomerge.fusion.tokenized import BYTE_NATS
 
 # What the Trainer stops by and chooses the best checkpoint by.
 METRIC = "bits_per_byte"
@@ -103,7 +104,8 @@ class FusionTrainer(Trainer):
         labels = batch["labels"][:, 1:]
         own = logprobs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         nats = -torch.where(labels != losses.IGNORED, own, 0.0).sum(-1)
-        sizes = batch["scored"].sum(-1)
+        nats = nats + batch["unwritable"] * BYTE_NATS
+        sizes = batch["scored"].sum(-1) + batch["unwritable"]
         return nats.sum() / sizes.sum().clamp(min=1), nats, torch.stack([sizes, batch["group"]], dim=-1)
 
 

@@ -50,9 +50,11 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
     quiet(device)
     config, work = run.config, Path(run.work)
     steps = planned_steps(run)
-    every = max(1, steps // config.evaluations)
+    every = math.ceil(steps / config.evaluations)
     source = open_source(run.target)
-    arguments = _arguments(config, work, steps, every, device, run.seed)
+    arguments = training_arguments(config, work, steps, every, device, run.seed)
+    if arguments.world_size != config.processes:
+        raise EvoMergeError(f"{arguments.world_size} processes came together, not {config.processes}")
     set_seed(run.seed)
     model: Any
     model, tokenizer = loaded(source, config.dtype, "cpu", trust_remote_code=run.trust_remote_code)
@@ -70,7 +72,7 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
         train_dataset=documents_to_learn([Path(f) for f in run.files]),
         eval_dataset=held_out,
         data_collator=Collator(int(pad or 0)),
-        callbacks=[follower, *([EarlyStoppingCallback(patience)] if patience is not None else [])],
+        callbacks=[follower, *([_Patience(patience)] if patience is not None else [])],
         learning=Learning(config.loss, config.clm_weight, config.alm_temperature, config.renormalize),
         domains=run.domains,
     )
@@ -104,8 +106,18 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _arguments(config: TrainingConfig, work: Path, steps: int, every: int, device: str, seed: int) -> TrainingArguments:
-    bf16 = config.bf16 if isinstance(config.bf16, bool) else device != "cpu" and torch.cuda.is_bf16_supported()
+def training_arguments(
+    config: TrainingConfig, work: Path, steps: int, every: int, device: str, seed: int
+) -> TrainingArguments:
+    """What the Trainer is told.
+
+    Args:
+        every: Steps between two measurements.
+
+    Raises:
+        InputError: transformers does not take it.
+    """
+    bf16 = config.bf16 if isinstance(config.bf16, bool) else has_bf16(device)
     own = (
         "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "per_device_train_batch_size",
@@ -127,9 +139,11 @@ def _arguments(config: TrainingConfig, work: Path, steps: int, every: int, devic
         "label_names": ["labels"],
         "logging_strategy": "steps",
         "logging_steps": every,
+        "logging_nan_inf_filter": False,  # it would hide what `_Follower` looks for
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
+        **({"ddp_backend": "gloo"} if device == "cpu" and config.processes > 1 else {}),
         "seed": seed,
         "data_seed": seed,
         **{name: getattr(config, name) for name in own},
@@ -143,6 +157,11 @@ def _arguments(config: TrainingConfig, work: Path, steps: int, every: int, devic
     if found.world_size == 1 and device != "cpu":
         found._n_gpu = 1  # one process uses one GPU; more of them are more processes
     return found
+
+
+def has_bf16(device: str) -> bool:
+    """Whether to compute in bfloat16 where nothing is said."""
+    return device != "cpu" and torch.cuda.is_bf16_supported()
 
 
 def _checkpointing() -> str:
@@ -208,6 +227,25 @@ def _copy_tokenizer(original: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
+class _Patience(EarlyStoppingCallback):
+    """Stops as many measurements after the best one in a run that was cut off as in one that was not."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count again what was measured before."""
+        self.early_stopping_patience_counter = 0
+        best = math.inf
+        for line in state.log_history:
+            value = float(line.get(f"eval_{METRIC}", math.nan))
+            if math.isnan(value):
+                continue
+            if value < best:
+                best, self.early_stopping_patience_counter = value, 0
+            else:
+                self.early_stopping_patience_counter += 1
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
 class _Follower(TrainerCallback):
     """Tells how far a training is, and ends it where the loss is no number any more."""
 
@@ -222,6 +260,8 @@ class _Follower(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A step is done."""
+        if state.global_step >= state.max_steps:  # the last step is measured too
+            control.should_log = control.should_evaluate = control.should_save = True
         if not state.is_world_process_zero:
             return
         if self._watcher is not None:
@@ -238,6 +278,8 @@ class _Follower(TrainerCallback):
             raise EvoMergeError(f"step {state.global_step}: the loss is {loss}; try a lower learning_rate")
         bits = (logs or {}).get(f"eval_{METRIC}")
         if bits is not None:
+            if not math.isfinite(float(bits)):
+                raise EvoMergeError(f"step {state.global_step}: {bits} bits per byte; try a lower learning_rate")
             self._note = f"{float(bits):.4f} bits per byte"
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -31,6 +31,8 @@ class RayTasks:
         self._actors: Actors | None = None
         self._runs = 0
         self.size = self._connection.shares.workers
+        self.device = "cuda" if self._connection.shares.gpus else "cpu"
+        self.gpus = self._connection.shares.gpus
 
     def run(
         self, make: Make, items: Sequence[Any], poll: Callable[[], None] | None = None
@@ -56,7 +58,7 @@ class RayTasks:
                 key, result = actors.wait(poll)
                 assert isinstance(key, int)
                 if isinstance(result, Lost):
-                    raise EvoMergeError(f"{items[key]}: {result.reason}")
+                    raise EvoMergeError(f"{_words(items[key], key, len(items))}: {result.reason}")
                 left -= 1
                 yield key, result
         finally:
@@ -69,6 +71,13 @@ class RayTasks:
         if self._actors is not None:
             self._actors.close()
         self._connection.close()
+
+
+def _words(item: Any, number: int, count: int) -> str:
+    """What an item is about, for messages: names and numbers of it, where it is a tuple of such."""
+    parts = item if isinstance(item, tuple) else ()
+    found = ", ".join(str(p) for p in parts if isinstance(p, str | int))
+    return found or f"item {number + 1} of {count}"
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,13 @@ class _AnyTask:
 
         if asked.run != self._run or self._work is None:
             self._work = None
-            _release()
+            release()
             self._work = ray.get(asked.make[0])(self._device)
             self._run = asked.run
         return self._work(asked.item)
 
 
-def _release() -> None:
+def release() -> None:
     """Give back the memory of models that nobody holds any more."""
     gc.collect()
     torch = sys.modules.get("torch")
@@ -118,7 +127,7 @@ class LocalTasks:
     size = 1
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self.device = device
 
     def run(
         self, make: Make, items: Sequence[Any], poll: Callable[[], None] | None = None
@@ -126,9 +135,14 @@ class LocalTasks:
         """See `RayTasks.run`."""
         if not items:
             return
-        work = make(self._device)
-        for number, item in enumerate(items):
-            yield number, work(item)
+        work: Callable[[Any], Any] | None = make(self.device)
+        try:
+            for number, item in enumerate(items):
+                assert work is not None
+                yield number, work(item)
+        finally:
+            work = None
+            release()
 
     def close(self) -> None:
         """Nothing to stop."""
