@@ -8,6 +8,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from evomerge import zoo
 from tests.pipeline.fusions import digests, fusion_file, result
@@ -108,20 +110,38 @@ def test_scores_are_measured_once(here, tmp_path):
     assert other.result["models"]["target"]["score"]["items"] == 7
 
 
-def test_a_source_of_fewer_tokens_than_are_kept(here, tmp_path):
-    """All of its distribution is kept then."""
-    from evomerge.zoo.fusion.models import initialised, llama, metaspace, save
+def characters(texts):
+    """A tokenizer of a few tokens that cannot write what it has not seen."""
+    tokens = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<unk>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    tokens.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>", eos_token="</s>")
+
+
+def test_a_source_of_fewer_tokens_than_are_kept_that_cannot_write_all(here, tmp_path):
+    """All of its distribution is kept then; what it cannot write is counted, masked, and measured at 8 bits a byte."""
+    from evomerge.zoo.fusion.models import initialised, llama, save
 
     texts = [json.loads(x)["text"] for x in zoo.fusion.corpus("chains").read_text().splitlines()[:20]]
-    tokenizer = metaspace(texts, 60)
+    tokenizer = characters(texts)
+    assert len(tokenizer) < 256
     save(initialised(llama(tokenizer, 32, 1), torch.Generator().manual_seed(0)).eval(), tokenizer, tmp_path / "small")
     file = fusion_file(
         tmp_path, sources=[str(tmp_path / "small")], teachers={"top_k": 256}, training={"max_steps": 3},
         fusion={"include_target": False},
     )  # fmt: skip
-    assert len(tokenizer) < 256
+    for name in ("text.jsonl", "held.jsonl"):
+        with (tmp_path / name).open("a") as stream:
+            stream.write(json.dumps({"text": "龍" * 40, "domain": "dragons"}, ensure_ascii=False) + "\n")
     done = here("fuse", file, tmp_path / "out", "--workers", 0, "--json")
-    assert done.result["trainings"]["fused"]["taken"] == {"small": done.result["trainings"]["fused"]["aligned"]}
+    found = done.result
+    assert found["trainings"]["fused"]["taken"] == {"small": found["trainings"]["fused"]["aligned"]}
+    assert "small: its tokenizer cannot write all of 1 documents" in " ".join(done.stderr.split())
+    assert "small: its tokenizer cannot write all of 1 held-out documents" in " ".join(done.stderr.split())
+    assert found["models"]["small"]["bits_per_byte"]["dragons"] == pytest.approx(8.0)
+    assert found["models"]["target"]["bits_per_byte"]["dragons"] != 8.0
 
 
 def test_accumulated_batches_are_one_large_batch(here, tmp_path):
