@@ -232,7 +232,9 @@ class SearchConfig(Frozen):
     Attributes:
         space: A search space's file or preset, over the targets; its models are replaced.
         evaluator: Default: the fusion's.
-        starts: Which merges are tried first.
+        sigma: First step size, as a share of each range: small, for targets of one pivot lie close together.
+        starts: Which merges are tried first: SCE, VaRM, and VaRM's weights by place; where the space has not the
+            method, the weights nearest to it.
     """
 
     space: str = "fused"
@@ -240,7 +242,7 @@ class SearchConfig(Frozen):
     budget: str | int = 100
     sampler: str = "auto"
     population: int | None = Field(default=None, ge=1)
-    sigma: float | None = Field(default=None, gt=0)
+    sigma: float | None = Field(default=0.05, gt=0)
     patience: int | None = Field(default=None, ge=1)
     controls: bool = False
     starts: list[Literal["sce", "varm", "layerwise"]] = ["sce", "varm", "layerwise"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,11 @@ from evomerge.sources import Source
 from evomerge.space import Float, Space, SpaceConfig
 
 if TYPE_CHECKING:
-    from evomerge.merging.plan import Plan, TensorPlan
+    from torch import Tensor
+
+    # What one tensor says of the sources' weights at its place: a matrix and a vector of normal equations.
+    Equations = tuple[Tensor, Tensor]
+    Told = Callable[[str, Tensor, Sequence[Tensor]], Equations]
 
 # FuseChat's own settings (arXiv 2408.07990, section 4.1; 2402.16107, section 3.3).
 SCE_SHARE = 0.1
@@ -26,8 +29,9 @@ VARM_UNIT = "matrix"
 def write_starts(options: Options, names: Sequence[str], folder: Path) -> list[Path]:
     """Write the recipes of the starts that a space has, for `--enqueue`.
 
-    "sce" and "varm" are FuseChat's merges, where the space has the method; "layerwise" is task arithmetic whose
-    weights, at each place of the space, are VaRM's: how far each target moved there.
+    "sce" and "varm" are FuseChat's merges, where the space has the method; where it has weights by source alone, the
+    weights that come nearest to them. "layerwise" is task arithmetic whose weights, at each place of the space, are
+    VaRM's: how far each target moved there.
 
     Returns:
         Their files, in order.
@@ -53,17 +57,21 @@ def write_starts(options: Options, names: Sequence[str], folder: Path) -> list[P
 
 
 def _start(name: str, config: SpaceConfig, space: Space, sources: Mapping[str, Source]) -> Recipe | None:
+    weighed = "task_arithmetic" in config.method and "source" in _axes(space) and config.base_model is not None
     if name == "layerwise":
-        if "task_arithmetic" not in config.method or "source" not in _axes(space):
-            return None
-        return space.decode(_moved(config, space, sources), seed=0)
-    if name not in config.method:
+        return space.decode(_weights(config, space, sources, _moved), seed=0) if weighed else None
+    if name not in config.method and not weighed:
         return None
     parameters: dict[str, Setting] = {"select_topk": SCE_SHARE} if name == "sce" else {"unit": VARM_UNIT}
     recipe = Recipe(
         merge_method=name, models=[InputModel(model=s.model) for s in config.sources], base_model=config.base_model,
         parameters=parameters, dtype=config.dtype, out_dtype=config.out_dtype,
     )  # fmt: skip
+    if name not in config.method:
+        from evomerge.merging.engine import Engine
+
+        merged = dict(Engine(sources).tensors(recipe))
+        return space.decode(_weights(config, space, sources, _nearest(merged)), seed=0)
     try:
         space.encode(recipe)
     except SpaceError:
@@ -76,17 +84,36 @@ def _axes(space: Space) -> tuple[str, ...]:
     return space.genes["weight"].axes if "weight" in space.genes else ()
 
 
-def _moved(config: SpaceConfig, space: Space, sources: Mapping[str, Source]) -> dict[str, Value]:
-    """Parameters of the space with VaRM's weights for each of its places (arXiv 2402.16107, eq. 6).
+def _moved(name: str, base: Tensor, deltas: Sequence[Tensor]) -> Equations:
+    """VaRM's weights (arXiv 2402.16107, eq. 6): a source's squared distance to the base as a share of all of theirs."""
+    import torch
 
-    A source's weight is its summed squared distance to the base as a share of all of theirs.
-    """
+    energies = torch.stack([d.square().sum() for d in deltas])
+    return torch.eye(len(deltas), dtype=torch.float64) * energies.sum(), energies
+
+
+def _nearest(merged: Mapping[str, Tensor]) -> Told:
+    """The weights w that make base + sum_j w_j delta_j nearest to a merge, by least squares."""
+
+    def told(name: str, base: Tensor, deltas: Sequence[Tensor]) -> Equations:
+        import torch
+
+        flat = torch.stack([d.flatten() for d in deltas])
+        return flat @ flat.T, flat @ (merged[name].double() - base).flatten()
+
+    return told
+
+
+def _weights(config: SpaceConfig, space: Space, sources: Mapping[str, Source], told: Told) -> dict[str, Value]:
+    """Parameters of the space whose weights at each of its places solve what its tensors say, added up."""
+    import torch
+
     from evomerge.merging.engine import Engine
+    from evomerge.merging.mapped import MappedFiles
 
     gene = space.genes["weight"]
-    names = {
-        (s.name, place): gene.name(s.name, place) for s in config.sources for place in space.grid.positions(gene.axes)
-    }
+    places = list(space.grid.positions(gene.axes))
+    names = {(s.name, place): gene.name(s.name, place) for s in config.sources for place in places}
     bounds = {p.name: p for p in space.parameters if isinstance(p, Float)}
     params = space.initial()
     if len(config.method) > 1:
@@ -98,33 +125,25 @@ def _moved(config: SpaceConfig, space: Space, sources: Mapping[str, Source]) -> 
         marks[name] = low + (high - low) * i / (len(names) + 1)
     plan = Engine(sources).plan(space.decode({**params, **marks}))
     by_mark = {round(mark, 9): name for name, mark in marks.items()}
-    moved = dict.fromkeys(marks, 0.0)
+    files = MappedFiles()
+    added: dict[tuple[str, ...], list[Tensor]] = {}
     for t in plan.tensors:
         if t.copied or t.base is None:
             continue
-        energies = _energies(plan, t)
+        base = files.tensor(plan.sources[t.base.model].tensors[t.base.tensor]).double()
+        deltas = [files.tensor(plan.sources[i.model].tensors[i.tensor]).double() - base for i in t.inputs]
         weights = t.parameters["weight"]
         assert isinstance(weights, tuple)
-        for weight, energy in zip(weights, energies, strict=True):
-            moved[by_mark[round(float(weight), 9)]] += energy
-    for place in space.grid.positions(gene.axes):
-        own = [names[s.name, place] for s in config.sources]
-        total = math.fsum(moved[name] for name in own)
-        for name in own:
-            share = moved[name] / total if total else 1 / len(own)
-            params[name] = min(max(share, bounds[name].low), bounds[name].high)
+        own = tuple(by_mark[round(float(w), 9)] for w in weights)
+        left, right = told(t.name, base, deltas)
+        if own in added:
+            added[own][0] += left
+            added[own][1] += right
+        else:
+            added[own] = [left, right]
+    for own, (left, right) in added.items():
+        # Sources that moved alike, or not at all, share what there is.
+        found = torch.linalg.pinv(left) @ right if bool(left.any()) else torch.full((len(own),), 1 / len(own))
+        for name, weight in zip(own, found.tolist(), strict=True):
+            params[name] = min(max(weight, bounds[name].low), bounds[name].high)
     return params
-
-
-def _energies(plan: Plan, t: TensorPlan) -> list[float]:
-    """Sum of squares of each source's task vector of one tensor."""
-    from evomerge.merging.mapped import MappedFiles
-
-    assert t.base is not None
-    files = MappedFiles()
-    base = files.tensor(plan.sources[t.base.model].tensors[t.base.tensor]).float()
-    found = []
-    for item in t.inputs:
-        delta = files.tensor(plan.sources[item.model].tensors[item.tensor]).float() - base
-        found.append(float(delta.double().square().sum()))
-    return found

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.fusion.alignment import DynamicAligner, dynamic, exact_map, warp
-from evomerge.fusion.documents import Document
+from evomerge.fusion.documents import Document, Message
+from evomerge.fusion.tokenized import Reader
+from evomerge.fusion.vocabulary import Vocabulary
 from tests.fusion.conftest import TEXT
 
 # Target, source, cost, FuseLLM's paths, FuseChat's (facts/fusion.md, obtained from the published code).
@@ -147,3 +149,29 @@ def test_a_model_is_aligned_with_itself_as_it_is(vocabularies, readers):
             )
             own = np.flatnonzero((tokens.ends >= 0) & (tokens.sizes > 0))
             assert (found.first[own] == own).all() and (found.last[own] == own).all() and (found.rows[own] == own).all()
+
+
+def test_a_message_of_nothing_shifts_no_other(readers):
+    """One template keeps a message of white space, the other trims it to nothing."""
+    import copy
+
+    messages = (
+        Message("user", "the"),
+        Message("assistant", "  "),
+        Message("user", "a"),
+        Message("assistant", "harbour"),
+    )
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content CHANGE }}\n{% endfor %}"
+    tokens = []
+    for change in ("", "| trim"):
+        tokenizer = copy.deepcopy(readers["byte-level"].vocabulary.tokenizer)
+        tokenizer.chat_template = template.replace("CHANGE", change)
+        (read,) = Reader(Vocabulary(tokenizer)).read([Document(messages=messages)])
+        tokens.append(read)
+    vocabulary = readers["byte-level"].vocabulary
+    identity = np.arange(vocabulary.size, dtype=np.int32)
+    for target, source in (tokens, tokens[::-1]):
+        found = DynamicAligner(vocabulary, vocabulary, identity).align(target, source)
+        at = np.flatnonzero(found.first >= 0)
+        assert len(at) > 3
+        assert (target.ends[at] == source.ends[found.last[at]]).all()

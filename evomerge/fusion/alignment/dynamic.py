@@ -9,7 +9,7 @@ target's.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -135,7 +135,7 @@ class DynamicAligner:
         first, last = np.full(len(target), NONE, np.int32), np.full(len(target), NONE, np.int32)
         rows = np.full(len(target), NONE, np.int32)
         self._ends(target, source, first, last, rows)
-        for mine, its in zip(_segments(target), _segments(source), strict=False):
+        for mine, its in _paired(target, source):
             own = [self._target[i] for i in target.ids[mine].tolist()]
             others = [self._source[i] for i in source.ids[its].tolist()]
             _, a, b = warp(own, others, self._order)
@@ -181,6 +181,21 @@ def _segments(tokens: Tokenized) -> list[Array]:
     if not len(own):
         return []
     return np.split(own, np.flatnonzero(np.diff(tokens.starts[own]) > np.maximum(tokens.sizes[own[:-1]], 0)) + 1)
+
+
+def _paired(target: Tokenized, source: Tokenized) -> Iterator[tuple[Array, Array]]:
+    """The segments of both that are of one message; one that a template leaves out, for it says nothing, has none."""
+    own, others = _segments(target), _segments(source)
+    i = j = 0
+    while i < len(own) and j < len(others):
+        mine, its = own[i], others[j]
+        if target.ends[mine[-1]] <= source.starts[its[0]]:
+            i += 1
+        elif source.ends[its[-1]] <= target.starts[mine[0]]:
+            j += 1
+        else:
+            yield mine, its
+            i, j = i + 1, j + 1
 
 
 def _strings(vocabulary: Vocabulary) -> list[str]:
