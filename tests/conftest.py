@@ -30,6 +30,16 @@ def pytest_configure(config):
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Tests of one group must run on one worker: what they share takes long to make."""
+    if not config.getoption("loadgroup", False):
+        return
+    apart = [i.nodeid for i in items if any(i.iter_markers("xdist_group")) and "@" not in i.nodeid.rpartition("]")[2]]
+    if apart:
+        raise pytest.UsageError(f"this pytest-xdist does not group tests under this pytest: {apart[0]}")
+
+
 @pytest.fixture(scope="session")
 def small_evaluator(tmp_path_factory):
     """The quickstart's evaluator on 40 items per split."""

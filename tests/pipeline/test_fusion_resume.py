@@ -23,6 +23,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_patience_is_counted_on_over_a_kill(here, tmp_path):
     """As many measurements after the best one, and so the same checkpoint, as where nothing was cut off."""
     training = {
@@ -49,6 +50,7 @@ def test_a_loss_that_is_no_number_ends_it_and_leaves_no_model(here, tmp_path):
         assert not (tmp_path / "out" / "model").exists()
 
 
+@pytest.mark.slow
 def test_no_training_goes_on_from_checkpoints_of_another(here, tmp_path):
     """A checkpoint of a run of other targets, or of another model, is none."""
     file = fusion_file(tmp_path)

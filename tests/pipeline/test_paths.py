@@ -80,6 +80,7 @@ def test_without_memory_for_prefixes_every_candidate_scores_the_same(paths, here
     assert plain["best"] == result["best"]
 
 
+@pytest.mark.slow
 def test_with_workers_the_sequence_is_the_same(paths, evomerge, asked, tmp_path):
     """Two Ray workers, each with prefixes of its own."""
     out, _ = paths

@@ -12,7 +12,7 @@ from tests.pipeline.fusions import digests, fusion_file
 from tests.pipeline.test_fusion import killed
 
 pytest.importorskip("trl")
-pytestmark = pytest.mark.xdist_group("fusion")
+pytestmark = pytest.mark.xdist_group("preferences")
 
 REWARD = """
 from evomerge.zoo.fusion.domains import NAMES, domain
@@ -47,7 +47,7 @@ def file(tmp_path):
     )
 
 
-def test_answers_are_learned_then_preferred_and_a_killed_run_goes_on(file, here, tmp_path):
+def test_answers_are_learned_then_preferred(file, here, tmp_path):
     out = tmp_path / "out"
     done = here("fuse", file, out, "--workers", 0, "--json")
     models = done.result["models"]
@@ -62,8 +62,17 @@ def test_answers_are_learned_then_preferred_and_a_killed_run_goes_on(file, here,
     assert "to prefer them to the worst" in (out / "model" / "README.md").read_text()
     again = here("fuse", file, out, "--workers", 0, "--json")
     assert again.result["models"] == models and "SFT on" not in again.stderr
-    # Killed while it lets sources answer, and while it trains: the same answers, the same weights.
-    other = tmp_path / "other"
+    # Another way to score is another fusion.
+    (tmp_path / "reward.py").write_text(REWARD.replace("max(len(steps), 1)", "max(len(steps), 2)"))
+    refused = here("fuse", file, out, "--workers", 0, check=False)
+    assert refused.returncode == 2 and "holds another fusion" in refused.stderr and "score:" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_answers_and_weights(file, here, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    here("fuse", file, out, "--workers", 0)
+    # While it lets sources answer, and while it trains.
     killed(file, other, lambda: len([*other.glob("answers/*/answers-*.parquet")]) >= 2)
     killed(file, other, lambda: any(other.glob("training/sft/checkpoint-*/trainer_state.json")))
     here("fuse", file, other, "--workers", 0)

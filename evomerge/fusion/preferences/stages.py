@@ -197,7 +197,7 @@ def _train(stage: Stage, device: str) -> None:
 
 
 def _trainer(stage: Stage, model: Any, tokenizer: Any, rows: Any, device: str) -> Any:
-    from evomerge.fusion.training.work import has_bf16
+    from evomerge.fusion.training.work import checkpointing, has_bf16
 
     config = stage.config
     batches = math.ceil(len(rows) / config.per_device_train_batch_size)
@@ -216,7 +216,7 @@ def _trainer(stage: Stage, model: Any, tokenizer: Any, rows: Any, device: str) -
         "bf16": has_bf16(device),
         "logging_nan_inf_filter": False,
         # TRL's own default is to save memory, which is not what is short on a CPU.
-        "gradient_checkpointing": device != "cpu",
+        checkpointing(): device != "cpu",
         "seed": stage.seed,
         "data_seed": stage.seed,
         **_given(stage.kind, config),

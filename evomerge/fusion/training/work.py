@@ -147,7 +147,7 @@ def training_arguments(
         "seed": seed,
         "data_seed": seed,
         **{name: getattr(config, name) for name in own},
-        **({_checkpointing(): True} if config.gradient_checkpointing else {}),
+        **({checkpointing(): True} if config.gradient_checkpointing else {}),
         **config.arguments,
     }
     try:
@@ -164,7 +164,7 @@ def has_bf16(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_bf16_supported()
 
 
-def _checkpointing() -> str:
+def checkpointing() -> str:
     """What transformers calls it: the name is about to change."""
     names = {f.name for f in fields(TrainingArguments)}
     return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
