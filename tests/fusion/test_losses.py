@@ -122,7 +122,7 @@ def test_likelihood_matching_is_nothing_where_likelihoods_agree(logprobs):
     labels, chunks = torch.tensor([[1, 2, 3, 4, 5]] * B), torch.tensor([[0, 0, 1, 1, 1]] * B)
     own = logprobs.detach().gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     theirs = torch.stack([own[:, :2].sum(-1), own[:, 2:].sum(-1)], -1)
-    assert abs(float(losses.likelihood_matching(logprobs, labels, chunks, theirs, 100.0))) < 1e-9
+    assert abs(losses.likelihood_matching(logprobs, labels, chunks, theirs, 100.0).item()) < 1e-9
 
 
 def test_sorted_distance_over_whole_distributions(logprobs):

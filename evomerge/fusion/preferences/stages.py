@@ -113,12 +113,15 @@ def check_stages(config: PreferenceConfig) -> None:
     Raises:
         InputError: an unknown name, with the nearest, or a wrong value.
     """
+    from evomerge.fusion.training.work import checkpointing
+
     own = set(StageConfig.model_fields)
     for kind, stage in (("sft", config.sft), ("dpo", config.dpo)):
         settings, _ = _kinds()[kind]
         check_fields(stage.arguments, settings, f"preferences.{kind}", own, ("max_steps", "max_length"))
         with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
-            _settings(settings, {"output_dir": folder, "use_cpu": True, **_given(kind, stage)}, kind)
+            asked = {"output_dir": folder, "use_cpu": True, checkpointing(): False, **_given(kind, stage)}
+            _settings(settings, asked, kind)
 
 
 def _kinds() -> Mapping[str, tuple[Any, Any]]:
