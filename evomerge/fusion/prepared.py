@@ -10,21 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evomerge.fusion.chat import TemplateProblem
 from evomerge.fusion.config import CorpusConfig
 from evomerge.fusion.corpus import CorpusError, locate, read_corpus
+from evomerge.fusion.cutting import Counts, pieces
 from evomerge.fusion.documents import Document, Message
 from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
-from evomerge.fusion.tokenized import Reader, Tokenized
+from evomerge.fusion.tokenized import Reader
 
 VERSION = 2
 HELD_OUT = "held_out.parquet"
@@ -37,69 +35,6 @@ _SCHEMA = pa.schema(
         ("continued", pa.bool_()),
     ]
 )
-# Characters that are looked at for each token of the limit: a tokenizer that makes more of them is asked again with
-# more.
-_CHARACTERS = 8
-_BATCH = 256
-NOTHING = "nothing that every tokenizer has a token for"
-
-
-@dataclass
-class Counts:
-    """What became of a corpus's documents.
-
-    Attributes:
-        documents, pieces: How many were read, and how many they were cut into.
-        left_out: Why documents are not among them, with how many and where the first is.
-        unwritable: By model: documents with text that its tokenizer cannot write (<unk>), and where the first is.
-    """
-
-    documents: int = 0
-    pieces: int = 0
-    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unwritable: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def leave_out(self, why: str, place: str) -> None:
-        """Count a document that is left out."""
-        self.left_out[why] = _counted(self.left_out.get(why), place)
-
-    def cannot_write(self, name: str, place: str) -> None:
-        """Count a document that a model's tokenizer cannot write all of."""
-        self.unwritable[name] = _counted(self.unwritable.get(name), place)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> Counts:
-        """What `to_dict` gave."""
-        left_out, unwritable = ({k: (n, at) for k, (n, at) in data[key].items()} for key in ("left_out", "unwritable"))
-        return cls(data["documents"], data["pieces"], left_out, unwritable)
-
-    def lines(self, what: str = "documents", *, places: bool = True) -> list[str]:
-        """In words, for whoever runs it.
-
-        Args:
-            places: Whether to say where the first of each is; that names somebody's files.
-        """
-
-        def first(at: str) -> str:
-            return f" (first: {at})" if places else ""
-
-        found = [
-            f"{n:,} of {self.documents:,} {what} left out: {why}{first(at)}" for why, (n, at) in self.left_out.items()
-        ]
-        found += [
-            f"{name}: its tokenizer cannot write all of {n:,} {what}{first(at)}; what it cannot is not learned, and "
-            "measured as 8 bits per byte"
-            for name, (n, at) in self.unwritable.items()
-        ]
-        return found
-
-
-def _counted(before: tuple[int, str] | None, place: str) -> tuple[int, str]:
-    return (1, place) if before is None else (before[0] + 1, before[1])
 
 
 @dataclass(frozen=True)
@@ -209,7 +144,7 @@ def prepare(
     held_out: list[Document] = []
 
     def to_learn() -> Iterator[tuple[Document, dict[str, int]]]:
-        for number, piece, sizes in _pieces(read_corpus(where, config), readers, limit, counts):
+        for number, piece, sizes in pieces(read_corpus(where, config), readers, limit, counts):
             if held is not None and number in held:
                 held_out.append(piece)
             else:
@@ -219,7 +154,7 @@ def prepare(
     shards = _write_shards(to_learn(), shard_tokens, folder, tuple(readers))
     if apart is not None:
         others = read_corpus(apart, _whole_of(config))
-        held_out += [piece for _, piece, _ in _pieces(others, readers, limit, held_counts)]
+        held_out += [piece for _, piece, _ in pieces(others, readers, limit, held_counts)]
     if not shards:
         raise CorpusError("\n".join([f"{where}: leaves no document to learn from", *counts.lines()]))
     if not held_out:
@@ -274,116 +209,6 @@ class _Looked:
             kept = set(different[:count])
             found.update(i for i in own if self.hashes[i] in kept)
         return frozenset(found)
-
-
-def _pieces(
-    documents: Iterable[Document], readers: Mapping[str, Reader], limit: int, counts: Counts
-) -> Iterator[tuple[int, Document, dict[str, int]]]:
-    """The pieces of documents that no tokenizer makes more than `limit` tokens of: (number of the document, piece, how
-    many each tokenizer makes)."""
-    numbered = enumerate(documents)
-    while batch := list(islice(numbered, _BATCH)):
-        counts.documents += len(batch)
-        # Texts that may well be whole are read together.
-        short = [d for _, d in batch if not d.messages and len(d.text) <= limit * _CHARACTERS and d.text.strip()]
-        read = {name: dict(zip(map(id, short), r.read(short), strict=True)) for name, r in readers.items()}
-        for number, document in batch:
-            found = {name: of[id(document)] for name, of in read.items() if id(document) in of}
-            if document.messages:
-                pieces = _cut_chat(document, readers, limit, counts)
-            elif found and max(map(len, found.values())) <= limit:
-                pieces = _whole_text(document, found, counts)
-            else:
-                pieces = _cut_text(document, readers, limit, counts)
-            yield from ((number, piece, sizes) for piece, sizes in pieces)
-
-
-def _whole_text(
-    document: Document, found: Mapping[str, Tokenized], counts: Counts
-) -> Iterator[tuple[Document, dict[str, int]]]:
-    for name, tokens in found.items():
-        if not tokens.known.all():
-            counts.cannot_write(name, document.place)
-    sizes = {name: len(t) for name, t in found.items()}
-    if min(sizes.values()) >= 2:
-        yield document, sizes
-    else:
-        counts.leave_out(NOTHING, document.place)
-
-
-def _cut_text(
-    document: Document, readers: Mapping[str, Reader], limit: int, counts: Counts
-) -> Iterator[tuple[Document, dict[str, int]]]:
-    if not document.text.strip():
-        counts.leave_out("empty", document.place)
-        return
-    text, at = document.text, 0
-    end = len(text.rstrip())
-    unwritable: set[str] = set()
-    some = False
-    while at < end:
-        piece, sizes, unknown = _first_piece(text, at, readers, limit)
-        at += len(piece)
-        unwritable |= unknown
-        if min(sizes.values()) >= 2:
-            some = True
-            yield Document(piece, (), document.domain, document.place, continued=at < end), sizes
-    if not some:
-        counts.leave_out(NOTHING, document.place)
-    for name in sorted(unwritable):
-        counts.cannot_write(name, document.place)
-
-
-def _first_piece(
-    text: str, start: int, readers: Mapping[str, Reader], limit: int
-) -> tuple[str, dict[str, int], set[str]]:
-    """The longest piece of a text, from a character on, that every tokenizer can read in one go."""
-    window = limit * _CHARACTERS
-    while True:
-        part = text[start : start + window]
-        found = {name: r.read([Document(part)])[0] for name, r in readers.items()}
-        sizes = {name: len(t) for name, t in found.items()}
-        if max(sizes.values()) > limit:
-            break
-        if start + len(part) == len(text):
-            return part, sizes, {name for name, t in found.items() if not t.known.all()}
-        window *= 2
-    # Two tokens of the limit are left for what stands before and after a text.
-    ends = [int(t.ends[min(limit - 3, len(t) - 1)]) for t in found.values() if len(t) > limit]
-    data = part.encode()
-    cut = len(data[: max(min(e for e in ends), 1)].decode("utf-8", "ignore")) or 1
-    while True:
-        spaces = max(part.rfind(" ", 1, cut), part.rfind("\n", 1, cut))
-        piece = part[: spaces if spaces > 0 and part[:spaces].strip() else cut]
-        found = {name: r.read([Document(piece)])[0] for name, r in readers.items()}
-        sizes = {name: len(t) for name, t in found.items()}
-        if max(sizes.values()) <= limit or len(piece) <= 1:
-            return piece, sizes, {name for name, t in found.items() if not t.known.all()}
-        cut = max(len(piece) - max(1, len(piece) // 16), 1)
-
-
-def _cut_chat(
-    document: Document, readers: Mapping[str, Reader], limit: int, counts: Counts
-) -> Iterator[tuple[Document, dict[str, int]]]:
-    left = document
-    if not any(m.content.strip() for m in document.messages if m.learned):
-        counts.leave_out("empty", document.place)
-        return
-    while any(m.content.strip() for m in left.messages if m.learned):
-        if left.messages[-1].learned:
-            try:
-                found = {name: r.read([left])[0] for name, r in readers.items()}
-            except TemplateProblem as e:
-                counts.leave_out(str(e), document.place)
-                return
-            if max(map(len, found.values())) <= limit:
-                for name, tokens in found.items():
-                    if not tokens.known[tokens.learned].all():
-                        counts.cannot_write(name, document.place)
-                yield left, {name: len(t) for name, t in found.items()}
-                return
-        left = left.beginning(len(left.messages) - 1)
-    counts.leave_out(f"a conversation longer than {limit:,} tokens", document.place)
 
 
 def _write_shards(

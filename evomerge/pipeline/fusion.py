@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.errors import EvoMergeError
 from evomerge.fusion.config import MAPPED, FusionError, PreferenceConfig
+from evomerge.fusion.counting import Told, vocabulary_maps
 from evomerge.fusion.loading import computed_in
 from evomerge.fusion.measure import Measuring, measure
 from evomerge.fusion.preferences import (
@@ -26,7 +27,7 @@ from evomerge.fusion.preferences import (
 )
 from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.prepared import HELD_OUT, Prepared, prepare
-from evomerge.fusion.targets import OWN, Job, Targets, Told, make_targets, vocabulary_maps
+from evomerge.fusion.targets import OWN, Job, Targets, make_targets
 from evomerge.fusion.teachers.cache import Cache, CacheKey, Pass, fill, folder_of, open_cache
 from evomerge.fusion.training import Outcome as Training
 from evomerge.fusion.training import Run, train_all

@@ -12,10 +12,11 @@ from evomerge.errors import InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
 from evomerge.fusion.config import MAPPED, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
+from evomerge.fusion.cutting import Counts
 from evomerge.fusion.files import read_json_object, sha256, write_json
 from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.preferences.stages import check_stages, check_trl
-from evomerge.fusion.prepared import Counts, prepare
+from evomerge.fusion.prepared import prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.optimizers import make_optimizer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.fusion.config import FusionConfig
-from evomerge.fusion.prepared import Counts
+from evomerge.fusion.cutting import Counts
 from evomerge.fusion.targets import Targets
 from evomerge.fusion.training import Outcome as Training
 from evomerge.score import Score

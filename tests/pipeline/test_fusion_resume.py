@@ -144,6 +144,10 @@ def test_a_source_of_fewer_tokens_than_are_kept_that_cannot_write_all(here, tmp_
     assert "small: its tokenizer cannot write all of 1 held-out documents" in " ".join(done.stderr.split())
     assert found["models"]["small"]["bits_per_byte"]["dragons"] == pytest.approx(8.0)
     assert found["models"]["target"]["bits_per_byte"]["dragons"] != 8.0
+    # The cards say so too, but not where it lay on this machine.
+    for card in (tmp_path / "out" / "README.md", tmp_path / "out" / "model" / "README.md"):
+        text = card.read_text()
+        assert "small: its tokenizer cannot write all of 1 documents" in text and str(tmp_path) not in text
 
 
 def test_accumulated_batches_are_one_large_batch(here, tmp_path):
@@ -224,5 +228,7 @@ def test_pairwise_targets_train_side_by_side_and_go_on_after_a_kill(here, tmp_pa
     killed(file, out, lambda: len([*out.glob("training/*/checkpoint-10")]) == 2, workers=2)
     done = here("fuse", file, out, "--workers", 2)
     assert "of them done before" in next(x for x in done.stderr.splitlines() if x.startswith("training pivot-"))
+    card = (out / "README.md").read_text()
+    assert "One target from each of `zoo:tides`, `zoo:roads`, below `models/`" in card and "model-index" not in card
     for part in ("teachers", "targets", "models"):
         assert digests(out / part, "*.*") == digests(tmp_path / "alone" / part, "*.*"), part
