@@ -133,12 +133,17 @@ def _fusion(path: Path) -> Facts:
     from evomerge.pipeline import FusionPlan
 
     plan = FusionPlan(path)
-    counts, tokens = plan.count()
-    lines = [*plan.cost(1, tokens), *counts.lines()]
+    corpus, tokens = plan.count()
+    counts = corpus.counts
+    lines = [
+        *plan.cost(None, tokens),
+        f"{counts.pieces:,} documents to learn from, {len(corpus.held_out):,} held out",
+        *counts.lines(), *corpus.held_counts.lines("held-out documents"),
+    ]  # fmt: skip
     facts = {
         "target": plan.config.target, "sources": {s.name: s.model for s in plan.config.sources},
         "mode": plan.config.fusion.mode, "results": list(plan.results), "max_length": plan.limit,
-        "documents": counts.documents, "tokens": dict(tokens),
+        "documents": counts.documents, "held_out": len(corpus.held_out), "tokens": dict(tokens),
         "left_out": {why: n for why, (n, _) in counts.left_out.items()},
     }  # fmt: skip
     return facts, "\n".join(lines)

@@ -64,7 +64,8 @@ class Fusing:
         if self._what and self._done > self._before:
             seconds = time.monotonic() - self._began
             self._stop()
-            self.say(f"{self._what}: {self._done:,} {self._unit} in {_time(seconds)}{self._rate()}")
+            done = f"{self._done:,}" + (f" of {self._total:,}" if self._done < self._total else "")
+            self.say(f"{self._what}: {done} {self._unit} in {_time(seconds)}{self._rate()}")
         self._stop()
         self._what = ""
 
@@ -74,11 +75,15 @@ class Fusing:
     def _rate(self) -> str:
         seconds = time.monotonic() - self._began
         rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
-        return f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second" if rate else ""
+        if not rate:
+            return ""
+        if rate < 1:
+            return f", {1 / rate:.1f} s each"
+        return f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.1f} a second"
 
     def _left(self) -> str:
         fresh = self._done - self._before
-        if not fresh:
+        if not fresh or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._began) / fresh * (self._total - self._done)
         return f", about {_time(seconds)} left"

@@ -286,6 +286,11 @@ class FusionConfig(Frozen):
     def _path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
     @field_validator("then", mode="before")
     @classmethod
     def _search(cls, value: Any) -> Any:
@@ -336,6 +341,16 @@ class FusionConfig(Frozen):
         ):
             if key in getattr(self, section).model_fields_set and not works:
                 yield (section, key), f"{section}.{key} is for {where}; leave it out"
+        given = training.model_fields_set
+        if {"max_steps", "num_train_epochs"} <= given and training.max_steps is not None:
+            yield ("training", "num_train_epochs"), "training.max_steps and training.num_train_epochs: give one of them"
+        patience = training.early_stopping_patience
+        if "early_stopping_patience" in given and patience is not None and patience >= training.evaluations:
+            yield (
+                ("training", "early_stopping_patience"),
+                f"training.early_stopping_patience = {patience} never stops anything: there are {training.evaluations} "
+                "evaluations",
+            )
         preferences = self.preferences
         if preferences is not None:
             for key in ("top_k", "folder"):
@@ -356,5 +371,9 @@ def load_fusion(path: Path | str) -> FusionConfig:
     Raises:
         FusionError: every problem of the file, one line each.
     """
-    config = validate(FusionConfig, load_yaml(path, FusionError), FusionError)
+    data = load_yaml(path, FusionError)
+    kind = data.data.get("kind") if isinstance(data.data, dict) else None
+    if kind in ("parameter", "dataflow", "hybrid"):
+        raise FusionError(f'{path}: kind = "{kind}": is a search space, not a fusion: evomerge search {path}')
+    config = validate(FusionConfig, data, FusionError)
     return config if config.name else config.model_copy(update={"name": Path(path).stem})

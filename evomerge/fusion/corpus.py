@@ -92,6 +92,8 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                     raise CorpusError(
                         f"{place}: is not UTF-8 text ({e.reason} at byte {e.start} of the line)"
                     ) from None
+                except json.JSONDecodeError as e:
+                    raise CorpusError(f"{place}: is not JSON ({e.msg} at character {e.pos + 1})") from None
                 except (ValueError, RecursionError) as e:
                     raise CorpusError(f"{place}: is not JSON ({e})") from None
     except OSError as e:

@@ -124,10 +124,13 @@ def prepare(
     whole_corpus = _Looked.at(where, config)
     apart = None if isinstance(config.held_out, float) else locate(config.held_out, root)
     held = whole_corpus.chosen(config.held_out) if isinstance(config.held_out, float) else None
+    looked_apart = None if apart is None else _Looked.at(apart, _whole_of(config))
+    # What is measured on must not be learned, wherever else it stands.
+    measured = {whole_corpus.hashes[i] for i in held or ()} | set(looked_apart.hashes if looked_apart else ())
     facts = {
         "version": VERSION,
         "corpus": whole_corpus.digest,
-        "held_out": config.held_out if apart is None else _Looked.at(apart, _whole_of(config)).digest,
+        "held_out": config.held_out if looked_apart is None else looked_apart.digest,
         "tokenizers": {name: r.vocabulary.key for name, r in readers.items()},
         "limit": limit,
         "shard_tokens": shard_tokens,
@@ -142,11 +145,16 @@ def prepare(
     say(f"preparing {whole_corpus.documents:,} documents of {where}")
     counts, held_counts = Counts(), Counts()
     held_out: list[Document] = []
+    twice: set[int] = set()
 
     def to_learn() -> Iterator[tuple[Document, dict[str, int]]]:
         for number, piece, sizes in pieces(read_corpus(where, config), readers, limit, counts):
             if held is not None and number in held:
                 held_out.append(piece)
+            elif whole_corpus.hashes[number] in measured:
+                if number not in twice:
+                    twice.add(number)
+                    counts.leave_out("held out too: what is measured on is not learned", piece.place)
             else:
                 counts.pieces += 1
                 yield piece, sizes

@@ -15,7 +15,7 @@ from evomerge.errors import EvoMergeError
 from evomerge.fusion.config import MAPPED, FusionError, PreferenceConfig
 from evomerge.fusion.counting import Told, vocabulary_maps
 from evomerge.fusion.loading import computed_in
-from evomerge.fusion.measure import Measuring, measure
+from evomerge.fusion.measure import Measuring, mean, measure
 from evomerge.fusion.preferences import (
     Stage,
     answer,
@@ -47,6 +47,8 @@ from evomerge.study.watcher import Watcher as SearchWatcher
 from evomerge.study.workers import LocalTasks, RayTasks
 
 Tasks = RayTasks | LocalTasks
+# What share of what was learned a checkpoint's type may take without a word.
+ROUNDING = 0.1
 
 
 def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: SearchWatcher | None = None) -> Fused:
@@ -95,6 +97,7 @@ class _Fusion:
             bits = self._measured({**plan.sources, **models}, corpus, tasks)
         finally:
             tasks.close()
+        self._say_rounding(trainings, bits)
         scores = self._scores({**plan.sources, **models})
         found = [
             self._as_measured(n, TARGET if n == TARGET else "source", s, bits, scores) for n, s in plan.sources.items()
@@ -118,6 +121,8 @@ class _Fusion:
     def _by_preferences(self, config: PreferenceConfig, corpus: Prepared, tasks: Tasks) -> Fused:
         """FuseChat-3.0's route: answers of the sources, the best learned, then preferred."""
         plan, watcher, out = self.plan, self.watcher, self.out
+        for line in plan.cost(tasks.size):
+            watcher.say(line)
         score = load_score(config, plan.root, plan.file)
         files = [corpus.folder / s.name for s in corpus.shards]
         drawn: dict[str, Any] = {
@@ -271,7 +276,14 @@ class _Fusion:
             if plan.learns:
                 parts = ", ".join(f"{n} {c / max(made.aligned, 1):.0%}" for n, c in made.taken.items())
                 share = made.aligned / max(made.learned, 1)
-                self.watcher.say(f"{name}: {share:.0%} of {made.learned:,} tokens learn from a source ({parts})")
+                self.watcher.say(
+                    f"{name}: {share:.0%} of {made.learned:,} tokens learn from what models say of them ({parts})"
+                )
+                for source in (n for n, c in made.taken.items() if not c and n != TARGET):
+                    self.watcher.say(
+                        f"{name}: no token learns from {source}: the others expect the text better everywhere "
+                        "(see fusion.include_target and fusion.per)"
+                    )
         return dict(zip(plan.results, found, strict=True))
 
     def _trained(self, corpus: Prepared, targets: Mapping[str, Targets], tasks: Tasks) -> dict[str, Training]:
@@ -297,6 +309,10 @@ class _Fusion:
             for number, (name, made) in enumerate(targets.items())
         ]
         done = train_all(runs, tasks, self.watcher)
+        for t in done:
+            last = int(t.history[-1]["step"])
+            why = f"; stopped after {last:,}: no better since" if t.stopped == "patience" else ""
+            self.watcher.say(f"{t.name}: step {t.step:,} of {t.steps:,} taken, the best on held-out documents{why}")
         return {outcome.name: outcome for outcome in done}
 
     def _model(self, name: str) -> Path:
@@ -309,6 +325,18 @@ class _Fusion:
             config.teachers.dtype, config.trust_remote_code,
         )  # fmt: skip
         return measure(models, asked, self.out / "measured.json", tasks, self.watcher)
+
+    def _say_rounding(self, trainings: Mapping[str, Training], bits: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell where the type of the checkpoint takes much of what was learned."""
+        before = bits[TARGET]["mean"]
+        for name, t in trainings.items():
+            learned, written = mean(list(t.bits_per_byte.values())), bits[name]["mean"]
+            if before > learned and written - learned > ROUNDING * (before - learned):
+                self.watcher.say(
+                    f"{name}: rounding to its checkpoint's type takes {(written - learned) / (before - learned):.0%} "
+                    f"of what was learned ({learned:.4f} bits per byte in training, {written:.4f} as written); set "
+                    "out_dtype: float32"
+                )
 
     def _scores(self, models: Mapping[str, Source]) -> dict[str, Score]:
         """Every model on the evaluator's test items, as `evomerge evaluate` does it."""

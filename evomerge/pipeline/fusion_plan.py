@@ -12,11 +12,10 @@ from evomerge.errors import InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
 from evomerge.fusion.config import MAPPED, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
-from evomerge.fusion.cutting import Counts
 from evomerge.fusion.files import read_json_object, sha256, write_json
 from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.preferences.stages import check_stages, check_trl
-from evomerge.fusion.prepared import prepare
+from evomerge.fusion.prepared import Prepared, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.optimizers import make_optimizer
@@ -69,9 +68,10 @@ class FusionPlan:
         self.root = file.parent
         config = load_fusion(file)
         self.file = file
-        locate(config.corpus.path, self.root)
-        if isinstance(config.corpus.held_out, str):
-            locate(config.corpus.held_out, self.root)
+        with told_of(file):
+            locate(config.corpus.path, self.root)
+            if isinstance(config.corpus.held_out, str):
+                locate(config.corpus.held_out, self.root)
         models = [config.target, *(s.model for s in config.sources)]
         named = {config.target: f"{file}: target: ", **{s.model: f"{file}: sources: " for s in config.sources}}
         found = open_sources(models, root=self.root, named=named, weights=False)
@@ -283,11 +283,20 @@ class FusionPlan:
         for folder in folders:
             if folder.resolve().is_relative_to(out.resolve()):
                 raise InputError(f"{out}: holds the model {folder}; give another folder")
-        place.prepare(out, place.default_storage(out), folders)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: is a file, expected a folder to write to")
+        foreign = sorted(f.name for f in out.iterdir() if f.name[0] != ".") if out.is_dir() else []
+        if foreign and not (out / RECORD).exists():
+            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            raise InputError(f"{out}: holds {shown} already, and no fusion wrote them; give another folder")
+        try:
+            place.prepare(out, place.default_storage(out), folders)
+        except InputError as e:
+            raise InputError(str(e).replace("--out", "OUT")) from None
 
-    def count(self) -> tuple[Counts, dict[str, int]]:
-        """Read the whole corpus with every tokenizer: what would become of its documents, and how many tokens each
-        makes.
+    def count(self) -> tuple[Prepared, dict[str, int]]:
+        """Read the whole corpus with every tokenizer: what would become of its documents (its files are gone), and how
+        many tokens each makes.
 
         Raises:
             CorpusError: it is wrong, or leaves nothing.
@@ -296,9 +305,9 @@ class FusionPlan:
             found = prepare(
                 self.config.corpus, self.root, self.readers, self.limit, self.config.teachers.shard_tokens, Path(folder)
             )
-        return found.counts, {name: found.tokens(name) for name in self.sources}
+        return found, {name: found.tokens(name) for name in self.sources}
 
-    def cost(self, workers: int, tokens: Mapping[str, int] | None = None) -> list[str]:
+    def cost(self, workers: int | None, tokens: Mapping[str, int] | None = None) -> list[str]:
         """What the fusion will take, in words."""
         from evomerge.merging.memory import PROGRAM, in_words
 
@@ -308,6 +317,15 @@ class FusionPlan:
         one = target.bytes
         count = len(self.results)
         steps = config.training
+        preferences = config.preferences
+        if preferences is not None:
+            asked = [*config.names, *([TARGET] if preferences.include_target else [])]
+            return [
+                f"{preferences.samples} answers of up to {preferences.max_new_tokens:,} tokens to each question, of "
+                f"{', '.join(asked)}; scored by {preferences.score}",
+                f"{target.architecture}: SFT on the best answers to {preferences.sft_share:.0%} of the questions, then "
+                "DPO on the best and the worst of one source to each of the others",
+            ]
         what = f"{count} targets, one for each source" if config.fusion.mode == "pairwise" else "one target"
         lines = [
             f"{what}, of {target.architecture}, from {', '.join(config.names)}"
@@ -321,8 +339,8 @@ class FusionPlan:
             # About what a position takes at k = 10, and in proportion.
             cache = positions * (6 + 4 * config.teachers.top_k)
             lines.append(
-                f"passes over {positions:,} tokens in all, about {in_words(cache)} of caches; "
-                f"{workers} worker{'s' if workers != 1 else ''}"
+                f"passes over {positions:,} tokens in all, about {in_words(cache)} of caches"
+                + (f"; {workers} worker{'s' if workers != 1 else ''}" if workers is not None else "")
             )
         # Weights, gradients and two moments, in the type of training.
         trained = 16 * _elements(target) if steps.lora is None else 4 * _elements(target)

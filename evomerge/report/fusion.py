@@ -14,8 +14,10 @@ from evomerge import __version__
 from evomerge.report.model_card import licence_of, model_name
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
+from evomerge.report.table import verdict
 from evomerge.score import Interval, interval
 from evomerge.study.fused import Fused, Model
+from evomerge.study.outcome import Outcome
 
 _MEAN = "mean"
 
@@ -29,9 +31,12 @@ def fusion_text(fused: Fused) -> str:
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     lines = [
         "held-out bits per byte (lower is better)"
+        + (", the mean score of their answers (higher is better)" if fused.answers is not None else "")
         + (", and the evaluator's score (higher is better)" if scored else "")
     ]
     lines += ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    if fused.search is not None:
+        lines.append(f"by the evaluator: {_verdict(fused.search)}")
     lines += [f"{fused.out}/: {_relative(fused.model, fused.out)}, README.md, result.json"]
     return "\n".join(lines)
 
@@ -117,7 +122,7 @@ Bits per byte on {fused.held_out:,} held-out documents, lower is better; the sam
 its tokenizer.{_score_words(fused)}
 
 {_table(fused)}
-
+{_search_words(fused)}
 ## Where it comes from
 
 {_sources(fused)}
@@ -197,7 +202,8 @@ def _how(fused: Fused, shown: Model | None) -> str:
         made = fused.targets[name]
         share = made.aligned / max(made.learned, 1)
         parts = ", ".join(f"{n} {c / max(made.aligned, 1):.0%}" for n, c in made.taken.items())
-        learned = f"; {share:.0%} of its {made.learned:,} tokens learn from a source ({parts})" if made.taken else ""
+        words = f"; {share:.0%} of its {made.learned:,} tokens learn from what models say of them ({parts})"
+        learned = words if made.taken else ""
         lines.append(f"- {name}: step {t.step:,} of {t.steps:,} taken, the best on held-out documents{learned}")
     if fused.answers is not None:
         parts = ", ".join(f"{n} {c:,}" for n, c in fused.answers.taken.items())
@@ -270,6 +276,17 @@ def _score_words(fused: Fused) -> str:
     if fused.config.evaluator is None:
         return words
     return f"{words} The score is that of `{Path(fused.config.evaluator).stem}` on its test items, higher is better."
+
+
+def _search_words(fused: Fused) -> str:
+    if fused.search is None:
+        return ""
+    return f"\nBy the evaluator's test items, item by item: {_verdict(fused.search)}\n"
+
+
+def _verdict(search: Outcome) -> str:
+    """The search's own words; its base is the target as it was before."""
+    return verdict(search).replace("The best found", "The searched merge").replace("base", "base (the target before)")
 
 
 def _sources(fused: Fused) -> str:

@@ -63,6 +63,9 @@ def refused(command: Callable, tmp_path: Path) -> Callable:
         ({"alignment": {"order": "fusechat"}}, "alignment.order is for aligner: dynamic; leave it out"),
         ({"alignment": {"vocabulary": "exact", "score": "published"}}, "alignment.score is for vocabulary: statistics"),
         ({"alignment": {"vocabulary": "exact"}, "training": {"loss": "uld"}}, "vocabulary is for loss: ce or kl"),
+        ({"kind": "parameter"}, 'kind = "parameter": is a search space, not a fusion: evomerge search'),
+        ({"training": {"num_train_epochs": 2}}, "training.max_steps and training.num_train_epochs: give one of them"),
+        ({"training": {"early_stopping_patience": 3}}, "= 3 never stops anything: there are 3 evaluations"),
         ({"fusion": {"block_tokens": 5}}, "fusion.block_tokens is for per: block"),
         ({"training": {"alm_temperature": 5}}, "training.alm_temperature is for loss: alm"),
         ({"training": {"loss": "alm", "renormalize": True}}, "training.renormalize is for loss: ce or kl"),
@@ -183,3 +186,31 @@ def test_the_zoo_has_texts(command: Callable, tmp_path: Path) -> None:
     assert [t["name"] for t in command("zoo", "--json").json["texts"]] == list(zoo.fusion.CORPORA)
     assert command("zoo", "copy", "chains", tmp_path / "mine.jsonl").code == 0
     assert (tmp_path / "mine.jsonl").read_bytes() == zoo.fusion.corpus("chains").read_bytes()
+
+
+def test_a_folder_that_no_fusion_wrote_is_left_alone(command: Callable, tmp_path: Path) -> None:
+    file = fusion_file(tmp_path / "in")
+    (tmp_path / "out" / "corpus").mkdir(parents=True)
+    (tmp_path / "out" / "corpus" / "held_out.parquet").write_text("mine")
+    told = command("fuse", file, tmp_path / "out", "--workers", 0).error
+    assert "holds corpus already, and no fusion wrote them; give another folder" in told
+    assert (tmp_path / "out" / "corpus" / "held_out.parquet").read_text() == "mine"
+    told = command("fuse", file, file, "--workers", 0).error
+    assert f"{file}: is a file, expected a folder to write to" in told
+
+
+def test_what_is_held_out_is_not_learned(command: Callable, tmp_path: Path) -> None:
+    file = fusion_file(tmp_path / "in", corpus={"path": "text.jsonl", "held_out": "text.jsonl"})
+    told = command("check", file).error
+    assert "leaves no document to learn from" in told and "40 of 40 documents left out: held out too" in told
+    held = (tmp_path / "in" / "held.jsonl").read_text().splitlines(keepends=True)
+    with (tmp_path / "in" / "text.jsonl").open("a") as stream:
+        stream.writelines(held[:3])
+    fusion_file(tmp_path / "other")
+    data = yaml.safe_load(file.read_text()) | {"corpus": {"path": "text.jsonl", "held_out": "held.jsonl"}}
+    file.write_text(yaml.safe_dump(data))
+    assert "3 of 43 documents left out: held out too" in command("check", file).out
+
+
+def test_one_source_needs_no_list(command: Callable, tmp_path: Path) -> None:
+    assert command("check", fusion_file(tmp_path, sources="zoo:tides")).code == 0

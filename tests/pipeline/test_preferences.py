@@ -61,7 +61,7 @@ def test_answers_are_learned_then_preferred(file, here, tmp_path):
     assert told["taken"]["tides"] > 10 and told["taken"]["roads"] > 10
     assert "to prefer them to the worst" in (out / "model" / "README.md").read_text()
     again = here("fuse", file, out, "--workers", 0, "--json")
-    assert again.result["models"] == models and "SFT on" not in again.stderr
+    assert again.result["models"] == models and "conversations in" not in again.stderr
     # Another way to score is another fusion.
     (tmp_path / "reward.py").write_text(REWARD.replace("max(len(steps), 1)", "max(len(steps), 2)"))
     refused = here("fuse", file, out, "--workers", 0, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,8 @@ def score_answers(
         try:
             answered = score(*given)
         except Exception as e:  # the user's own code
-            raise InputError(f"{name}: {type(e).__name__}: {e}") from e
+            last = traceback.extract_tb(e.__traceback__)[-1]
+            raise InputError(f"{name}: {type(e).__name__}: {e} ({last.filename}:{last.lineno})") from e
         try:
             returned = [float(x) for x in answered]
         except (TypeError, ValueError) as e:
