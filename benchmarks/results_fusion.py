@@ -233,7 +233,7 @@ def fusion_text(results: Mapping[str, Any]) -> list[str]:
 
 
 def _table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    domains: Sequence[str] = list(next(iter(models.values()))["bits_per_byte"])
+    domains: Sequence[str] = [*sorted(NAMES), "mean"]
     lines = [f"| model | {' | '.join(domains)} | test items | 95 % |", "|---|" + "---|" * (len(domains) + 2)]
     for name, row in models.items():
         bits, test = row["bits_per_byte"], row["test"]
