@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,8 @@ def _search_words(fused: Fused) -> str:
 
 def _verdict(search: Outcome) -> str:
     """The search's own words; its base is the target as it was before."""
-    return verdict(search).replace("The best found", "The searched merge").replace("base", "base (the target before)")
+    words = verdict(search).replace("The best found", "The searched merge")
+    return re.sub(r"(?<![\w.+-])base(?![\w+-])", "base (the target before)", words)
 
 
 def _sources(fused: Fused) -> str:
