@@ -288,7 +288,11 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGES)
+# The others have quick tests of their own parts.
+SLOW = ("k beyond half of the vocabulary", "edit distance, no target", "kl by token", "uld")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CHANGES])
 def test_every_way_to_fuse_learns(name, here, tmp_path):
     done = here("fuse", fusion_file(tmp_path, **CHANGES[name]), tmp_path / "out", "--workers", 0, "--json")
     training = done.result["trainings"]["fused"]

@@ -67,6 +67,7 @@ def test_no_training_goes_on_from_checkpoints_of_another(here, tmp_path):
     assert digests(tmp_path / "out" / "model") == whole and again.result["models"] == done["models"]
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_trained_again(here, tmp_path):
     file = fusion_file(tmp_path)
     here("fuse", file, tmp_path / "out", "--workers", 0)
@@ -150,6 +151,7 @@ def test_a_source_of_fewer_tokens_than_are_kept_that_cannot_write_all(here, tmp_
         assert "small: its tokenizer cannot write all of 1 documents" in text and str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(here, tmp_path):
     """The same steps of plain gradient descent, whatever the batch is cut into."""
     plain = {
