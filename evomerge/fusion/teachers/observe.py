@@ -89,6 +89,12 @@ def _batches(documents: Sequence[Tokenized], tokens: int) -> Iterator[list[int]]
         yield batch
 
 
+def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """log sum exp over the vocabulary, [rows, 1], in place of the logits: torch.logsumexp takes twice as long."""
+    largest = logits.amax(dim=-1, keepdim=True)
+    return logits.sub_(largest).exp_().sum(dim=-1, keepdim=True).log_() + largest
+
+
 @torch.inference_mode()
 def _pass(model: PreTrainedModel, documents: Sequence[Tokenized], top_k: int) -> list[Observed]:
     try:
@@ -128,11 +134,12 @@ def _in_one(model: PreTrainedModel, documents: Sequence[Tokenized], top_k: int) 
     top_logprobs = torch.empty(len(places), k, dtype=torch.float16)
     for at in range(0, len(places), _ROWS):
         part = slice(at, at + _ROWS)
-        chunk = flat[places[part]].float()
-        total = torch.logsumexp(chunk, dim=-1, keepdim=True)
-        likelihoods[part] = (chunk.gather(1, nexts[part, None]) - total).squeeze(1).cpu()
+        chunk = flat[places[part]].float()  # a copy: indexing makes one
+        own = chunk.gather(1, nexts[part, None])
+        values, best = chunk.topk(k, dim=-1)
+        total = _log_sum_exp(chunk)
+        likelihoods[part] = (own - total).squeeze(1).cpu()
         if k:
-            values, best = chunk.topk(k, dim=-1)
             top_ids[part] = best.int().cpu()
             # Under 1e-28 float16 ends; nothing is learned from such.
             top_logprobs[part] = (values - total).clamp_(min=-6e4).half().cpu()
