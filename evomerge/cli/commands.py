@@ -70,6 +70,29 @@ def add_command(subparsers: Subparsers[Parser], name: str, help: str, descriptio
     return parser
 
 
+def add_cluster(where: argparse._ActionsContainer) -> None:
+    """The options of a command whose work runs on Ray."""
+    where.add_argument(
+        "--workers", type=lambda text: whole(text, 0, 10**6), metavar="N",
+        help="processes that work side by side, on Ray; default: one per GPU, else per CPU; 0: this one alone",
+    )  # fmt: skip
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
+    )
+    where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
+
+
+def whole(text: str, low: int, high: int) -> int:
+    """An argument's whole number."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {low} to {high}')
+    return number
+
+
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """An argument's `type` that takes one of some words; argparse's own `choices` does not name the nearest."""
 

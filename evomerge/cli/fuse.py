@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command
 from evomerge.cli.output import emit
 
 DESCRIPTION = """\
@@ -26,16 +26,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     parser.add_argument("file", metavar="FUSION", type=Path, help="YAML file (kind: fuse)")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of everything that it makes")
-    parser.add_argument(
-        "--workers", type=_natural, metavar="N",
-        help="processes that work side by side, on Ray; default: one per GPU, else per CPU; 0: this one alone",
-    )  # fmt: skip
-    parser.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
-    )
-    parser.add_argument(
-        "--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)"
-    )
+    add_cluster(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,9 +48,3 @@ def run(args: argparse.Namespace) -> int:
     write_fusion(fused)
     emit(args, fusion_dict(fused), fusion_text(fused))
     return 0
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) > 10**6:
-        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from 0 to 1000000')
-    return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evomerge.cli.commands import Parser, Subparsers, add_command
+from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command, whole
 from evomerge.cli.output import emit
 
 DESCRIPTION = """\
@@ -56,15 +56,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     where.add_argument("--study", metavar="S", help="name of the study (default: SPACE-EVALUATOR-SEED)")
     where.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/STUDY)")
     where.add_argument("--storage", metavar="URL", help="database (default: one SQLite file in the output folder)")
-    where.add_argument("--workers", type=_natural, metavar="N", help="default: one per GPU, else per CPU; 0: no Ray")
-    where.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
-    )
+    add_cluster(where)
     where.add_argument(
         "--prefix-memory", type=_gigabytes, default=1.0, metavar="GB",
         help="data-flow spaces: each worker's memory for what candidates' common beginnings gave; 0: none (default: 1)",
     )  # fmt: skip
-    where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
     parser.set_defaults(run=run)
 
 
@@ -114,22 +110,8 @@ def _gigabytes(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    return _whole(text, 0, 2**31 - 1)
+    return whole(text, 0, 2**31 - 1)
 
 
 def _positive(text: str) -> int:
-    return _whole(text, 1, 10**9)
-
-
-def _natural(text: str) -> int:
-    return _whole(text, 0, 10**6)
-
-
-def _whole(text: str, low: int, high: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = low - 1
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {low} to {high}')
-    return number
+    return whole(text, 1, 10**9)

@@ -9,6 +9,7 @@ import numpy as np
 
 from evomerge.fusion import fused
 from evomerge.fusion.config import MAPPED, FunctionConfig
+from evomerge.fusion.losses import IGNORED
 from evomerge.fusion.teachers.observe import wanted
 from evomerge.fusion.tokenized import Tokenized
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from evomerge.fusion.targets import Job
 
 Array = np.ndarray[Any, Any]
-IGNORED = -100
 
 
 def columns_of(
@@ -42,10 +42,7 @@ def columns_of(
             chosen = fused.choice(np.where(there, surprise, np.inf))
         for number, count in enumerate(np.bincount(chosen[positions], minlength=len(names)).tolist()):
             taken[names[number]] += count
-    facts = {
-        "documents": len(own), "learned": int(sum(len(wanted(t)) for t in own)), "aligned": aligned, "taken": taken,
-    }  # fmt: skip
-    return columns, facts
+    return columns, {"learned": sum(len(wanted(t)) for t in own), "aligned": aligned, "taken": taken}
 
 
 def _add_columns(

@@ -15,8 +15,9 @@ from evomerge.space.source import RESERVED, Model, Source, repeated, unique_name
 Loss = Literal["ce", "kl", "alm", "uld"]
 # Losses that need what the sources say in the target's own vocabulary.
 MAPPED: tuple[Loss, ...] = ("ce", "kl")
-# What results of a fusion are called.
-RESULTS = ("target", "fused", "merged", "sft", "dpo")
+# What the target as it was before is called, beside the sources; and what results are.
+TARGET = "target"
+RESULTS = (TARGET, "fused", "merged", "sft", "dpo")
 # What the published losses weigh the text with: FuseLLM and FuseChat have .9.
 CLM_WEIGHT = 0.5
 

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from evomerge.errors import EvoMergeError
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
@@ -56,6 +59,60 @@ def read_json_object(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+@dataclass
+class Manifest:
+    """Which shards of a step lie in a folder, by hash; written anew after each.
+
+    Attributes:
+        key: Short name of what the step is made from; shards of another are none.
+        name: What the file of a shard is called.
+        shards: What is known of each: its "sha256", and the step's own facts; None where it is still to be made.
+    """
+
+    folder: Path
+    key: str
+    name: Callable[[int], str]
+    shards: list[dict[str, Any] | None]
+
+    @classmethod
+    def at(cls, folder: Path, key: str, name: Callable[[int], str], count: int) -> Manifest:
+        """Read the one that lies there, where it is of this step and of so many shards."""
+        found = read_json_object(folder / MANIFEST) or {}
+        shards = found.get("shards") if found.get("key") == key else None
+        if not isinstance(shards, list) or len(shards) != count:
+            shards = [None] * count
+        return cls(folder, key, name, shards)
+
+    def file(self, shard: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / self.name(shard)
+
+    def missing(self) -> list[tuple[int, bool]]:
+        """Numbers of the shards to make, and whether something else is in their place. Forgets those."""
+        found = []
+        for i, shard in enumerate(self.shards):
+            if shard is None or sha256(self.file(i)) != shard["sha256"]:
+                found.append((i, shard is not None))
+                self.shards[i] = None
+        return found
+
+    def add(self, shard: int, facts: dict[str, Any]) -> None:
+        """Note a shard that has been written."""
+        self.shards[shard] = facts
+        write_json(self.folder / MANIFEST, {"key": self.key, "shards": self.shards})
+
+    def whole(self) -> list[dict[str, Any]]:
+        """What is known of every shard.
+
+        Raises:
+            EvoMergeError: one is missing.
+        """
+        found = [s for s in self.shards if s is not None]
+        if len(found) < len(self.shards):
+            raise EvoMergeError(f"{self.folder}: is not whole")
+        return found
 
 
 def sha256(file: Path) -> str | None:

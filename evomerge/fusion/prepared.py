@@ -62,6 +62,7 @@ class Prepared:
         key: Short name of what it was made from.
         shards: What is learned from, in order.
         held_out: What is kept to measure.
+        held_out_hash: Hash (hex) of its file.
         counts: What became of the documents.
         held_counts: What became of those of a held-out file of its own.
     """
@@ -70,6 +71,7 @@ class Prepared:
     key: str
     shards: tuple[Shard, ...]
     held_out: tuple[Document, ...]
+    held_out_hash: str
     counts: Counts
     held_counts: Counts = field(default_factory=Counts)
 
@@ -84,13 +86,6 @@ class Prepared:
     def key_for(self, reader: Reader) -> str:
         """Short name of what one model is given of it to learn from; other models and what is held out do not count."""
         return key_of({"shards": [s.content for s in self.shards], "tokenizer": reader.vocabulary.key})
-
-    @property
-    def held_out_hash(self) -> str:
-        """Of the file of held-out documents."""
-        found = sha256(self.folder / HELD_OUT)
-        assert found is not None
-        return found
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -304,7 +299,8 @@ def _opened(folder: Path, key: str) -> Prepared | None:
     shards = tuple(Shard(s["file"], s["sha256"], s["content"], s["documents"], s["tokens"]) for s in manifest["shards"])
     if any(sha256(folder / s.name) != s.sha256 for s in shards):
         return None
-    if sha256(folder / HELD_OUT) != manifest["held_out"]["sha256"]:
+    held_out_hash = manifest["held_out"]["sha256"]
+    if sha256(folder / HELD_OUT) != held_out_hash:
         return None
     counts, held = Counts.read(manifest["counts"]), Counts.read(manifest["held_counts"])
-    return Prepared(folder, key, shards, tuple(read_documents(folder / HELD_OUT)), counts, held)
+    return Prepared(folder, key, shards, tuple(read_documents(folder / HELD_OUT)), held_out_hash, counts, held)

@@ -15,17 +15,16 @@ from evomerge.errors import EvoMergeError
 from evomerge.fusion import fused
 from evomerge.fusion.alignment import Aligner, ByteAligner
 from evomerge.fusion.columns import columns_of
-from evomerge.fusion.config import AlignmentConfig, FunctionConfig, Loss
+from evomerge.fusion.config import TARGET, AlignmentConfig, FunctionConfig, Loss
 from evomerge.fusion.counting import Told, aligner_of, reader_of
 from evomerge.fusion.documents import Document
-from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
+from evomerge.fusion.files import Manifest, clear_parts, key_of, sha256, whole
 from evomerge.fusion.prepared import Prepared, read_documents
 from evomerge.fusion.tokenized import Reader, Tokenized
 from evomerge.fusion.workers import Watcher, Workers
 
 Array = np.ndarray[Any, Any]
 VERSION = 2
-OWN = "target"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class Targets:
 
     files: tuple[Path, ...]
     hashes: tuple[str, ...]
-    documents: int
     learned: int
     aligned: int
     taken: Mapping[str, int]
@@ -78,8 +76,10 @@ class Targets:
 
 def make_targets(jobs: Sequence[Job], corpus: Prepared, workers: Workers, watcher: Watcher) -> list[Targets]:
     """Work out what each target learns from; what lies in its folder already and is whole stays."""
-    manifests = {job.name: _Manifest.at(job, len(corpus.shards)) for job in jobs}
-    items = [(job.name, shard) for job in jobs for shard in manifests[job.name].missing()]
+    manifests = {job.name: _manifest(job, corpus) for job in jobs}
+    for job in jobs:
+        clear_parts(job.folder)
+    items = [(job.name, shard) for job in jobs for shard, _ in manifests[job.name].missing()]
     if items:
         total = sum(s.documents for s in corpus.shards) * len(jobs)
         left = sum(corpus.shards[shard].documents for _, shard in items)
@@ -91,66 +91,39 @@ def make_targets(jobs: Sequence[Job], corpus: Prepared, workers: Workers, watche
                 watcher.advance(corpus.shards[shard].documents)
         finally:
             watcher.end()
-    return [manifests[job.name].opened() for job in jobs]
+    return [_opened(job, manifests[job.name]) for job in jobs]
 
 
 def _shard_file(shard: int) -> str:
     return f"shard-{shard:05d}.arrow"
 
 
-@dataclass
-class _Manifest:
-    """Which shards of a target are there."""
+def _manifest(job: Job, corpus: Prepared) -> Manifest:
+    facts = {
+        "version": VERSION,
+        "loss": job.loss,
+        "alignment": job.alignment.model_dump(mode="json"),
+        "function": job.function.model_dump(mode="json", exclude={"mode"}),
+        "target": job.target.source.content_hash(),
+        "sources": [
+            [t.name, t.source.content_hash(), t.tokenizer, t.cache.hashes if t.cache else None] for t in job.taught
+        ],
+        "tokenizer": job.target.tokenizer,
+        "maps": {name: key_of({"map": m.tobytes().hex()}) for name, m in sorted(job.maps.items())},
+        "corpus": [s.sha256 for s in corpus.shards],
+    }
+    return Manifest.at(job.folder, key_of(facts), _shard_file, len(corpus.shards))
 
-    folder: Path
-    key: str
-    names: tuple[str, ...]
-    shards: list[dict[str, Any] | None]
 
-    @classmethod
-    def at(cls, job: Job, count: int) -> _Manifest:
-        facts = {
-            "version": VERSION,
-            "loss": job.loss,
-            "alignment": job.alignment.model_dump(mode="json"),
-            "function": job.function.model_dump(mode="json", exclude={"mode"}),
-            "target": job.target.source.content_hash(),
-            "sources": [
-                [t.name, t.source.content_hash(), t.tokenizer, t.cache.hashes if t.cache else None] for t in job.taught
-            ],
-            "tokenizer": job.target.tokenizer,
-            "maps": {name: key_of({"map": m.tobytes().hex()}) for name, m in sorted(job.maps.items())},
-            "corpus": [sha256(f) for f in job.corpus],
-        }
-        key = key_of(facts)
-        found = read_json_object(job.folder / MANIFEST) or {}
-        shards = found.get("shards") if found.get("key") == key else None
-        if not isinstance(shards, list) or len(shards) != count:
-            shards = [None] * count
-        return cls(job.folder, key, tuple(t.name for t in job.taught), shards)
-
-    def missing(self) -> list[int]:
-        clear_parts(self.folder)
-        found = []
-        for i, shard in enumerate(self.shards):
-            if shard is None or sha256(self.folder / _shard_file(i)) != shard["sha256"]:
-                self.shards[i] = None
-                found.append(i)
-        return found
-
-    def add(self, shard: int, facts: dict[str, Any]) -> None:
-        self.shards[shard] = facts
-        write_json(self.folder / MANIFEST, {"key": self.key, "shards": self.shards})
-
-    def opened(self) -> Targets:
-        if any(s is None for s in self.shards):
-            raise EvoMergeError(f"{self.folder}: is not whole")
-        shards = [s for s in self.shards if s is not None]
-        taken = {name: sum(int(s["taken"].get(name, 0)) for s in shards) for name in self.names}
-        totals = {k: sum(s[k] for s in shards) for k in ("documents", "learned", "aligned")}
-        files = tuple(self.folder / _shard_file(i) for i in range(len(shards)))
-        hashes = tuple(str(s["sha256"]) for s in shards)
-        return Targets(files, hashes, totals["documents"], totals["learned"], totals["aligned"], taken)
+def _opened(job: Job, manifest: Manifest) -> Targets:
+    shards = manifest.whole()
+    return Targets(
+        files=tuple(manifest.file(i) for i in range(len(shards))),
+        hashes=tuple(str(s["sha256"]) for s in shards),
+        learned=sum(s["learned"] for s in shards),
+        aligned=sum(s["aligned"] for s in shards),
+        taken={t.name: sum(int(s["taken"].get(t.name, 0)) for s in shards) for t in job.taught},
+    )
 
 
 @dataclass(frozen=True)
@@ -191,14 +164,14 @@ class _Fuser:
     ) -> None:  # fmt: skip
         assert source.cache is not None
         reader = self._reader(source, job)
-        tokens = own if source.name == OWN else reader.read(documents)
+        tokens = own if source.name == TARGET else reader.read(documents)
         kept = source.cache.read(shard)
-        mapping = identity if source.name == OWN else job.maps.get(source.name)
+        mapping = identity if source.name == TARGET else job.maps.get(source.name)
         if mapping is None:
             mapping = np.full(reader.vocabulary.size, -1, np.int32)
         target = self._reader(job.target, job).vocabulary
         aligner: Aligner = (
-            ByteAligner() if source.name == OWN else aligner_of(job.alignment, target, reader.vocabulary, mapping)
+            ByteAligner() if source.name == TARGET else aligner_of(job.alignment, target, reader.vocabulary, mapping)
         )
         for i, (t, s, (ids, observed)) in enumerate(zip(own, tokens, kept, strict=True)):
             if not np.array_equal(ids, s.ids):

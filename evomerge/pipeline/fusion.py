@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvoMergeError
-from evomerge.fusion.config import MAPPED, FusionError, PreferenceConfig
+from evomerge.fusion.config import MAPPED, TARGET, FusionError, PreferenceConfig
 from evomerge.fusion.counting import Told, vocabulary_maps
 from evomerge.fusion.loading import computed_in
 from evomerge.fusion.measure import Measuring, mean, measure
@@ -27,12 +27,12 @@ from evomerge.fusion.preferences import (
 )
 from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.prepared import HELD_OUT, Prepared, prepare
-from evomerge.fusion.targets import OWN, Job, Targets, make_targets
+from evomerge.fusion.targets import Job, Targets, make_targets
 from evomerge.fusion.teachers.cache import Cache, CacheKey, Pass, fill, folder_of, open_cache
 from evomerge.fusion.training import Outcome as Training
 from evomerge.fusion.training import Run, train_all
 from evomerge.fusion.workers import Silent, Watcher
-from evomerge.pipeline.fusion_plan import TARGET, FuseOptions, FusionPlan
+from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
 from evomerge.pipeline.fusion_scores import score_all
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
@@ -243,7 +243,7 @@ class _Fusion:
     def _targets(self, corpus: Prepared, caches: Mapping[str, Cache], tasks: Tasks) -> dict[str, Targets]:
         config, plan = self.config, self.plan
         trust = config.trust_remote_code
-        target = Told(OWN, plan.sources[TARGET], caches.get(TARGET), plan.readers[TARGET].vocabulary.key)
+        target = Told(TARGET, plan.sources[TARGET], caches.get(TARGET), plan.readers[TARGET].vocabulary.key)
         sources = tuple(
             Told(n, plan.sources[n], caches[n], plan.readers[n].vocabulary.key) for n in config.names if n in caches
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.errors import InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
-from evomerge.fusion.config import MAPPED, FusionError, load_fusion
+from evomerge.fusion.config import MAPPED, TARGET, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
 from evomerge.fusion.files import read_json_object, sha256, write_json
 from evomerge.fusion.preferences.answers import load_score
@@ -28,9 +28,8 @@ from evomerge.study.workers import Cluster
 
 RECORD = "fusion.json"
 VERSION = 1
-TARGET = "target"
-# Keys that change how the work is done and nothing of what comes out.
-_LOOSE = {"teachers": {"folder"}}
+# Keys that change nothing of what comes out, or are looked at in another way (models by their content).
+_LOOSE: dict[str, Any] = {"name": True, "sources": True, "target": True, "then": True, "teachers": {"folder": True}}
 # The longest documents where the file says nothing.
 LONGEST = 2048
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
@@ -260,15 +259,14 @@ class FusionPlan:
             )
 
     def _fingerprint(self) -> dict[str, Any]:
-        config = self.config.model_dump(mode="json", exclude={"name", "sources", "target", "then"} | set(_LOOSE))
+        config = self.config.model_dump(mode="json", exclude=_LOOSE)
         preferences = self.config.preferences
-        config_file = preferences.score.rpartition(":")[0] if preferences is not None else ""
-        kept = self.config.teachers.model_dump(mode="json", exclude=_LOOSE["teachers"])
+        score = preferences.score.rpartition(":")[0] if preferences is not None else ""
         return {
             "version": VERSION,
             "models": {name: s.content_hash() for name, s in self.sources.items()},
-            "config": {**config, "teachers": kept, "limit": self.limit},
-            **({"score": sha256(self.root / config_file)} if config_file else {}),
+            "config": {**config, "limit": self.limit},
+            **({"score": sha256(self.root / score)} if score else {}),
         }
 
     def prepare_out(self, out: Path) -> None:

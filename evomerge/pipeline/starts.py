@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,7 @@ def _start(name: str, config: SpaceConfig, space: Space, sources: Mapping[str, S
     if name not in config.method:
         from evomerge.merging.engine import Engine
 
-        merged = dict(Engine(sources).tensors(recipe))
-        return space.decode(_weights(config, space, sources, _nearest(merged)), seed=0)
+        return space.decode(_weights(config, space, sources, _nearest(Engine(sources).tensors(recipe))), seed=0)
     try:
         space.encode(recipe)
     except SpaceError:
@@ -92,14 +91,21 @@ def _moved(name: str, base: Tensor, deltas: Sequence[Tensor]) -> Equations:
     return torch.eye(len(deltas), dtype=torch.float64) * energies.sum(), energies
 
 
-def _nearest(merged: Mapping[str, Tensor]) -> Told:
-    """The weights w that make base + sum_j w_j delta_j nearest to a merge, by least squares."""
+def _nearest(merged: Iterator[tuple[str, Tensor]]) -> Told:
+    """The weights w that make base + sum_j w_j delta_j nearest to a merge, by least squares.
+
+    Args:
+        merged: Its tensors, taken as they come: those that are asked for in the same order are never held together.
+    """
+    held: dict[str, Tensor] = {}
 
     def told(name: str, base: Tensor, deltas: Sequence[Tensor]) -> Equations:
         import torch
 
         flat = torch.stack([d.flatten() for d in deltas])
-        return flat @ flat.T, flat @ (merged[name].double() - base).flatten()
+        while name not in held:
+            held.update([next(merged)])
+        return flat @ flat.T, flat @ (held.pop(name).double() - base).flatten()
 
     return told
 

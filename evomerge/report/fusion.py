@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from evomerge import __version__
-from evomerge.report.model_card import licence_of, model_name
+from evomerge.report.model_card import common_licence, model_name, source_line, table_line
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
 from evomerge.report.table import verdict
@@ -142,8 +142,7 @@ Made by evomerge {__version__} (`evomerge fuse`), from this file:
 
 def _front(fused: Fused, shown: Model | None) -> dict[str, Any]:
     references = [m.reference for m in fused.models if m.role in ("target", "source")]
-    stated = {licence_of(r) for r in references}
-    licence = next(iter(stated)) if len(stated) == 1 else None
+    licence = common_licence(references)
     target = next(m for m in fused.models if m.role == "target")
     front: dict[str, Any] = {
         "base_model": model_name(target.reference),
@@ -251,7 +250,9 @@ def _last(path: str) -> str:
 
 def _table(fused: Fused) -> str:
     head, *rows = _rows(fused, _domains(fused))
-    return "\n".join([_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)]), *map(_line, rows)])
+    return "\n".join(
+        [table_line(head), table_line(["---", "---", *["---:"] * (len(head) - 2)]), *map(table_line, rows)]
+    )
 
 
 def _rows(fused: Fused, domains: list[str]) -> list[list[str]]:
@@ -295,12 +296,8 @@ def _sources(fused: Fused) -> str:
     lines = []
     for m in fused.models:
         if m.role in ("target", "source"):
-            licence = licence_of(m.reference) or "licence not stated here: see its own page"
             role = "the model that learned" if m.role == "target" else "a source"
-            lines.append(
-                f"- `{model_name(m.reference)}`, {role} ({m.architecture}): {licence}; "
-                f"content sha256 `{m.content[:16]}`"
-            )
+            lines.append(source_line(m.reference, f", {role} ({m.architecture})", m.content))
     return "\n".join(lines)
 
 
@@ -317,10 +314,6 @@ def _span(found: Interval | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
     return f"{found.low:.4f} .. {found.high:.4f}"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
 
 
 def _relative(path: Path, folder: Path) -> str:

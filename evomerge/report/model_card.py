@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ def model_card(outcome: Outcome) -> str:
 
 def _front(outcome: Outcome) -> dict[str, Any]:
     references = outcome.recipe.references()
-    stated = {licence_of(r) for r in references}
     front: dict[str, Any] = {
         "base_model": [model_name(r) for r in references],
         "base_model_relation": "merge",
@@ -42,7 +42,7 @@ def _front(outcome: Outcome) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["merge", "evomerge", "mergekit"],
     }
-    licence = next(iter(stated)) if len(stated) == 1 else None
+    licence = common_licence(references)
     if licence:
         front["license"] = licence
     front["model-index"] = [{"name": outcome.study, "results": _results(outcome)}]
@@ -160,15 +160,16 @@ def _markdown(outcome: Outcome) -> str:
     shown: list[Row] = rows(outcome)
     target, others = columns(outcome)
     head = ["model", target, "95 %", "best minus it", "95 %", *others]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [table_line(head), table_line(["---"] + ["---:"] * (len(head) - 1))]
     for r in shown:
         cells = [r.name, number(r.test.mean), span(r.test), signed(r.difference), span(r.difference, sign=True)]
         cells += [number(r.tasks[t].mean) if t in r.tasks else "" for t in others]
-        lines.append(_line([f"**{c}**" if r.role == "best" and c else c for c in cells]))
+        lines.append(table_line([f"**{c}**" if r.role == "best" and c else c for c in cells]))
     return "\n".join(lines)
 
 
-def _line(cells: list[str]) -> str:
+def table_line(cells: list[str]) -> str:
+    """A row of a Markdown table."""
     escaped = [c.replace("|", "\\|") for c in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -176,8 +177,13 @@ def _line(cells: list[str]) -> str:
 def _source_line(outcome: Outcome, reference: str) -> str:
     steps = _steps(outcome.recipe)
     role = " (base)" if reference in [step.base_model for step in steps] else ""
-    licence = licence_of(reference) or "licence not stated here: see its own page"
     content = next((c for step in steps if (c := step.evomerge.sources.get(reference))), None)
+    return source_line(reference, role, content)
+
+
+def source_line(reference: str, role: str, content: str | None) -> str:
+    """A model that something was made from, as an item of a list: its role, licence and content."""
+    licence = licence_of(reference) or "licence not stated here: see its own page"
     return f"- `{model_name(reference)}`{role}: {licence}" + (f"; content sha256 `{content[:16]}`" if content else "")
 
 
@@ -187,6 +193,12 @@ def model_name(reference: str) -> str:
     if path.startswith("zoo:") or (_HUB_ID.fullmatch(path) and not Path(path).exists()):
         return path
     return Path(path).name or path
+
+
+def common_licence(references: Iterable[str]) -> str | None:
+    """The licence of what is made from models that all state the same one; None where they do not."""
+    stated = {licence_of(r) for r in references}
+    return next(iter(stated)) if len(stated) == 1 else None
 
 
 def licence_of(reference: str) -> str | None:

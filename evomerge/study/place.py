@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from evomerge import locks
 from evomerge.errors import InputError, StudyError
 
 LOCK = ".lock"
@@ -133,22 +133,12 @@ def held(lock: Path, what: Path) -> Iterator[None]:
     Raises:
         StudyError: another process holds it.
     """
-    import fcntl
 
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise StudyError(f"{what}: a search or fusion is running there ({holder}); wait for it to end") from None
-        except OSError:
-            # Some shared file systems have no locks; the numbering of trials still catches a second writer.
-            yield
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+    def busy(holder: str) -> None:
+        raise StudyError(f"{what}: a search or fusion is running there ({holder}); wait for it to end")
+
+    # Where there are no locks, the numbering of trials still catches a second writer.
+    with locks.held(lock, busy):
         yield
 
 

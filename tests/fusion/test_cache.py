@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evomerge import locks
 from evomerge.errors import EvoMergeError
-from evomerge.fusion import alone as holding
 from evomerge.fusion.alone import alone
 from evomerge.fusion.config import CorpusConfig
 from evomerge.fusion.prepared import Prepared, prepare
@@ -108,7 +108,7 @@ def test_a_second_fusion_waits_for_a_pass_that_is_being_made(corpus, tmp_path) -
 
 
 def test_a_folder_that_stays_held_is_told(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(holding.time, "sleep", lambda _: None)
+    monkeypatch.setattr(locks.time, "sleep", lambda _: None)
     told = pytest.raises(EvoMergeError, match=f"{tmp_path}: a training is still running.*process")
     with alone(tmp_path), told, alone(tmp_path, patience=0.01):
         pass

@@ -16,14 +16,14 @@ from evomerge.errors import InputError
 from evomerge.functions import load_function
 from evomerge.fusion.config import FusionError, PreferenceConfig
 from evomerge.fusion.documents import Document, Message
-from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
+from evomerge.fusion.files import Manifest, clear_parts, key_of, sha256, whole
 from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import read_documents
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,11 @@ def answer(
     for name, source in sources.items():
         facts = {"version": VERSION, "model": source.content_hash(), "corpus": key, "seed": seed, "dtype": dtype}
         folders[name] = folder / f"{name}-{key_of({**facts, 'samples': count, **drawn})}"
-    manifests = {name: read_json_object(f / MANIFEST) or {"shards": {}} for name, f in folders.items()}
-    items = []
-    for name, f in folders.items():
+    # The folder's name says what the answers are.
+    manifests = {name: Manifest.at(f, str(VERSION), _shard_file, len(corpus)) for name, f in folders.items()}
+    for f in folders.values():
         clear_parts(f)
-        shards = manifests[name]["shards"]
-        items += [
-            (name, i)
-            for i in range(len(corpus))
-            if sha256(_file(f, i)) is None or sha256(_file(f, i)) != shards.get(str(i))
-        ]
+    items = [(name, shard) for name, manifest in manifests.items() for shard, _ in manifest.missing()]
     if items:
         watcher.begin(
             "answers of the sources", len(sources) * len(corpus), "shards", len(sources) * len(corpus) - len(items)
@@ -117,21 +112,22 @@ def answer(
         try:
             for number, digest in workers.run(_AnswerMaker(asked), items):
                 name, shard = items[number]
-                manifests[name]["shards"][str(shard)] = digest
-                write_json(folders[name] / MANIFEST, manifests[name])
+                manifests[name].add(shard, {"sha256": digest})
                 watcher.advance(1, name)
         finally:
             watcher.end()
     return {
         name: [
-            list(row) for i in range(len(corpus)) for row in pq.read_table(_file(f, i)).column("answers").to_pylist()
+            list(row)
+            for i in range(len(corpus))
+            for row in pq.read_table(manifest.file(i)).column("answers").to_pylist()
         ]
-        for name, f in folders.items()
+        for name, manifest in manifests.items()
     }
 
 
-def _file(folder: Path, shard: int) -> Path:
-    return folder / f"answers-{shard:05d}.parquet"
+def _shard_file(shard: int) -> str:
+    return f"answers-{shard:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ class _Answerer:
         found = questions(read_documents(asked.corpus[shard]))
         for at in range(0, len(found), asked.config.batch_size):
             rows += self._answers([q for q, _ in found[at : at + asked.config.batch_size]])
-        file = _file(asked.folders[name], shard)
+        file = asked.folders[name] / _shard_file(shard)
         with whole(file) as part:
             pq.write_table(pa.table({"answers": rows}), part, compression="zstd")
         digest = sha256(file)

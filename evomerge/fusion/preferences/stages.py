@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +12,9 @@ from typing import Any, Literal
 
 from evomerge.errors import EvoMergeError, InputError
 from evomerge.fusion.config import PreferenceConfig, StageConfig
-from evomerge.fusion.files import key_of, read_json_object, sha256, write_json
+from evomerge.fusion.files import key_of, sha256
 from evomerge.fusion.loading import loaded, quiet
-from evomerge.fusion.training.run import CHECKPOINT, RESULT, begin, check_fields, content_of, last_checkpoint
+from evomerge.fusion.training.run import begin, check_fields, finish, finished, last_checkpoint
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import open_source
 
@@ -74,8 +73,7 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether it has been trained, from this and to what lies there."""
-        found = read_json_object(Path(self.work) / RESULT)
-        return found is not None and found.get("key") == self.key and found.get("content") == content_of(self.out)
+        return finished(self.work, self.key, self.out) is not None
 
 
 def run_stages(stages: Sequence[Stage], workers: Workers, watcher: Watcher) -> None:
@@ -179,13 +177,13 @@ def _train(stage: Stage, device: str) -> None:
     source = open_source(stage.model)
     model: Any
     tokenizer: Any
-    begin(Path(stage.work), stage.key)
+    work = Path(stage.work)
+    begin(work, stage.key)
     model, tokenizer = loaded(source, "float32", "cpu", trust_remote_code=stage.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(True).train()
     rows = [json.loads(line) for line in Path(stage.data).read_text(encoding="utf-8").splitlines()]
-    work = Path(stage.work)
     trainer = _trainer(stage, model, tokenizer, datasets.Dataset.from_list(rows), device)
     trainer.remove_callback(PrinterCallback)
     last = last_checkpoint(work)
@@ -194,9 +192,7 @@ def _train(stage: Stage, device: str) -> None:
         raise EvoMergeError(f"{stage.kind}: the loss is {result.training_loss}; try a lower learning_rate")
     write_model(trainer.accelerator.unwrap_model(trainer.model), source.path, Path(stage.out), stage.out_dtype)
     facts = {"loss": result.training_loss, "steps": trainer.state.global_step}
-    write_json(work / RESULT, {"key": stage.key, "content": content_of(stage.out), **facts})
-    for folder in work.glob(f"{CHECKPOINT}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    finish(stage.work, stage.key, stage.out, facts)
 
 
 def _trainer(stage: Stage, model: Any, tokenizer: Any, rows: Any, device: str) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evomerge.errors import EvoMergeError, SourceError
+from evomerge.errors import SourceError
 from evomerge.fusion.alone import alone
-from evomerge.fusion.files import MANIFEST, clear_parts, key_of, read_json_object, sha256, whole, write_json
+from evomerge.fusion.files import Manifest, clear_parts, key_of, sha256, whole
 from evomerge.fusion.loading import loaded
 from evomerge.fusion.prepared import Prepared, read_documents
 from evomerge.fusion.teachers.observe import Observed, observe, wanted
@@ -65,15 +65,12 @@ class Cache:
     Attributes:
         files: Of each shard of the corpus, in order.
         positions: How many there are in all.
-        nats, bytes: Of the text that is learned, by domain.
     """
 
     folder: Path
     files: tuple[str, ...]
     hashes: tuple[str, ...]
     positions: int
-    nats: dict[str, float]
-    bytes: dict[str, int]
 
     def read(self, shard: int) -> list[tuple[np.ndarray[Any, Any], Observed]]:
         """Token ids and what was observed, of each document of a shard."""
@@ -123,7 +120,7 @@ def fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: W
         SourceError: a source cannot be loaded.
         EvoMergeError: a source's logits are not finite.
     """
-    if not any(_Manifest.at(p.folder, len(corpus.shards)).missing() for p in passes.values()):
+    if not any(_manifest(p.folder, len(corpus.shards)).missing() for p in passes.values()):
         return
     with ExitStack() as held:
         # Fusions of the same text and sources may share the folders: the second waits, and then has nothing to do.
@@ -134,13 +131,13 @@ def fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: W
 
 def _fill(passes: dict[str, Pass], corpus: Prepared, workers: Workers, watcher: Watcher) -> None:
     """`fill`, in folders that nobody else writes to."""
-    manifests = {name: _Manifest.at(p.folder, len(corpus.shards)) for name, p in passes.items()}
+    manifests = {name: _manifest(p.folder, len(corpus.shards)) for name, p in passes.items()}
     items = []
     for name, manifest in manifests.items():
         clear_parts(manifest.folder)
         for shard, damaged in manifest.missing():
             if damaged:
-                watcher.say(f"{manifest.folder / shard_file(shard)}: is not what was written there; made again")
+                watcher.say(f"{manifest.file(shard)}: is not what was written there; made again")
             items.append((name, shard))
     total = sum(corpus.tokens(name) for name in passes)
     left = sum(corpus.shards[shard].tokens[name] for name, shard in items)
@@ -167,49 +164,14 @@ def open_cache(folder: Path, shards: int) -> Cache:
     Raises:
         EvoMergeError: it is not whole.
     """
-    manifest = _Manifest.at(folder, shards)
-    if any(s is None for s in manifest.shards):
-        raise EvoMergeError(f"{folder}: is not whole")
-    found = [s for s in manifest.shards if s is not None]
-    nats: dict[str, float] = {}
-    sizes: dict[str, int] = {}
-    for s in found:
-        for domain, (n, b) in s["domains"].items():
-            nats[domain] = nats.get(domain, 0.0) + n
-            sizes[domain] = sizes.get(domain, 0) + b
+    found = _manifest(folder, shards).whole()
     files = tuple(shard_file(i) for i in range(shards))
-    return Cache(folder, files, tuple(s["sha256"] for s in found), sum(s["positions"] for s in found), nats, sizes)
+    return Cache(folder, files, tuple(s["sha256"] for s in found), sum(s["positions"] for s in found))
 
 
-@dataclass
-class _Manifest:
-    """Which shards are there, by hash; written anew after each."""
-
-    folder: Path
-    shards: list[dict[str, Any] | None]
-
-    @classmethod
-    def at(cls, folder: Path, count: int) -> _Manifest:
-        found = read_json_object(folder / MANIFEST) or {}
-        shards = found.get("shards")
-        if found.get("version") != VERSION or not isinstance(shards, list) or len(shards) != count:
-            shards = [None] * count
-        return cls(folder, shards)
-
-    def missing(self) -> list[tuple[int, bool]]:
-        """Numbers of the shards to make, and whether something else is in their place. Forgets those."""
-        found = []
-        for i, shard in enumerate(self.shards):
-            there = sha256(self.folder / shard_file(i)) if shard is not None else None
-            if shard is None or there != shard["sha256"]:
-                found.append((i, shard is not None))
-                self.shards[i] = None
-        return found
-
-    def add(self, shard: int, facts: dict[str, Any]) -> None:
-        """Note a shard that has been written."""
-        self.shards[shard] = facts
-        write_json(self.folder / MANIFEST, {"version": VERSION, "shards": self.shards})
+def _manifest(folder: Path, count: int) -> Manifest:
+    """The folder's name says what the pass is of."""
+    return Manifest.at(folder, str(VERSION), shard_file, count)
 
 
 @dataclass(frozen=True)
@@ -238,8 +200,7 @@ class _Observer:
         if self._name != name:
             self._load(own)
         assert self._reader is not None
-        documents = read_documents(own.corpus[shard])
-        tokens = self._reader.read(documents)
+        tokens = self._reader.read(read_documents(own.corpus[shard]))
         check_tokens(tokens, self._model, own.name)
         file = own.folder / shard_file(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -247,16 +208,7 @@ class _Observer:
         observed = observe(self._model, tokens, own.top_k, own.batch_tokens, self._progress or report)
         write_shard(file, tokens, observed)
         report.done()
-        domains: dict[str, list[float | int]] = {}
-        for document, t, o in zip(documents, tokens, observed, strict=True):
-            nats, size = nats_and_bytes(t, o)
-            into = domains.setdefault(document.domain, [0.0, 0])
-            into[0] += nats
-            into[1] += size
-        return {
-            "sha256": sha256(file), "documents": len(documents), "positions": sum(len(o.positions) for o in observed),
-            "domains": domains,
-        }  # fmt: skip
+        return {"sha256": sha256(file), "positions": sum(len(o.positions) for o in observed)}
 
     def _load(self, own: Pass) -> None:
         self._model = None  # the one before goes first: two may not fit

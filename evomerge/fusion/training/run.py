@@ -241,11 +241,16 @@ def planned_steps(run: Run) -> int:
 def begin(work: Path, key: str) -> None:
     """Forget checkpoints that were made from something else, so that no training goes on from another one's."""
     if (read_json_object(work / KEY) or {}).get("key") != key:
-        for folder in work.glob(f"{CHECKPOINT}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        forget(work)
         for name in (PROGRESS, RESULT):
             (work / name).unlink(missing_ok=True)
         write_json(work / KEY, {"key": key})
+
+
+def forget(work: Path) -> None:
+    """Remove all checkpoints."""
+    for folder in work.glob(f"{CHECKPOINT}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -270,11 +275,8 @@ def _reached(run: Run) -> int:
 
 
 def _done(run: Run) -> Outcome | None:
-    found = read_json_object(Path(run.work) / RESULT)
-    if found is None or found.get("key") != run.key or found.get("content") != content_of(run.out):
-        return None
-    data = {k: v for k, v in found.items() if k not in ("key", "content")}
-    return Outcome(**{**data, "history": tuple(data["history"])})
+    data = finished(run.work, run.key, run.out)
+    return None if data is None else Outcome(**{**data, "history": tuple(data["history"])})
 
 
 class _Poll:
@@ -327,12 +329,21 @@ class _Work:
         return asdict(done)
 
 
-def finish(run: Run, facts: Mapping[str, Any]) -> None:
-    """Note that a run is done, after its target was written."""
-    write_json(Path(run.work) / RESULT, {"key": run.key, "content": content_of(run.out), **facts})
+def finish(work: str, key: str, out: str, facts: Mapping[str, Any]) -> None:
+    """Note that a training is done, after its checkpoint was written; what it went on from is needed no more."""
+    write_json(Path(work) / RESULT, {"key": key, "content": _content(out), **facts})
+    forget(Path(work))
 
 
-def content_of(out: str) -> str | None:
+def finished(work: str, key: str, out: str) -> dict[str, Any] | None:
+    """What `finish` was told; None where the training was another, or its checkpoint is not what was written."""
+    found = read_json_object(Path(work) / RESULT)
+    if found is None or found.get("key") != key or found.get("content") != _content(out):
+        return None
+    return {k: v for k, v in found.items() if k not in ("key", "content")}
+
+
+def _content(out: str) -> str | None:
     """Content hash of a checkpoint that was written; None where there is none, or no whole one."""
     from evomerge.errors import SourceError
     from evomerge.sources import open_source

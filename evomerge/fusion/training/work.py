@@ -28,7 +28,7 @@ from evomerge.fusion.loading import loaded, quiet
 from evomerge.fusion.prepared import read_documents
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.training.data import Collator, HeldOut, documents_to_learn
-from evomerge.fusion.training.run import CHECKPOINT, PROGRESS, Run, finish, last_checkpoint, planned_steps
+from evomerge.fusion.training.run import PROGRESS, Run, finish, last_checkpoint, planned_steps
 from evomerge.fusion.training.trainer import METRIC, FusionTrainer, Learning
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher
@@ -90,7 +90,9 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
     write_model(learned, source.path, Path(run.out), run.out_dtype)
     ended = trainer.state.global_step
     finish(
-        run,
+        run.work,
+        run.key,
+        run.out,
         {
             "name": run.name,
             "out": run.out,
@@ -102,8 +104,6 @@ def train(run: Run, device: str, watcher: Watcher | None) -> None:
             "stopped": "budget" if ended >= steps else "patience",
         },
     )
-    for folder in work.glob(f"{CHECKPOINT}*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def training_arguments(
