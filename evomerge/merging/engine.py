@@ -280,7 +280,7 @@ class Engine:
             self._operand(plan, t.base) if t.base else None,
             keys=[key_of(item) for item in t.inputs],
             statistics=tensors_of(plan, t, self._read),
-            by_token=any(self.sources[i.model].layout.places[i.tensor].by_token for i in t.inputs[:1]),
+            by_token=plan.by_token(t),
             energy=energy,
             facts=self._facts.setdefault(known, {}),
             out=out,

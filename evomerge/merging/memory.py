@@ -18,6 +18,9 @@ SHARED_ELEMENTS = 1 << 24
 # Where the largest elements of a tensor are asked for, those near the cut are listed: at most this share of all, with
 # so many bytes for each in every list, and so many more in the one that is being sorted (measured, with room).
 LISTED, IN_LIST, SORTED = 1 / 32, 40, 60
+# Merges of singular vectors: float64 matrices of the layer's size beside its inputs, with what the allocator keeps of
+# them between two tensors (measured on two threads: up to 10).
+SINGULAR = 12
 # RegMean: float64 matrices of the Gram matrices' size that live at once (their sum, one of them, its factors or
 # eigenvectors and what LAPACK works with), and of the layer's.
 GRAMS, MATRICES = 7, 8
@@ -48,11 +51,14 @@ def peak_bytes(plan: Plan, threads: int | None = None) -> int:
 def _whole_bytes(plan: Plan, t: TensorPlan) -> int:
     """What a method of matrices needs for a tensor: several float64 copies of it, and of what it knows of its inputs.
 
+    Singular vectors are taken of maps from one space to another; tables (embeddings, heads) are averaged in pieces.
     RegMean's Gram matrices are [in, in], which may be much more than the layer itself; it averages the tensors that
     have none piece by piece.
     """
     if not plan.recipe.method.statistics:
-        return 8 * (len(t.reads) + 6) * t.elements
+        if plan.by_token(t) or len(t.shape) != 2:
+            return 0
+        return 8 * (len(t.reads) + SINGULAR) * t.elements
     of = [plan.statistics[i.model].tensors.get(i.tensor) for i in t.inputs if i.model in plan.statistics]
     found = [info.elements for info in of if info is not None]
     if len(found) < len(t.inputs) or len(t.shape) != 2:

@@ -96,6 +96,10 @@ class Plan:
         """The header's entry of an input."""
         return self.sources[item.model].tensors[item.tensor]
 
+    def by_token(self, tensor: TensorPlan) -> bool:
+        """Whether a tensor has a row for each token (embeddings, heads): a table, no map from one space to another."""
+        return any(self.sources[i.model].layout.places[i.tensor].by_token for i in tensor.inputs[:1])
+
     @property
     def bytes_read(self) -> int:
         """Bytes of source tensors that will be read, each counted once, adapters included."""

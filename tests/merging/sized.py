@@ -19,6 +19,7 @@ def recipe(folder: Path, method: str) -> Path:
         "sce": f"base_model: BASE\n{models}\nparameters: {{select_topk: 0.3}}",
         "model_stock": f"base_model: BASE\n{models}",
         "tsv": f"base_model: BASE\n{models}",
+        "iso_c": f"base_model: BASE\n{models}",
     }
     file = folder / f"{method}.yaml"
     file.write_text(f"merge_method: {method}\n{texts[method]}\n")

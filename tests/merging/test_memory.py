@@ -74,7 +74,7 @@ def regmean(folder: Path) -> Path:
 
 
 RECIPES = {"ties_float64": in_float64, "regmean": regmean}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("tsv", *RECIPES)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("tsv", "iso_c", *RECIPES)]
 
 
 @pytest.mark.timeout(300)
