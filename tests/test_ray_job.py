@@ -177,11 +177,13 @@ def test_a_submitted_search_ends_with_its_outputs_and_goes_on_when_submitted_aga
     assert sequence(out) == undisturbed[:8]
 
 
-@pytest.mark.parametrize(("out", "options"), [("runs/first", []), ("ABSOLUTE", ["--storage", "study.db"])])
-def test_what_would_vanish_with_the_job_is_refused(submit, tmp_path, out, options):
+@pytest.mark.parametrize(
+    ("out", "options", "named"), [("runs/first", [], "--out"), ("ABSOLUTE", ["--storage", "study.db"], "--storage")]
+)
+def test_what_would_vanish_with_the_job_is_refused(submit, tmp_path, out, options, named):
     done = submit(tmp_path / "out" if out == "ABSOLUTE" else out, options=options)
     assert done.returncode == 1
-    assert "would vanish with the job; give --out an absolute path" in done.stdout
+    assert f"would vanish with the job; give {named} an absolute path" in done.stdout
     assert "exit code 2" in done.stdout
     assert not (tmp_path / "out" / "result.json").exists()
 
