@@ -27,6 +27,7 @@ from evomerge.pipeline import Options, Plan
 from evomerge.study.budget import Budget
 from evomerge.study.job import Job
 from evomerge.study.loop import Search
+from evomerge.study.scoring import Scoring
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
 from evomerge.study.workers import Cluster, RayPool
@@ -94,7 +95,7 @@ def ours(plan: Plan, pool: RayPool, folder: Path) -> tuple[list[Any], dict[str, 
     for name in ("start", "complete", "note"):
         setattr(study, name, timed(clock, "record", getattr(study, name)))
     started = time.perf_counter()
-    trials, _ = Search(study, optimizer, decode, plan.hash, pool, plan.options.budget, Silent()).run()
+    trials, _ = Search(study, optimizer, decode, plan.hash, Scoring(pool), plan.options.budget, Silent()).run()
     wall = time.perf_counter() - started
     steps = {step: seconds / len(trials) for step, seconds in clock.items()}
     for step in ("build", "evaluate"):

@@ -30,7 +30,9 @@ from evomerge.pipeline import Options, Plan
 from evomerge.pipeline.one_space import opened
 from evomerge.score import State
 from evomerge.study.budget import Budget
-from evomerge.study.loop import Search, layer_evaluations
+from evomerge.study.candidates import layer_evaluations
+from evomerge.study.loop import Search
+from evomerge.study.scoring import Scoring
 from evomerge.study.watcher import Silent
 from evomerge.study.workers import Cluster
 from evomerge.zoo.model import build_model, save
@@ -49,8 +51,8 @@ def measured(options: Options) -> dict[str, Any]:
         pool.wait()
         began = time.perf_counter()
         trials, _ = Search(
-            study, plan.optimizer(plan.space), plan.decode(plan.space), plan.hash, pool, options.budget, Silent(),
-            order=plan.order,
+            study, plan.optimizer(plan.space), plan.decode(plan.space), plan.hash, Scoring(pool), options.budget,
+            Silent(), order=plan.order,
         ).run()  # fmt: skip
         seconds = time.perf_counter() - began
     layers = layer_evaluations(trials)

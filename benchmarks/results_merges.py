@@ -40,6 +40,7 @@ def zoo(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         out=args.work / f"search-{seed}",
         cluster=Cluster(workers=args.workers),
         seed=seed,
+        fidelity="full",
         controls=True,
     )
     outcome = searched(asked)
@@ -71,6 +72,7 @@ def quickstart(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         out=args.work / f"quickstart-{seed}",
         cluster=Cluster(workers=args.workers),
         seed=seed,
+        fidelity="full",
     )
     return with_extras(searched(asked), {})
 

@@ -60,6 +60,7 @@ def _asked(space: str, seed: int, args: argparse.Namespace) -> Options:
         out=args.work / f"{space}-{seed}",
         cluster=Cluster(workers=args.workers),
         seed=seed,
+        fidelity="full",
         controls=True,
     )
 

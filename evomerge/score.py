@@ -7,7 +7,7 @@ evaluator makes the `TaskScore`. No torch here; SciPy loads when an interval is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -20,6 +20,8 @@ from evomerge.errors import EvoMergeError
 Results = npt.NDArray[np.float32]
 Value = float | int | str
 CONFIDENCE = 0.95
+# Attributes of a trial: what it cost where that is less than all search items, and how far it went in a race.
+COST, RACE = "cost", "race"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,36 @@ class Trial:
     def value(self) -> float | None:
         """The score's value, or None."""
         return None if self.score is None else self.score.value
+
+    @property
+    def cost(self) -> float:
+        """What it took of the budget: the share of the search items that were scored for it; 1 where it failed."""
+        return float(self._race.get(COST, self.attributes.get(COST, 1.0)))
+
+    @property
+    def estimate(self) -> float | None:
+        """Of one that was stopped: its score on the items that it had."""
+        return self._race.get("estimate")
+
+    @property
+    def seen(self) -> int | None:
+        """Of one that was raced: how many items it had."""
+        return self._race.get("seen")
+
+    @property
+    def stopped(self) -> str | None:
+        """Of one that was stopped: why ("raced out", "settled")."""
+        return self._race.get("stopped")
+
+    @property
+    def _race(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.attributes.get(RACE, {})
+        return found
+
+
+def cost(trials: Iterable[Trial]) -> float:
+    """What candidates took of the budget together."""
+    return sum(t.cost for t in trials)
 
 
 def interval(score: Score) -> Interval:

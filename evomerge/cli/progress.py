@@ -37,7 +37,8 @@ class Progress:
         self._goal: tuple[str, float] | None = None
         self._budget: Budget | None = None
         self._started = 0.0
-        self._fresh = 0
+        self._stopped = self._fresh = 0
+        self._units = self._fresh_units = 0.0
         self._before = 0.0
         self._first = 0.0
 
@@ -56,7 +57,8 @@ class Progress:
         """A search begins; see `Watcher`."""
         self._stop()
         self._name, self._budget, self._best = name, budget, None
-        self._done = self._failed = self._fresh = 0
+        self._done = self._failed = self._stopped = self._fresh = 0
+        self._units = self._fresh_units = 0.0
         self._started, self._before = time.monotonic(), spent
         sources = {k: v for k, v in lines.items() if k not in ("base", "uniform")}
         if lines:
@@ -72,9 +74,14 @@ class Progress:
         """A candidate ended; see `Watcher`."""
         self._done += 1
         self._fresh += not replayed
+        self._units += trial.cost
         if self._fresh == 1 and not replayed:
             self._first = time.monotonic()
-        if trial.value is None:
+        elif not replayed:
+            self._fresh_units += trial.cost
+        if trial.stopped is not None:
+            self._stopped += 1
+        elif trial.value is None:
             self._failed += 1
             self._line(f"candidate {trial.number} failed: {trial.reason}")
         elif self._best is None or trial.value > self._best[0]:
@@ -88,11 +95,12 @@ class Progress:
             self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
 
     def _share(self) -> float:
-        return self._budget.share(self._done, self._before + time.monotonic() - self._started) if self._budget else 0.0
+        return self._budget.share(self._units, self._before + time.monotonic() - self._started) if self._budget else 0.0
 
     def _words(self) -> str:
         count = f"{self._done} candidate" + ("" if self._done == 1 else "s")
-        words = [count + (f" ({self._failed} failed)" if self._failed else "")]
+        also = [f"{n} {what}" for n, what in ((self._stopped, "stopped early"), (self._failed, "failed")) if n]
+        words = [count + (f" ({', '.join(also)})" if also else "")]
         if self._best is not None:
             words.append(f"best {self._best[0]:.3f} (candidate {self._best[1]})")
         if self._goal is not None:
@@ -119,8 +127,10 @@ class Progress:
         spent = time.monotonic() - self._started
         if self._budget.candidates is not None:
             # From the first answer on: before it, workers were still starting.
-            pace = (time.monotonic() - self._first) / (self._fresh - 1)
-            return pace * max(0, self._budget.candidates - self._done)
+            if not self._fresh_units:
+                return None
+            pace = (time.monotonic() - self._first) / self._fresh_units
+            return pace * max(0.0, self._budget.candidates - self._units)
         return max(0.0, (self._budget.seconds or 0.0) - self._before - spent)
 
     def _line(self, text: str) -> None:

@@ -47,6 +47,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
     )
     how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
+    how.add_argument(
+        "--fidelity", choices=("auto", "full", "race"), default="auto",
+        help="race: candidates stop where more items would not change what is learned from them, and cost the share of "
+        "the items that they had; full: each is scored on all search items (default: race where items allow it)",
+    )  # fmt: skip
     how.add_argument("--patience", type=_positive, metavar="N", help="stop after N candidates without a better one")
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
     how.add_argument(
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         study=args.study, storage=args.storage, out=args.out,
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
-        enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),
+        enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
     )  # fmt: skip
     with Progress() as progress:
         try:

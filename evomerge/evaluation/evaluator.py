@@ -7,7 +7,11 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from evomerge.evaluation.config import EVALUATORS, EvaluatorFile, Split
+from evomerge.evaluation.splits import Places
 from evomerge.score import Score
+
+# Raised whenever our own part of scoring changes, so that results of before are not used again.
+VERSION = 1
 
 
 class Evaluator(Protocol):
@@ -25,14 +29,31 @@ class Evaluator(Protocol):
     def definition(self) -> Mapping[str, str]:
         """Hash per task of what the evaluator's file does not hold (a task's own configuration and code)."""
 
-    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
+    def versions(self) -> Mapping[str, str]:
+        """Hash per task of all that a model's results on its search items depend on.
+
+        Where it is equal, results are used again: of the same study, of another with more items or other weights.
+        """
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model (a transformers causal language model in eval mode) with its tokenizer.
 
         On "search" only the tasks with a weight are run; on "select" and "test" all of them.
 
+        Args:
+            only: Which of the split's items to score; default all. Tasks that none of them belongs to are left out.
+
         Raises:
             CandidateError: the model's logits are NaN or infinite, or a result is not a finite number.
         """
+
+
+def settings(file: EvaluatorFile) -> dict[str, Any]:
+    """What the results of every task depend on, for `Evaluator.versions`."""
+    named = file.fingerprint()
+    for other in ("tasks", "splits", "split_seed", "items", "items_sha256"):
+        named.pop(other, None)
+    return {"version": VERSION, "settings": named}
 
 
 def open_evaluator(file: EvaluatorFile) -> Evaluator:

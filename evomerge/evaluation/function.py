@@ -18,9 +18,10 @@ import torch
 
 from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import finite_logits
 from evomerge.evaluation.seeds import seed_all
-from evomerge.evaluation.splits import Item, divide
+from evomerge.evaluation.splits import Item, Places, content_id, divide
 from evomerge.functions import load_function
 from evomerge.score import Score, TaskScore
 
@@ -46,12 +47,27 @@ class FunctionEvaluator:
         """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
         return {}
 
-    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
-        """Score a model on a split; see `Evaluator.evaluate`."""
+    def versions(self) -> dict[str, str]:
+        """See `Evaluator.versions`. A function that brings its own items is known by its file alone."""
+        shared = settings(self._file)
+        return {
+            t.name: content_id(shared | {"task": t.name, "metric": t.metric, "higher": t.higher_is_better is not False})
+            for t in self._config.tasks
+        }
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
+        """Score a model on a split; see `Evaluator.evaluate`. Every task has the same items.
+
+        Raises:
+            EvaluatorError: some items are asked for, and the function brings its own.
+        """
+        if only is not None and not self._config.items:
+            raise EvaluatorError(f"{self._file.file}: function: it brings its own items, so no part of them can be run")
+        items = self._split[split]
+        if only is not None:
+            items = [items[place] for place in sorted({p for places in only.values() for p in places})]
         seed_all(self._config.seed)
-        argument: Any = split
-        if self._config.items:
-            argument = [self._contents[i.index] for i in self._split[split]]
+        argument: Any = [self._contents[i.index] for i in items] if self._config.items else split
         with finite_logits(model), torch.inference_mode():
             returned = self._function(model, tokenizer, argument)
         tasks = self._config.tasks
@@ -62,14 +78,14 @@ class FunctionEvaluator:
                 raise CandidateError(
                     f"{self._config.function} returned {_kind(returned)}, expected a mapping with the tasks {names}"
                 )
-            return Score(tuple(self._score(t, returned[t.name], split) for t in shown))
+            return Score(tuple(self._score(t, returned[t.name], split, items) for t in shown))
         named = isinstance(returned, Mapping) and set(returned) == {tasks[0].name}
-        return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split),))
+        return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split, items),))
 
-    def _score(self, task: TaskConfig, returned: Any, split: Split) -> TaskScore:
+    def _score(self, task: TaskConfig, returned: Any, split: Split, items: Sequence[Item]) -> TaskScore:
         higher = task.higher_is_better is not False
         sign = 1.0 if higher else -1.0
-        ids: tuple[str, ...] = tuple(i.id for i in self._split[split])
+        ids: tuple[str, ...] = tuple(i.id for i in items)
         if isinstance(returned, Mapping):
             ids, values = tuple(str(k) for k in returned), list(returned.values())
         elif isinstance(returned, Sequence | np.ndarray | torch.Tensor) and not isinstance(returned, str):

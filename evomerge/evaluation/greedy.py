@@ -71,24 +71,32 @@ class Drafts:
         empty = next((r.doc_id for r, d in zip(requests, self.drafts, strict=True) if not d.prompt), None)
         if empty is not None:
             raise EvaluatorError(f"{where}: the prompt of item {empty} has no token")
-        self._batches = list(self._batched())
+        # By the places asked for: the blocks of a race come again and again.
+        self._batches: dict[tuple[int, ...], list[tuple[list[int], torch.Tensor]]] = {}
 
-    def results(self) -> list[float]:
-        """1.0 for each item that greedy generation with the model as it is now answers right, else 0.0."""
+    def results(self, only: tuple[int, ...] | None = None) -> list[float]:
+        """1.0 for each item that greedy generation with the model as it is now answers right, else 0.0.
+
+        Args:
+            only: Places of the items to look at; default all.
+        """
         self._ends = self._ending_tokens()
-        found: list[bool | None] = [None] * len(self.drafts)
-        for places, batch in self._batches:
+        asked = tuple(range(len(self.drafts))) if only is None else only
+        if asked not in self._batches:
+            self._batches[asked] = list(self._batched(asked))
+        found: dict[int, bool | None] = dict.fromkeys(asked)
+        for places, batch in self._batches[asked]:
             likeliest = self._lm._model_call(batch.to(self._lm.device)).argmax(-1).cpu()
             for place, row in zip(places, likeliest.tolist(), strict=True):
                 draft = self.drafts[place]
                 start = len(draft.prompt) - 1
                 found[place] = self._right(_written(draft.tokens, row[start:]), draft.answer)
-        left = [place for place, right in enumerate(found) if right is None]
+        left = [place for place, right in found.items() if right is None]
         if left:
             texts = self._lm.generate_until([self._requests[place] for place in left], disable_tqdm=True)
             for place, text in zip(left, texts, strict=True):
                 found[place] = text == self.drafts[place].answer
-        return [float(bool(right)) for right in found]
+        return [float(bool(right)) for right in found.values()]
 
     def _ending_tokens(self) -> set[int]:
         """Ids after which transformers generates no more. A live model may have other settings with every path."""
@@ -101,10 +109,10 @@ class Drafts:
         ids = settings.eos_token_id
         return set(ids if isinstance(ids, list) else [ids])
 
-    def _batched(self) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def _batched(self, asked: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Places and token ids (rows padded on the right) of each batch, the longest first: memory runs out at once."""
-        rows = [draft.prompt + draft.tokens[:-1] for draft in self.drafts]
-        order = sorted(range(len(rows)), key=lambda place: (-len(rows[place]), rows[place]))
+        rows = {place: self.drafts[place].prompt + self.drafts[place].tokens[:-1] for place in asked}
+        order = sorted(rows, key=lambda place: (-len(rows[place]), rows[place]))
         size = int(self._lm.batch_size)
         for start in range(0, len(order), size):
             places = order[start : start + size]

@@ -21,11 +21,12 @@ import torch
 
 from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import finite_logits
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.obstacles import obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
-from evomerge.evaluation.splits import Item, content_id, divide
+from evomerge.evaluation.splits import Item, Places, content_id, divide
 from evomerge.score import Score, TaskScore
 
 CPU_BATCH = 64
@@ -51,6 +52,16 @@ class _Prepared:
     drafts: Drafts | None = None
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def chosen(self, split: Split, only: Places | None) -> tuple[list[Item], list[Any]]:
+        """Some of a split's items (all where `only` is None), and their requests."""
+        items, requests = self.items[split], self.requests[split]
+        if only is None:
+            return items, requests
+        places = only[self.name]
+        wanted = set(places)
+        # lm-eval counts the documents that it was given, not those of the data.
+        return [items[place] for place in places], [r for r in requests if r.doc_id in wanted]
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -99,10 +110,23 @@ class HarnessEvaluator:
             for t in self._tasks
         }
 
-    def evaluate(self, model: Any, tokenizer: Any, split: Split) -> Score:
+    def versions(self) -> dict[str, str]:
+        """See `Evaluator.versions`."""
+        shared = settings(self._file)
+        return {t.name: content_id(shared | self._version(t)) for t in self._tasks}
+
+    def _version(self, task: _Prepared) -> dict[str, Any]:
+        found = {"task": task.name, "definition": self.definition()[task.name], "filter": task.filter,
+                 "higher": task.higher, "greedy": task.greedy}  # fmt: skip
+        if task.task.get_config("num_fewshot"):
+            # The examples of a prompt are drawn one item after the other: other items, other examples.
+            found["items"] = [i.id for i in task.items["search"]]
+        return found
+
+    def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`."""
         lm = self._language_model(model, tokenizer)
-        tasks = [t for t in self._tasks if t.weight or split != "search"]
+        tasks = [t for t in self._tasks if (t.weight or split != "search") and (only is None or only.get(t.name))]
         for task in tasks:
             if split not in task.requests:
                 task.requests[split] = self._build(task, split, lm)
@@ -110,7 +134,7 @@ class HarnessEvaluator:
         read = [t.name for t in tasks if t.greedy and split == "search"]
         requests: dict[str, list[Any]] = {}
         for task in (t for t in tasks if t.name not in read):
-            for request in task.requests[split]:
+            for request in task.chosen(split, only)[1]:
                 request.resps, request.filtered_resps = [], {}
                 requests.setdefault(request.request_type, []).extend([request] * request.repeats)
         with finite_logits(model), torch.inference_mode():
@@ -119,8 +143,8 @@ class HarnessEvaluator:
                     answers = getattr(lm, kind)(batch)
                 for request, answer in zip(batch, answers, strict=True):
                     request.resps.append(answer)
-            scores = {task.name: self._read(task, lm) for task in tasks if task.name in read}
-        return Score(tuple(scores[t.name] if t.name in scores else self._score(t, split) for t in tasks))
+            scores = {task.name: self._read(task, lm, only) for task in tasks if task.name in read}
+        return Score(tuple(scores[t.name] if t.name in scores else self._score(t, split, only) for t in tasks))
 
     def _language_model(self, model: Any, tokenizer: Any) -> Any:
         """lm-eval's wrapper of a model; kept while the model is the same."""
@@ -225,8 +249,8 @@ class HarnessEvaluator:
             )
         return list(task.task.instances)
 
-    def _read(self, task: _Prepared, lm: Any) -> TaskScore:
-        """The search split by greedy likelihood."""
+    def _read(self, task: _Prepared, lm: Any, only: Places | None) -> TaskScore:
+        """The search split, or some of its items, by greedy likelihood."""
         # How long a prompt may be is the model's, and with every path another model may say it.
         if task.drafts is None or task.drafts.length != lm.max_length:
             requests = task.requests["search"]
@@ -234,16 +258,16 @@ class HarnessEvaluator:
             delimiter = task.task.config.target_delimiter
             task.drafts = Drafts(requests, answers, delimiter, lm, self._greedily(task.name))
         with _quiet():
-            results = task.drafts.results()
+            results = task.drafts.results(None if only is None else only[task.name])
         # Named apart, for a figure of this kind is never one of a table of results: those generate.
         return task_score(task.name, f"{task.metric} (greedy likelihood)", results, task.weight, task.higher,
-                          task.items["search"], task.task.aggregation()[task.metric])  # fmt: skip
+                          task.chosen("search", only)[0], task.task.aggregation()[task.metric])  # fmt: skip
 
     def _greedily(self, name: str) -> str:
         return f'{self._file.file}: task "{name}": greedy_likelihood: true'
 
-    def _score(self, task: _Prepared, split: Split) -> TaskScore:
-        requests = task.requests[split]
+    def _score(self, task: _Prepared, split: Split, only: Places | None) -> TaskScore:
+        items, requests = task.chosen(split, only)
         task.task._instances = requests
         task.task.apply_filters()
         by_item: dict[int, list[Any]] = {}
@@ -259,7 +283,7 @@ class HarnessEvaluator:
                         f'task "{task.name}" returned no "{task.metric}"; {choose(task.metric, list(found))}'
                     )
                 raw.append(found[task.metric])
-        return task_score(task.name, task.metric, raw, task.weight, task.higher, task.items[split],
+        return task_score(task.name, task.metric, raw, task.weight, task.higher, items,
                           task.task.aggregation()[task.metric])  # fmt: skip
 
 

@@ -15,6 +15,9 @@ from typing import Any
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation.config import SPLITS, Split, Splits
 
+# Of each task by name, which of its items in a split: their places, rising. Tasks that are missing have none.
+Places = Mapping[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class Item:

@@ -245,6 +245,7 @@ class SearchConfig(Frozen):
     population: int | None = Field(default=None, ge=1)
     sigma: float | None = Field(default=0.05, gt=0)
     patience: int | None = Field(default=None, ge=1)
+    fidelity: Literal["auto", "full", "race"] = "auto"
     controls: bool = False
     starts: list[Literal["sce", "varm", "layerwise"]] = ["sce", "varm", "layerwise"]
 

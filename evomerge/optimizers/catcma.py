@@ -32,6 +32,7 @@ class CatCma:
     """
 
     name = "catcma"
+    elitist = False
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class CatCma:
             cov=np.diag(np.square(widths)) if widths else None,
             seed=seed % 2**32,
         )
+        self.parents = self.generation // 2
         self._flight: Generation[Any] = Generation(parameters, self.generation)
         self._done = False
 

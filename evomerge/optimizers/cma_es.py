@@ -41,6 +41,7 @@ class CmaEs:
     """
 
     name = "cma"
+    elitist = False
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class CmaEs:
             "verbose": -9,
         }
         self._es: Any = cma.CMAEvolutionStrategy(mean, SIGMA if sigma is None else sigma, options)
+        self.parents = int(self._es.sp.weights.mu)
         self._flight: Generation[Point] = Generation(parameters, self.generation)
         self._done = False
 

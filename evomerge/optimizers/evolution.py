@@ -50,6 +50,8 @@ class Evolution:
     """
 
     name = "evolution"
+    parents = PARENTS
+    elitist = True
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class _Sampled:
     """What both samplers share: a study in memory that is asked and told in generations."""
 
     name: str
+    elitist = True
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class Tpe(_Sampled):
     """
 
     name = "tpe"
+    # The most that it counts as good (Optuna's default).
+    parents = 25
 
     def __init__(
         self,
@@ -121,6 +124,8 @@ class Random(_Sampled):
     """Uniform over the ranges (over their logarithms where asked for): the control at equal budget."""
 
     name = "random"
+    # It learns nothing; what can be chosen in the end are the best few.
+    parents = 5
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import RandomSampler

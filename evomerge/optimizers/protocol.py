@@ -20,11 +20,15 @@ class Optimizer(Protocol):
     Attributes:
         name: As in the table of optimizers.
         generation: Candidates per generation, the same for any number of workers.
+        parents: Of how many candidates it learns: the rank of those below hardly matters.
+        elitist: Whether candidates of earlier generations compete for these places too.
         done: Whether it has converged and further asks would bring nothing new.
     """
 
     name: str
     generation: int
+    parents: int
+    elitist: bool
 
     @property
     def done(self) -> bool: ...

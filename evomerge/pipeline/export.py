@@ -79,7 +79,7 @@ def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, Mapping[s
     if gone:
         name = steps[gone[0]]["name"]
         raise StudyError(
-            f'{gone[0]}: the first stage\'s winner ("{name}") is gone, and this study\'s paths run through it; '
+            f"{gone[0]}: the first stage's winner (\"{name}\") is gone, and this study's paths run through it; "
             "the same `evomerge search` command writes it again"
         )
     return opened(config, None)

@@ -7,6 +7,7 @@ test items. Once it has a winner it stays as it is: a larger budget later goes t
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from evomerge.pipeline.one_space import check_alone, opened, run, searched, spen
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.plan import FirstStage, Plan
 from evomerge.recipe import Recipe
+from evomerge.score import cost
 from evomerge.sources import Source, open_sources
 from evomerge.space import MERGED, HybridConfig
 from evomerge.study import final, place, tables
@@ -102,7 +104,7 @@ def _rest(budget: Budget, stage: FirstStage) -> Budget:
     """What the first stage left: it may have ended early, or, when the budget has grown, long ago."""
     if budget.candidates is None:
         return Budget(seconds=max((budget.seconds or 0.0) - stage.seconds, 1.0))
-    return Budget(candidates=max(budget.candidates - stage.candidates, 1))
+    return Budget(candidates=max(budget.candidates - math.ceil(stage.cost - 1e-9), 1))
 
 
 def _check_second(config: HybridConfig, merge: Source, options: Options, root: Path | None) -> None:
@@ -148,7 +150,8 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
     with place.locked(plan.out, plan.storage):
         write_checkpoint(plan.sources, found, found, model, overwrite=True)
     study = Store(plan.storage).open(plan.name)
-    return FirstStage(MERGED, str(model), found, plan, len(study.trials()), spent(study))
+    trials = study.trials()
+    return FirstStage(MERGED, str(model), found, plan, len(trials), cost(trials), spent(study))
 
 
 def _found(plan: Plan) -> Recipe | None:

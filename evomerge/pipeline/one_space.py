@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from evomerge.errors import StudyError
 from evomerge.pipeline.export import write_checkpoint
+from evomerge.pipeline.fidelity import scoring_for
 from evomerge.pipeline.plan import Control, Plan
-from evomerge.score import State, Trial
+from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
-from evomerge.study.loop import Decode, Search, check_some_complete, front, layer_evaluations
+from evomerge.study.candidates import check_some_complete, front, layer_evaluations
+from evomerge.study.loop import Decode, Search
 from evomerge.study.outcome import Measured, Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
@@ -22,6 +24,7 @@ ENDED = {
     "budget": "the budget is spent",
     "patience": "no better one for as long as --patience allows",
     "converged": "the optimizer has converged",
+    "known": "what the optimizer still proposes is all known",
 }
 
 
@@ -32,14 +35,15 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         EvoMergeError: every candidate failed, or a source cannot be scored.
     """
     with opened(plan, watcher) as (store, study, pool):
-        trials, stopped, lines = searched(plan, study, pool, watcher)
-        seconds, earlier = spent(study), 0
+        trials, stopped, scores = searched(plan, study, pool, watcher)
+        lines = {n: s.value for n, s in scores.items()}
+        seconds, earlier = spent(study), 0.0
         if plan.first is not None:
-            seconds, earlier = seconds + plan.first.seconds, plan.first.candidates
+            seconds, earlier = seconds + plan.first.seconds, plan.first.cost
         controls: list[Measured] = []
         if plan.options.controls:
             # Equal budget: both stages of a hybrid.
-            controls = _controls(plan, store, pool, len(trials) + earlier, lines, watcher)
+            controls = _controls(plan, store, pool, cost(trials) + earlier, scores, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
         winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, plan.start)
@@ -58,7 +62,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         recipe_hash=signed.hash(plan.contents),
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
         stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
-        first_stage=earlier,
+        first_stage=plan.first.candidates if plan.first is not None else 0,
         layers=layer_evaluations(trials), front=tuple(front(trials)), path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()},
     )  # fmt: skip
@@ -91,7 +95,7 @@ def check_alone(store: Store, out: object, name: str) -> None:
 
 def searched(
     plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search"
-) -> tuple[list[Trial], str, Mapping[str, float]]:
+) -> tuple[list[Trial], str, Mapping[str, Score]]:
     """Search until the budget is spent.
 
     Returns:
@@ -99,7 +103,8 @@ def searched(
     """
     for line in plan.cost(pool.size):
         watcher.say(line)
-    there = sum(t.state is not State.RUNNING for t in study.trials())
+    ended = [t for t in study.trials() if t.state is not State.RUNNING]
+    there = len(ended)
     if there:
         are = "candidate is" if there == 1 else "candidates are"
         watcher.say(f'study "{plan.name}" goes on: {there} {are} there')
@@ -107,21 +112,29 @@ def searched(
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
+    scoring, race = scoring_for(plan, study, pool, next(iter(scores.values())))
+    if race is not None:
+        watcher.say(
+            "candidates are raced: one that belongs among the parents is dropped with a probability of at most "
+            f"{race.rules.drop:.0%}, others stop where their order is settled; the budget counts shares of the items"
+        )
     if each is not None and budget.candidates is not None:
         searches = 1 + (len(plan.control_searches()) if options.controls else 0)
-        estimate = each * (budget.candidates * searches - there) / pool.size
+        estimate = each * (budget.candidates * searches - cost(ended)) / pool.size
         if estimate >= 10:
             watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
     watcher.begin(name, budget, lines, spent(study))
     decode = plan.decode(plan.space)
     trials, stopped = Search(
-        study, plan.optimizer(plan.space), decode, plan.hash, pool, budget, watcher, options.patience, plan.order,
-        by_depth=bool(plan.minimised),
+        study, plan.optimizer(plan.space), decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
+        by_depth=bool(plan.minimised), race=race,
     ).run()  # fmt: skip
     check_some_complete(trials)
-    watcher.say(f"the search ended after {len(trials)} candidates: {ENDED[stopped]}")
+    stops = sum(t.state is State.PRUNED for t in trials)
+    words = f", {stops} of them stopped early, for {cost(trials):.1f} candidates' items" if stops else ""
+    watcher.say(f"the search ended after {len(trials)} candidates{words}: {ENDED[stopped]}")
     _say_layers(study, trials, watcher)
-    return trials, stopped, lines
+    return trials, stopped, scores
 
 
 def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
@@ -134,7 +147,7 @@ def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
 
 
 def _controls(
-    plan: Plan, store: Store, pool: Pool, candidates: int, lines: Mapping[str, float], watcher: Watcher
+    plan: Plan, store: Store, pool: Pool, candidates: float, scores: Mapping[str, Score], watcher: Watcher
 ) -> list[Measured]:
     """Search each control at the main search's budget.
 
@@ -145,19 +158,20 @@ def _controls(
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
         plan.keep(study, space.config)
-        budget = Budget(candidates=candidates)
-        watcher.begin(f"control: {name}", budget, lines, spent(study))
+        budget = Budget(candidates=max(1, round(candidates)))
+        watcher.begin(f"control: {name}", budget, {n: s.value for n, s in scores.items()}, spent(study))
         decode = plan.decode(space)
         optimizer = plan.control_optimizer(space, control.sampler)
-        trials, _ = Search(study, optimizer, decode, plan.hash, pool, budget, watcher, order=plan.order).run()
+        scoring, race = scoring_for(plan, study, pool, next(iter(scores.values())))
+        trials, _ = Search(
+            study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race
+        ).run()
         check_some_complete(trials)
         measured.append(_control(control, study, pool, trials, decode, plan))
     return measured
 
 
-def _control(
-    control: Control, study: Study, pool: Pool, trials: list[Trial], decode: Decode, plan: Plan
-) -> Measured:
+def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], decode: Decode, plan: Plan) -> Measured:
     winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
     recipe = decode(winner.params)
     found, _ = final.measure(pool, study, [], winner, recipe, select)

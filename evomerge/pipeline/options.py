@@ -45,6 +45,7 @@ class Options:
     patience: int | None = None
     enqueue: Sequence[Path] = ()
     prefix_bytes: int = PREFIX_BYTES
+    fidelity: str = "auto"
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""

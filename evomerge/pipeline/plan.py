@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.errors import InputError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
@@ -20,8 +21,9 @@ from evomerge.score import Value
 from evomerge.sources import fetch, open_source
 from evomerge.space import DataflowConfig, SearchSpace, SpaceConfig, default_space
 from evomerge.study import place
+from evomerge.study.candidates import DEPTH
 from evomerge.study.final import Baseline
-from evomerge.study.loop import DEPTH, path_order
+from evomerge.study.loop import path_order
 from evomerge.study.store import Study
 
 FINGERPRINT_VERSION = 1
@@ -45,6 +47,7 @@ class FirstStage:
         recipe: How it was made, signed.
         plan: The search that found it.
         candidates: How many it took.
+        cost: What they took of the budget.
         seconds: How long it took.
     """
 
@@ -53,6 +56,7 @@ class FirstStage:
     recipe: Recipe
     plan: Plan
     candidates: int
+    cost: float
     seconds: float
 
 
@@ -97,6 +101,10 @@ class Plan:
         evaluator = open_evaluator(self.evaluator)
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
+        self.versions = dict(evaluator.versions())
+        self.search_items = dict(evaluator.items("search"))
+        if options.fidelity == "race" and self.no_race is not None:
+            raise InputError(f"--fidelity race: {self.no_race}; expected full")
         self.name = asked.study(options)
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
@@ -124,6 +132,14 @@ class Plan:
     def order(self) -> Callable[[Recipe], Any] | None:
         """How a generation is put in order, so that candidates share what a worker knows of earlier ones."""
         return path_order if isinstance(self.config, DataflowConfig) else None
+
+    @property
+    def no_race(self) -> str | None:
+        """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored."""
+        if self.minimised:
+            return "the search has several objectives"
+        own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
+        return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None
 
     @property
     def minimised(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ class Budget:
     """Exactly one of the two is given.
 
     Attributes:
-        candidates: Number of candidates on all search items; failed ones count.
+        candidates: Number of candidates on all search items; failed ones count, parts of candidates as parts.
         seconds: Wall time of the search, all resumes together.
     """
 
@@ -46,13 +46,19 @@ class Budget:
             return cls(seconds=seconds)
         raise InputError(f'--budget "{text}": {expected}')
 
-    def left(self, done: int, spent: float) -> bool:
+    def left(self, done: float, spent: float) -> bool:
         """Whether another candidate may start after `done` candidates and `spent` seconds."""
         if self.candidates is not None:
             return done < self.candidates
         return spent < (self.seconds or 0.0)
 
-    def share(self, done: int, spent: float) -> float:
+    def allows(self, total: float, spent: float) -> bool:
+        """Whether a candidate may start that brings what is spent to `total`, after `spent` seconds."""
+        if self.candidates is not None:
+            return total <= self.candidates + 1e-9
+        return spent < (self.seconds or 0.0)
+
+    def share(self, done: float, spent: float) -> float:
         """The share of the budget that is spent, from 0 to 1."""
         whole = self.candidates if self.candidates is not None else self.seconds
         part = done if self.candidates is not None else spent

@@ -157,7 +157,7 @@ class Builder:
         """Evaluate a model that is built, keeping the time of both steps."""
         built = time.perf_counter()
         seconds["build"] = built - started
-        score = self._evaluator.evaluate(model, tokenizer, job.split)
+        score = self._evaluator.evaluate(model, tokenizer, job.split, job.only)
         seconds["evaluate"] = time.perf_counter() - built
         return score
 

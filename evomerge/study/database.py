@@ -16,6 +16,7 @@ OPTUNA_TABLES = {"studies", "trials", "version_info"}
 OWN_TABLES = OPTUNA_TABLES | {
     "alembic_version",
     "evomerge_item_sets",
+    "evomerge_results",
     "evomerge_scores",
     "study_directions",
     "study_system_attributes",

@@ -14,8 +14,9 @@ from evomerge.errors import EvoMergeError
 from evomerge.evaluation.config import Split
 from evomerge.recipe import Recipe
 from evomerge.score import Score, Trial
+from evomerge.study.candidates import best
 from evomerge.study.job import Job
-from evomerge.study.loop import Decode, best
+from evomerge.study.loop import Decode
 from evomerge.study.outcome import Measured, Role
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.evaluation.config import Split
+from evomerge.evaluation.splits import Places
 from evomerge.recipe import Recipe
 from evomerge.score import Score
 
@@ -19,12 +20,14 @@ class Job:
         source: Reference of the source, where there is no recipe.
         split: Which items.
         exported: Score the checkpoint as it is written to disk and loaded again, not the live model.
+        only: Which of the split's items; default all.
     """
 
     split: Split
     recipe: Recipe | None = None
     source: str | None = None
     exported: bool = False
+    only: Places | None = None
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,36 @@
 
 Because tells come in ask order and the optimizer is a pure function of its seed and its tells, the sequence of
 candidates is the same for any number of workers, and resuming is replay: stored candidates are told again, the ones
-that were cut off run again.
+that were cut off run again. With a race the candidates of a generation are scored block by block (see `contest`), else
+one by one on all items.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from evomerge.errors import EvoMergeError, StudyError
+from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
 from evomerge.recipe import Path, Recipe
-from evomerge.score import State, Trial, Value
+from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.budget import Budget
-from evomerge.study.job import Answer, Job
+from evomerge.study.candidates import DEPTH, attributes_of, best, record
+from evomerge.study.contest import RACED_OUT, below
+from evomerge.study.raced import Raced, RacedGeneration
+from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
 from evomerge.study.watcher import Watcher
-from evomerge.study.workers import Pool
 
 Decode = Callable[[Mapping[str, Value]], Recipe]
 T = TypeVar("T")
-# Attributes of a trial that is a path: its number of layers, and the evaluations of layers that it took.
-DEPTH = "depth"
-LAYERS = "layer_evaluations"
 # Candidates for each worker that are ordered at once where time is the budget.
 ROUNDS = 4
+# So many generations in a row that cost nothing, because all of it was known, end a search.
+IDLE_GENERATIONS = 25
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,42 @@ class Search:
     Attributes:
         decode: Parameters to recipe.
         hash: Recipe to its hash.
-        patience: Stop after so many candidates in a row without a better score (checked between generations).
+        patience: Stop where so many candidates' cost brought no better score (checked between generations).
         order: Where candidates build on what a worker knows of earlier ones: a key that puts those beside each other
             that share most. A generation is scored in that order; what is asked and told stays in the order of asks.
         by_depth: Whether the number of layers of a path is an objective too (fewer are better).
+        race: Score the candidates of a generation block by block; None: each on all items.
     """
 
     study: Study
     optimizer: Optimizer
     decode: Decode
     hash: Callable[[Recipe], str]
-    pool: Pool
+    scoring: Scoring
     budget: Budget
     watcher: Watcher
     patience: int | None = None
     order: Callable[[Recipe], Any] | None = None
     by_depth: bool = False
+    race: Raced | None = None
+    _clock: list[float] = field(default_factory=list)
 
     def run(self) -> tuple[list[Trial], str]:
         """Search until the budget is spent.
 
         Returns:
-            Every candidate by number, and why the search ended: "budget", "patience" or "converged".
+            Every candidate by number, and why the search ended: "budget", "patience", "converged" or "known".
 
         Raises:
             StudyError: the stored candidates are not those that this search proposes (another version's study).
         """
         stored = {t.number: t for t in self.study.trials()}
-        before = float(self.study.notes().get("seconds", 0.0))
-        started = time.monotonic()
-
-        def spent() -> float:
-            return before + time.monotonic() - started
-
+        for trial in stored.values():
+            if trial.score is not None and "recipe_hash" in trial.attributes:
+                self.scoring.remember(trial.attributes["recipe_hash"], trial.score)
+        self._clock[:] = [float(self.study.notes().get("seconds", 0.0)), time.monotonic()]
         trials: list[Trial] = []
-        number, stopped = 0, "budget"
+        stopped, idle = "budget", 0
         while True:
             if self.optimizer.done:
                 stopped = "converged"
@@ -81,106 +84,130 @@ class Search:
             if self.patience is not None and _stale(trials) >= self.patience:
                 stopped = "patience"
                 break
+            if idle >= IDLE_GENERATIONS:
+                stopped = "known"
+                break
+            number, units = len(trials), cost(trials)
             finished_before = number in stored and stored[number].state is not State.RUNNING
-            if not finished_before and not self.budget.left(number, spent()):
+            if not finished_before and not self.budget.left(units, self._spent()):
                 break
             asked = self.optimizer.ask(self.optimizer.generation)
-            generation = self._generation(number, asked, stored, spent)
+            generation = self._generation(asked, stored, trials)
             trials += generation
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
                 break
-            self.optimizer.tell(asked, [self._told(t) for t in generation])
-            number += len(asked)
-        self.study.note("seconds", spent())
+            self.optimizer.tell(asked, self._told(generation))
+            idle = 0 if cost(generation) else idle + 1
+        self.study.note("seconds", self._spent())
         return trials, stopped
 
-    def _told(self, trial: Trial) -> float | tuple[float, ...] | None:
-        """What a candidate is worth to the optimizer: higher is better, of each objective."""
-        if trial.value is None or not self.by_depth:
-            return trial.value
-        return trial.value, -float(trial.attributes[DEPTH])
+    def _spent(self) -> float:
+        before, started = self._clock
+        return before + time.monotonic() - started
+
+    def _told(self, generation: Sequence[Trial]) -> list[float | tuple[float, ...] | None]:
+        """What candidates are worth to the optimizer: higher is better, of each objective."""
+        if self.by_depth:
+            return [None if t.value is None else (t.value, -float(t.attributes[DEPTH])) for t in generation]
+        values: list[float | None] = [t.value if t.state is not State.PRUNED else t.estimate for t in generation]
+        dropped = {i: t.seen or 0 for i, t in enumerate(generation) if t.stopped == RACED_OUT}
+        return [*below(values, dropped)]
 
     def _generation(
-        self,
-        first: int,
-        asked: list[dict[str, Value]],
-        stored: Mapping[int, Trial],
-        spent: Callable[[], float],
+        self, asked: list[dict[str, Value]], stored: Mapping[int, Trial], trials: Sequence[Trial]
     ) -> list[Trial]:
         """Score a generation, as far as the budget reaches. Returns a prefix of it, in ask order."""
+        first = len(trials)
+        numbers = list(range(first, first + len(asked)))
         ended: dict[int, Trial] = {}
-        waiting: list[int] = []
-        for number, params in enumerate(asked, first):
+        params = dict(zip(numbers, asked, strict=True))
+        for number in numbers:
             old = stored.get(number)
             if old is not None:
-                _same(old, params, self.study.name)
-            if old is not None and old.state is not State.RUNNING:
-                ended[number] = old
-                self.watcher.finished(old, True)
-            else:
-                waiting.append(number)
-        running = 0
-        ready: list[tuple[int, Recipe]] = []
+                _same(old, params[number], self.study.name)
+                if old.state is not State.RUNNING:
+                    ended[number] = old
+        for old in ended.values():
+            self.watcher.finished(old, True)
+        waiting = [n for n in numbers if n not in ended]
+        if not waiting:
+            return [ended[n] for n in numbers]
+        asks = {n: self._ask(n, params[n]) for n in numbers}
+        units = cost(trials)
+        if self.race is not None:
+            raced = RacedGeneration(
+                self.study, self.scoring, self.budget, self.watcher, self.race, self._spent, self._in_order, asks,
+                params, ended,
+            )  # fmt: skip
+            if self.budget.allows(units + raced.least, self._spent()):
+                return raced.run(self.optimizer, trials)
+        self._whole(asks, params, waiting, ended, units + cost(ended.values()))
+        self.scoring.forget([a.hash for a in asks.values()])
+        return [ended[n] for n in numbers if n in ended]
+
+    def _ask(self, number: int, params: Mapping[str, Value]) -> Ask:
+        recipe = self.decode(params)
+        return Ask(number, recipe, self.hash(recipe))
+
+    def _whole(
+        self,
+        asks: Mapping[int, Ask],
+        params: Mapping[int, dict[str, Value]],
+        waiting: list[int],
+        ended: dict[int, Trial],
+        units: float,
+    ) -> None:
+        """Score candidates on all items, as far as the budget reaches."""
         attributes: dict[int, dict[str, Any]] = {}
-        while True:
-            # One more than there are workers, so that none waits while the driver records.
-            while running <= self.pool.size:
-                ready = ready or self._started(waiting, first, asked, attributes, spent)
-                if not ready:
-                    break
-                number, recipe = ready.pop(0)
-                self.pool.submit(number, Job("search", recipe))
-                running += 1
-            if not running:
-                break
-            key, answer = self.pool.wait()
-            running -= 1
-            assert isinstance(key, int)
-            ended[key] = self._record(key, asked[key - first], attributes[key], answer)
-            self.study.note("seconds", spent())
-            self.watcher.finished(ended[key], False)
-        return [ended[n] for n in range(first, first + len(asked)) if n in ended]
+        for ask, answer in self.scoring.answers(self._started(waiting, asks, params, attributes, units)):
+            n = ask.number
+            ended[n] = record(self.study, n, params[n], attributes[n], answer, self.by_depth)
+            self.study.note("seconds", self._spent())
+            self.watcher.finished(ended[n], False)
 
     def _started(
         self,
         waiting: list[int],
-        first: int,
-        asked: list[dict[str, Value]],
+        asks: Mapping[int, Ask],
+        params: Mapping[int, dict[str, Value]],
         attributes: dict[int, dict[str, Any]],
-        spent: Callable[[], float],
-    ) -> list[tuple[int, Recipe]]:
-        """The next candidates to submit, recorded in the order of asks as running; none where the budget is spent.
+        units: float,
+    ) -> Iterator[Ask]:
+        """The candidates to score, recorded in the order of asks as running; no more where the budget is spent.
 
-        One, unless they are to be ordered: then the rest of the generation, or, where time is the budget, a few rounds
-        of the workers, lest it be overrun.
+        One after the other, unless they are to be ordered: then the generation, or, where time is the budget, a few
+        rounds of the workers, lest it be overrun.
         """
         size = 1
         if self.order is not None:
-            size = len(waiting) if self.budget.candidates is not None else ROUNDS * self.pool.size
-        found: list[tuple[int, Recipe]] = []
-        while waiting and len(found) < size and self.budget.left(waiting[0], spent()):
-            number = waiting.pop(0)
-            recipe = self.decode(asked[number - first])
-            attributes[number] = _attributes(recipe, self.hash(recipe))
-            self.study.start(number, asked[number - first], attributes[number])
-            found.append((number, recipe))
+            size = len(waiting) if self.budget.candidates is not None else ROUNDS * self.scoring.pool.size
+        seen = {asks[n].hash for n in asks if n not in waiting}
+        while waiting:
+            found: list[Ask] = []
+            while waiting and len(found) < size:
+                ask = asks[waiting[0]]
+                n = ask.number
+                # A twin in the same generation is scored once.
+                charged = 0.0 if ask.hash in seen else self.scoring.cost(ask)
+                if not self.budget.allows(units + charged, self._spent()):
+                    waiting.clear()
+                    break
+                waiting.pop(0)
+                seen.add(ask.hash)
+                units += charged
+                attributes[n] = attributes_of(ask.recipe, ask.hash) | ({COST: charged} if charged < 1.0 else {})
+                self.study.start(n, params[n], attributes[n])
+                found.append(ask)
+            if not found:
+                return
+            yield from self._in_order(found)
+
+    def _in_order(self, asks: Sequence[Ask]) -> list[Ask]:
         order = self.order
         if order is None:
-            return found
-        return dealt(sorted(found, key=lambda pair: (order(pair[1]), pair[0])), self.pool.size)
-
-    def _record(self, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer) -> Trial:
-        if answer.score is None:
-            reason = answer.reason or "no reason given"
-            self.study.fail(number, reason, answer.seconds)
-            return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
-        if answer.layers is not None:
-            layers = {LAYERS: dict(zip(("asked", "run"), answer.layers, strict=True))}
-            self.study.attribute(number, layers)
-            attributes = attributes | layers
-        self.study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if self.by_depth else ())
-        return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+            return list(asks)
+        return dealt(sorted(asks, key=lambda ask: (order(ask.recipe), ask.number)), self.scoring.pool.size)
 
 
 def dealt(ordered: Sequence[T], workers: int) -> list[T]:
@@ -195,40 +222,10 @@ def path_order(recipe: Recipe) -> tuple[Any, ...]:
     return (path.embeddings, *((h.model, h.layer, h.factor) for h in path.hops)) if path is not None else ()
 
 
-def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:
-    """(asked, run) over all candidates that are paths: the rest was known from earlier candidates. None without any."""
-    counted = [t.attributes[LAYERS] for t in trials if LAYERS in t.attributes]
-    return (sum(c["asked"] for c in counted), sum(c["run"] for c in counted)) if counted else None
-
-
-def front(trials: list[Trial]) -> list[Trial]:
-    """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
-
-    From the fewest layers on; of equals the earliest.
-    """
-    found: list[Trial] = []
-    paths = [t for t in best(trials) if DEPTH in t.attributes]
-    for trial in sorted(paths, key=lambda t: t.attributes[DEPTH]):  # stable: of one depth the best comes first
-        if not found or (trial.value or 0.0) > (found[-1].value or 0.0):
-            found.append(trial)
-    return found
-
-
-def _attributes(recipe: Recipe, recipe_hash: str) -> dict[str, Any]:
-    path = Path.read(recipe)
-    return {"recipe_hash": recipe_hash} | ({DEPTH: len(path.hops)} if path is not None else {})
-
-
-def best(trials: list[Trial]) -> list[Trial]:
-    """The complete candidates, best first; the earlier one first among equals."""
-    complete = [t for t in trials if t.score is not None]
-    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
-
-
-def _stale(trials: list[Trial]) -> int:
-    """How many candidates have ended since the best one."""
+def _stale(trials: list[Trial]) -> float:
+    """What has been spent since the best candidate, in candidates."""
     ranked = best(trials)
-    return len(trials) - 1 - ranked[0].number if ranked else len(trials)
+    return cost(trials[ranked[0].number + 1 :] if ranked else trials)
 
 
 def _same(old: Trial, params: Mapping[str, Value], study: str) -> None:
@@ -244,12 +241,3 @@ def _equal(a: Value, b: Value) -> bool:
         # Databases and log-scaled parameters may lose the last bits.
         return abs(float(a) - float(b)) <= 1e-9 * max(1.0, abs(float(a)))
     return a == b
-
-
-def check_some_complete(trials: list[Trial]) -> None:
-    """Raise where every candidate failed, with the most frequent reason."""
-    if any(t.score is not None for t in trials):
-        return
-    reasons = [t.reason or "" for t in trials]
-    common = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "none was run"
-    raise EvoMergeError(f"all {len(trials)} candidates failed; most often: {common}")

@@ -94,3 +94,13 @@ def test_the_fingerprint_is_plain_data_that_devices_do_not_change(file):
         file.config.model_copy(update={"device": "cuda", "batch_size": 3}), file.name, file.folder, file.file
     )
     assert json.dumps(again.fingerprint(), sort_keys=True) == data
+
+
+def test_some_of_the_items_score_as_they_do_among_all(file, model, tokenizer):
+    evaluator = open_evaluator(file)
+    whole = evaluator.evaluate(model, tokenizer, "search").tasks[0]
+    for places in ((0,), tuple(range(1, len(whole.items), 3)), tuple(range(len(whole.items)))):
+        part = evaluator.evaluate(model, tokenizer, "search", {whole.task: places}).tasks[0]
+        assert part.items == tuple(whole.items[p] for p in places) and part.metric == whole.metric
+        assert part.results.tolist() == pytest.approx([whole.results[p] for p in places], abs=1e-5)
+        assert part.value == pytest.approx(float(part.results.mean()), abs=1e-6)

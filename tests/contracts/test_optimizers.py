@@ -339,10 +339,15 @@ def test_default() -> None:
         ({"seed": -1}, "seed = -1: expected 0 or more"),
         ({"initial": {"weight.a": 0.5}}, 'parameter "weight.b" has no value\nparameter "lambda" has no value'),
         ({"parameters": (Integer("k", 2, 2, 2),)}, "k: low = 2 must be below high = 2"),
-        ({"parameters": (Float("w", 0.5, 1.4, 1.0, step=0.2),)}, "w: step = 0.2: high = 1.4 is not low plus a multiple"
-            " of it\nw: step = 0.2: init = 1 is not low plus a multiple of it"),
-        ({"parameters": (Float("w", 0.5, 1.5, 1.0, log=True, step=0.1),)}, "w: step = 0.1: a parameter whose logarithm"
-            " is searched has no grid"),
+        (
+            {"parameters": (Float("w", 0.5, 1.4, 1.0, step=0.2),)},
+            "w: step = 0.2: high = 1.4 is not low plus a multiple"
+            " of it\nw: step = 0.2: init = 1 is not low plus a multiple of it",
+        ),
+        (
+            {"parameters": (Float("w", 0.5, 1.5, 1.0, log=True, step=0.1),)},
+            "w: step = 0.1: a parameter whose logarithm is searched has no grid",
+        ),
         ({"parameters": (Float("w", 0.5, 1.5, 1.0, step=0.0),)}, "w: step = 0: expected a number above 0"),
         ({"objectives": 2}, 'optimizer "cma" has one objective, 2 are asked for; these can: evolution'),
         ({"name": "tpe", "parameters": (Categorical("m", ("a",), "a"),)}, "m: expected at least two choices, got a"),

@@ -40,7 +40,7 @@ scale: {low: 0.5, high: 1.5}
         ("{low: 0.5, high: 1.5}", "true", "scale = True: expected a mapping of keys to values"),
         ("{low: 0.5, high: 1.5}", "0", "scale = 0.0: expected {low, high}, or 1 (the residual stream as it is)"),
         ("{low: 0.5, high: 1.5}", "{value: 1, low: 0.5}", "a fixed value has no bounds"),
-        ("scale:", "embeddings: [base]\nscale:", "no source is named \"base\"; Valid: maths, kovesh"),
+        ("scale:", "embeddings: [base]\nscale:", 'no source is named "base"; Valid: maths, kovesh'),
         ("scale:", "head: koves\nscale:", 'no source is named "koves"; did you mean "kovesh"?'),
         ("scale:", "head: [maths, maths]\nscale:", "names a source twice"),
         ("scale:", "embeddings: []\nscale:", "embeddings = []: expected at least 1"),
@@ -58,7 +58,7 @@ scale: {low: 0.5, high: 1.5}
         ("scale:", "method: ties\nscale:", 's.yaml:4: unknown key "method"; known here: base_model, depth'),
         ("zoo:kovesh", "zoo:maths/", "s.yaml:2: sources.1 = 'zoo:maths': is given twice (as source 1 too)"),
         ("[zoo:maths, zoo:kovesh]", "[]", "sources = []: expected at least 1"),
-        ("kind: dataflow", "kind: dataflaw", 'kind = \'dataflaw\': did you mean "dataflow"? Valid: parameter, data'),
+        ("kind: dataflow", "kind: dataflaw", "kind = 'dataflaw': did you mean \"dataflow\"? Valid: parameter, data"),
     ],
 )
 def test_refused_with_the_key(old: str, new: str, message: str) -> None:
@@ -222,5 +222,5 @@ def test_of_an_unknown_kind_nothing_else_is_told() -> None:
     with pytest.raises(SpaceError) as caught:
         parse_space("kind: dataflows\nsources: [a, b]\n", "s.yaml")
     assert str(caught.value) == (
-        's.yaml:1: kind = \'dataflows\': did you mean "dataflow"? Valid: parameter, dataflow, hybrid'
+        "s.yaml:1: kind = 'dataflows': did you mean \"dataflow\"? Valid: parameter, dataflow, hybrid"
     )

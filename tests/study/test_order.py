@@ -6,8 +6,9 @@ import pytest
 
 from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.score import State, Trial
+from evomerge.study.candidates import DEPTH, LAYERS, front, layer_evaluations
 from evomerge.study.job import Answer
-from evomerge.study.loop import DEPTH, LAYERS, ROUNDS, dealt, front, layer_evaluations, path_order
+from evomerge.study.loop import ROUNDS, dealt, path_order
 from evomerge.study.store import Store
 from tests.study.test_loop import Killed, Pool, search, sequence
 

@@ -1,0 +1,98 @@
+"""The random order in which a study's search items are scored, the same for all of its candidates, and parts of it.
+
+What is drawn is a unit: one item of one task, or, where all tasks have the same items, one item with its results in
+all of them. The mean of the units, each with its weight, is the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from evomerge.evaluation.splits import Places
+from evomerge.score import Score, TaskScore
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Items in the order in which they are scored.
+
+    Attributes:
+        items: Ids of each task's items, in the evaluator's order.
+        shares: Of each task, its share in the score; they add up to 1.
+        units: Of each unit, the tasks and the places of their items.
+    """
+
+    items: Mapping[str, tuple[str, ...]]
+    shares: Mapping[str, float]
+    units: tuple[tuple[tuple[str, int], ...], ...]
+
+    @classmethod
+    def of(cls, items: Mapping[str, Sequence[str]], weights: Mapping[str, float], seed: int) -> Draw:
+        """Draw an order.
+
+        Args:
+            items: Ids of each task's search items.
+            weights: Of the tasks that count.
+        """
+        total = sum(weights.values())
+        held = {task: tuple(items[task]) for task in weights}
+        if len(set(held.values())) == 1:
+            count = len(next(iter(held.values())))
+            units = [tuple((task, place) for task in held) for place in range(count)]
+        else:
+            units = [((task, place),) for task, ids in held.items() for place in range(len(ids))]
+        order = np.random.default_rng([seed, len(units)]).permutation(len(units))
+        return cls(held, {t: w / total for t, w in weights.items()}, tuple(units[i] for i in order))
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def weights(self) -> Numbers:
+        """Of each unit, what it counts in the score, shape (units,); they add up to 1."""
+        return np.array([sum(self.shares[t] / len(self.items[t]) for t, _ in unit) for unit in self.units])
+
+    def places(self, start: int, end: int) -> Places:
+        """The items of some units that follow each other."""
+        found: dict[str, list[int]] = {}
+        for unit in self.units[start:end]:
+            for task, place in unit:
+                found.setdefault(task, []).append(place)
+        return {task: tuple(sorted(found[task])) for task in self.items if task in found}
+
+    def results(self, score: Score, start: int, end: int) -> Numbers:
+        """A score's results of some units, shape (end - start,)."""
+        at = {t.task: dict(zip(t.items, t.results.tolist(), strict=True)) for t in score.tasks}
+        return np.array(
+            [
+                sum(self.shares[t] * at[t][self.items[t][p]] for t, p in unit) / sum(self.shares[t] for t, _ in unit)
+                for unit in self.units[start:end]
+            ]
+        )
+
+    def joined(self, parts: Sequence[Score]) -> Score:
+        """Scores of different items as one, its items in the evaluator's order.
+
+        A task's value is the mean over its items.
+        """
+        tasks = []
+        for name, ids in self.items.items():
+            found = [t for part in parts if (t := part.task(name)) is not None]
+            results = {i: r for t in found for i, r in zip(t.items, t.results, strict=True)}
+            if found:
+                kept = tuple(i for i in ids if i in results)
+                values = np.array([results[i] for i in kept], np.float32)
+                first = found[0]
+                tasks.append(
+                    TaskScore(
+                        name, first.metric, float(values.astype(np.float64).mean()), first.weight, kept, values,
+                        first.flipped,
+                    )
+                )  # fmt: skip
+        return Score(tuple(tasks))

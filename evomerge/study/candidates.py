@@ -1,0 +1,81 @@
+"""What is recorded of a candidate, and which of them are best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.errors import EvoMergeError
+from evomerge.recipe import Path, Recipe
+from evomerge.score import State, Trial, Value
+from evomerge.study.job import Answer
+from evomerge.study.store import Study
+
+# Attributes of a trial that is a path: its number of layers, and the evaluations of layers that it took.
+DEPTH = "depth"
+LAYERS = "layer_evaluations"
+
+
+def attributes_of(recipe: Recipe, recipe_hash: str) -> dict[str, Any]:
+    """What is known of a candidate before it is scored."""
+    path = Path.read(recipe)
+    return {"recipe_hash": recipe_hash} | ({DEPTH: len(path.hops)} if path is not None else {})
+
+
+def record(
+    study: Study, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer, by_depth: bool
+) -> Trial:
+    """Record how a candidate ended: with a score on all items, or a reason why there is none.
+
+    Args:
+        attributes: What was recorded of it before.
+        by_depth: Whether the number of layers is an objective too.
+    """
+    if answer.score is None:
+        reason = answer.reason or "no reason given"
+        study.fail(number, reason, answer.seconds)
+        return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
+    found = layers(answer)
+    study.attribute(number, found)
+    attributes = attributes | found
+    study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if by_depth else ())
+    return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+
+
+def layers(answer: Answer) -> dict[str, Any]:
+    """The attribute that says how many evaluations of layers a path took."""
+    return {} if answer.layers is None else {LAYERS: dict(zip(("asked", "run"), answer.layers, strict=True))}
+
+
+def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:
+    """(asked, run) over all candidates that are paths: the rest was known from earlier candidates. None without any."""
+    counted = [t.attributes[LAYERS] for t in trials if LAYERS in t.attributes]
+    return (sum(c["asked"] for c in counted), sum(c["run"] for c in counted)) if counted else None
+
+
+def front(trials: list[Trial]) -> list[Trial]:
+    """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
+
+    From the fewest layers on; of equals the earliest.
+    """
+    found: list[Trial] = []
+    paths = [t for t in best(trials) if DEPTH in t.attributes]
+    for trial in sorted(paths, key=lambda t: t.attributes[DEPTH]):  # stable: of one depth the best comes first
+        if not found or (trial.value or 0.0) > (found[-1].value or 0.0):
+            found.append(trial)
+    return found
+
+
+def best(trials: list[Trial]) -> list[Trial]:
+    """The complete candidates, best first; the earlier one first among equals."""
+    complete = [t for t in trials if t.score is not None]
+    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
+
+
+def check_some_complete(trials: list[Trial]) -> None:
+    """Raise where every candidate failed, with the most frequent reason."""
+    if any(t.score is not None for t in trials):
+        return
+    reasons = [t.reason or "" for t in trials]
+    common = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "none was run"
+    raise EvoMergeError(f"all {len(trials)} candidates failed; most often: {common}")

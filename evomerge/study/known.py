@@ -1,0 +1,79 @@
+"""What is known of candidates' results on single search items: nothing is scored twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.splits import Places
+from evomerge.score import Score
+from evomerge.study import tables
+
+
+class KnownResults:
+    """Results by item, of this study and of others in its database that score in the same way.
+
+    Args:
+        draw: The search items.
+        versions: Of each task, what identifies how its items are scored.
+        like: Any score on the search items: the tasks' metrics and weights.
+    """
+
+    def __init__(self, table: tables.ResultTable, draw: Draw, versions: Mapping[str, str], like: Score) -> None:
+        self._table = table
+        self._draw = draw
+        self._versions = versions
+        self._like = like
+        self._found: dict[str, dict[str, dict[str, tables.Known]]] = {}
+
+    def missing(self, model: str, places: Places) -> Places:
+        """Those of some items of which a model's results are not known."""
+        found = self._of(model)
+        left = {t: tuple(p for p in at if self._draw.items[t][p] not in found[t]) for t, at in places.items()}
+        return {task: at for task, at in left.items() if at}
+
+    def share(self, model: str, places: Places, trial: int) -> float:
+        """The share of all search items that a candidate has to pay for, or paid for in an earlier run, among some."""
+        found, own = self._of(model), (self._table.study, trial)
+        count = 0
+        for task, at in places.items():
+            known = (found[task].get(self._draw.items[task][p]) for p in at)
+            count += sum(k is None or k.payer == own for k in known)
+        return count / sum(map(len, self._draw.items.values()))
+
+    def score(self, model: str, places: Places) -> Score:
+        """A model's score on items that are all known."""
+        found = self._of(model)
+        parts = []
+        for task, at in places.items():
+            like = self._like.task(task)
+            assert like is not None
+            items = tuple(self._draw.items[task][p] for p in at)
+            results = np.array([found[task][i].result for i in items], np.float32)
+            parts.append(replace(like, value=float(results.astype(np.float64).mean()), items=items, results=results))
+        return Score(tuple(parts))
+
+    def keep(self, model: str, score: Score, trial: int) -> None:
+        """Record what a candidate was scored."""
+        found = self._of(model)
+        for task in score.tasks:
+            if task.task not in found or not task.by_item:
+                continue
+            self._table.write(model, self._versions[task.task], task.items, task.results.tolist(), trial)
+            payer = (self._table.study, trial)
+            for item, result in zip(task.items, task.results.tolist(), strict=True):
+                found[task.task].setdefault(item, tables.Known(result, payer))
+
+    def forget(self, models: Sequence[str]) -> None:
+        """Let go of what is held in memory; the database has it."""
+        for model in models:
+            self._found.pop(model, None)
+
+    def _of(self, model: str) -> dict[str, dict[str, tables.Known]]:
+        if model not in self._found:
+            read = self._table.read
+            self._found[model] = {task: dict(read(model, self._versions[task])) for task in self._draw.items}
+        return self._found[model]

@@ -1,0 +1,117 @@
+"""Candidates, or parts of them, go to the workers and come back; what is known already costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.splits import Places
+from evomerge.recipe import Recipe
+from evomerge.score import Score
+from evomerge.study.job import Answer, Job
+from evomerge.study.known import KnownResults
+from evomerge.study.workers import Pool
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A candidate to score.
+
+    Attributes:
+        number: Its number in the study.
+        hash: What identifies its recipe: equal ones are scored once.
+        places: Which of the search items; None: all of them.
+    """
+
+    number: int
+    recipe: Recipe
+    hash: str
+    places: Places | None = None
+
+
+class Scoring:
+    """Scores candidates on a pool.
+
+    Args:
+        draw: The search items, where there are results by item.
+        known: What is known of them.
+    """
+
+    def __init__(self, pool: Pool, draw: Draw | None = None, known: KnownResults | None = None) -> None:
+        self.pool = pool
+        self._draw = draw
+        self._known = known
+        self._whole: dict[str, Score] = {}
+
+    def remember(self, hash_: str, score: Score) -> None:
+        """A whole score of an earlier candidate of this study."""
+        self._whole.setdefault(hash_, score)
+
+    def cost(self, ask: Ask) -> float:
+        """The share of all search items that a candidate is charged with."""
+        if self._known is None or self._draw is None:
+            return 0.0 if ask.hash in self._whole else 1.0
+        return self._known.share(ask.hash, ask.places or self._draw.places(0, len(self._draw)), ask.number)
+
+    def is_known(self, ask: Ask) -> bool:
+        """Whether nothing has to be run for it."""
+        return self._lookup(ask)[0] is not None
+
+    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Answer]]:
+        """What became of each, in order of completion; asks are drawn while workers have room for them."""
+        running: dict[int, tuple[Ask, Score | None]] = {}
+        twins: dict[str, list[Ask]] = {}
+        while True:
+            # One more than there are workers, so that none waits while the driver records.
+            while len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
+                if ask.hash in twins:
+                    twins[ask.hash].append(ask)
+                    continue
+                found, part, missing = self._lookup(ask)
+                if found is not None:
+                    yield ask, Answer(found)
+                    continue
+                twins[ask.hash] = []
+                running[ask.number] = (ask, part)
+                self.pool.submit(ask.number, Job("search", ask.recipe, only=missing))
+            if not running:
+                return
+            key, answer = self.pool.wait()
+            assert isinstance(key, int)
+            ask, part = running.pop(key)
+            answer = self._kept(ask, part, answer)
+            yield ask, answer
+            for twin in twins.pop(ask.hash):
+                yield twin, Answer(answer.score, answer.reason)
+
+    def forget(self, hashes: list[str]) -> None:
+        """Nothing is held in memory any more of candidates that have ended."""
+        if self._known is not None:
+            self._known.forget(hashes)
+
+    def _lookup(self, ask: Ask) -> tuple[Score | None, Score | None, Places | None]:
+        """(what is known whole, what is known in part, which items are to be run: None is all)."""
+        if self._known is None or self._draw is None:
+            return (self._whole.get(ask.hash) if ask.places is None else None), None, ask.places
+        places = ask.places or self._draw.places(0, len(self._draw))
+        missing = self._known.missing(ask.hash, places)
+        if not missing:
+            return self._draw.joined([self._known.score(ask.hash, places)]), None, None
+        there = {t: tuple(sorted(set(at) - set(missing.get(t, ())))) for t, at in places.items()}
+        there = {t: at for t, at in there.items() if at}
+        if not there:
+            return None, None, ask.places
+        return None, self._known.score(ask.hash, there), missing
+
+    def _kept(self, ask: Ask, part: Score | None, answer: Answer) -> Answer:
+        if answer.score is None:
+            return answer
+        if self._known is None or self._draw is None:
+            if ask.places is None:
+                self.remember(ask.hash, answer.score)
+            return answer
+        self._known.keep(ask.hash, answer.score, ask.number)
+        if part is None:
+            return answer
+        return Answer(self._draw.joined([part, answer.score]), None, answer.seconds, answer.layers)

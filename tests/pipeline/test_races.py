@@ -1,0 +1,115 @@
+"""Races on the real parts: tasks of lm-eval, live models, Ray."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge import presets
+from evomerge.score import State
+from evomerge.study.candidates import best
+from evomerge.study.store import Store
+from tests.study.recorded import sequence
+
+EVALUATOR = {
+    "include_path": str(presets.folder("evaluators") / "zoo"),
+    "tasks": [
+        {"name": "kovesh_problems", "weight": 2, "greedy_likelihood": True},
+        {"name": "kovesh_direction", "weight": 1},
+    ],
+    "splits": {
+        "search": {"share": 0.3, "items": 100},
+        "select": {"share": 0.3, "items": 40},
+        "test": {"share": 0.3, "items": 60},
+    },
+}
+UNBOUNDED = """
+def score(model, tokenizer, items):
+    ids = [tokenizer(i["prompt"], return_tensors="pt").input_ids for i in items]
+    return [float(-model(x, labels=x).loss) for x in ids]
+"""
+
+
+@pytest.fixture
+def evaluator(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump(EVALUATOR))
+    return path
+
+
+def args(evaluator, out, budget=12):
+    return ["search", "--evaluator", evaluator, "--budget", budget, "--study", "s", "--out", out, "--json"]
+
+
+def raced(out):
+    store = Store(f"sqlite:///{out / 'study.db'}").open("s")
+    return store, [(*s, t.stopped, t.seen, t.estimate) for s, t in zip(sequence(out), store.trials(), strict=True)]
+
+
+@pytest.mark.timeout(300)
+def test_a_raced_search_and_its_parts(here, evaluator, tmp_path):
+    done = here(*args(evaluator, tmp_path / "one"), "--workers", 0)
+    assert "candidates are raced" in done.stderr and "stopped early" in done.stderr
+    store, one = raced(tmp_path / "one")
+    trials = store.trials()
+    counts = done.result["candidates"]
+    assert counts["pruned"] > counts["complete"] > 0 and counts["failed"] == 0
+    assert 11 < sum(t.cost for t in trials) <= 12 + 1e-6
+    assert done.result["best"]["trial"] in {t.number for t in best(trials)}
+    assert all(t.score.items == 200 for t in best(trials))
+    # Blocks came to what the same candidate gets in one piece.
+    number = done.result["best"]["trial"]
+    here("export", tmp_path / "one", tmp_path / "model", "--trial", number)
+    whole = here("evaluate", tmp_path / "model", "--evaluator", evaluator, "--split", "search", "--json").result
+    found = next(t for t in trials if t.number == number)
+    assert whole["score"] == pytest.approx(found.value, abs=0.011)  # one item of 100 may turn with its batch
+
+    # A larger budget goes on; another way to spend it does not.
+    here(*args(evaluator, tmp_path / "one", 15), "--workers", 0)
+    assert raced(tmp_path / "one")[1][: len(one)] == one
+    refused = here(*args(evaluator, tmp_path / "one", 15), "--workers", 0, "--fidelity", "full", check=False)
+    assert refused.returncode == 2 and "was begun with --fidelity race, now it is full" in refused.stderr
+
+    # A second study in the same database reads what the first one scored.
+    again = [*args(evaluator, tmp_path / "two", 1), "--workers", 0, "--storage", f"sqlite:///{tmp_path}/one/study.db"]
+    again[again.index("s")] = "t"
+    here(*again)
+    second = Store(f"sqlite:///{tmp_path / 'one' / 'study.db'}").open("t").trials()
+    assert sum(t.cost == 0.0 for t in second) >= len(one) - 24
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_change_nothing(evomerge, evaluator, tmp_path):
+    evomerge(*args(evaluator, tmp_path / "local"), "--workers", 0)
+    evomerge(*args(evaluator, tmp_path / "ray"), "--workers", 2)
+    assert raced(tmp_path / "ray")[1] == raced(tmp_path / "local")[1]
+
+
+def test_results_without_bounds_race_by_their_order(here, tmp_path):
+    (tmp_path / "score.py").write_text(UNBOUNDED)
+    random = np.random.default_rng(0)
+    words = ["strun", "kunt", "nesh", "veldo", "maro"]
+    lines = [json.dumps({"prompt": f"{' '.join(random.choice(words, 4))} {i}"}) for i in range(300)]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    data = {"kind": "python", "function": "score.py:score", "items": "items.jsonl", "tasks": ["score"],
+            "splits": {"search": {"share": 0.4}, "select": {"share": 0.1}, "test": {"share": 0.1}}}  # fmt: skip
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(data))
+    here(*args(tmp_path / "e.yaml", tmp_path / "out", 6), "--workers", 0)
+    trials = raced(tmp_path / "out")[0].trials()
+    assert {t.stopped for t in trials} == {None, "settled"}
+    assert {t.state for t in trials} == {State.COMPLETE, State.PRUNED}
+
+
+def test_what_cannot_be_raced_is_refused_before_any_work(here, evaluator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "score.py").write_text("def score(model, tokenizer, split):\n    return [0.5, 1.0]\n")
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump({"kind": "python", "function": "score.py:score", "tasks": ["score"]})
+    )
+    done = here(*args("own.yaml", tmp_path / "out"), "--workers", 0, "--fidelity", "race", check=False)
+    assert done.returncode == 2 and '--fidelity race: task "score" brings its own items' in done.stderr
+    assert not (tmp_path / "out" / "study.db").exists()
+    done = here(*args(evaluator, tmp_path / "out"), "--workers", 0, "--fidelity", "rase", check=False)
+    assert done.returncode == 2 and "--fidelity" in done.stderr and "race" in done.stderr
