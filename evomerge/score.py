@@ -120,6 +120,7 @@ class Trial:
         score: Its result on the search items; None unless COMPLETE.
         reason: Why it failed, in words; None unless FAIL.
         seconds: Time spent per step (build, evaluate, ...).
+        part: Of one that was stopped: its result on the items that it had.
     """
 
     number: int
@@ -129,6 +130,7 @@ class Trial:
     reason: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    part: Score | None = None
 
     @property
     def value(self) -> float | None:
@@ -137,7 +139,9 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """What it took of the budget: the share of the search items that were scored for it; 1 where it failed."""
+        """What it took of the budget: the share of the search items that were scored for it, or failed to be."""
+        if self.state is State.RUNNING:
+            return 0.0  # it was cut off, and will be run again
         return float(self._race.get(COST, self.attributes.get(COST, 1.0)))
 
     @property

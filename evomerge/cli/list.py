@@ -16,7 +16,7 @@ Show studies side by side: sampler, seed, candidates, and the winner's score on 
   evomerge list
   evomerge list --storage postgresql://user@host/studies"""
 
-COLUMNS = ("study", "sampler", "seed", "complete", "failed", "running", "search", "select", "test", "minutes")
+COLUMNS = ("study", "sampler", "seed", "complete", "pruned", "failed", "running", "search", "select", "test", "minutes")
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
@@ -76,6 +76,7 @@ def summary(study: Any) -> dict[str, Any]:
         "sampler": fingerprint["sampler"]["name"],
         "seed": fingerprint["seed"],
         "complete": states.count(State.COMPLETE),
+        "pruned": states.count(State.PRUNED),
         "failed": states.count(State.FAIL),
         "running": states.count(State.RUNNING),
         "winner": winner,

@@ -76,6 +76,21 @@ class Draw:
             ]
         )
 
+    def estimate(self, score: Score, seen: int) -> float:
+        """A score on the first units alone."""
+        weights = self.weights[:seen]
+        return float(weights @ self.results(score, 0, seen) / weights.sum())
+
+    def represented(self, items: int) -> int:
+        """After how many units every task has had so many items, or all it has."""
+        left = {task: min(items, len(ids)) for task, ids in self.items.items()}
+        for count, unit in enumerate(self.units, 1):
+            for task, _ in unit:
+                left[task] -= 1
+            if all(n <= 0 for n in left.values()):
+                return count
+        return len(self.units)
+
     def joined(self, parts: Sequence[Score]) -> Score:
         """Scores of different items as one, its items in the evaluator's order.
 

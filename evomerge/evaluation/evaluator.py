@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any, Protocol
 
 from evomerge.evaluation.config import EVALUATORS, EvaluatorFile, Split
@@ -12,6 +13,7 @@ from evomerge.score import Score
 
 # Raised whenever our own part of scoring changes, so that results of before are not used again.
 VERSION = 1
+CODE = (".py", ".yaml", ".yml", ".jinja", ".txt")
 
 
 class Evaluator(Protocol):
@@ -53,7 +55,18 @@ def settings(file: EvaluatorFile) -> dict[str, Any]:
     named = file.fingerprint()
     for other in ("tasks", "splits", "split_seed", "items", "items_sha256"):
         named.pop(other, None)
-    return {"version": VERSION, "settings": named}
+    libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {"version": VERSION, "settings": named, "libraries": libraries, "code": _code(file)}
+
+
+def _code(file: EvaluatorFile) -> dict[str, str]:
+    """Hash of every file under `include_path` that may say how a task is scored: what a function calls is not in it."""
+    folder = file.config.include_path
+    if folder is None:
+        return {}
+    root = file.path(folder, "include_path")
+    files = sorted(p for p in root.rglob("*") if p.suffix in CODE and p.is_file())
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def open_evaluator(file: EvaluatorFile) -> Evaluator:

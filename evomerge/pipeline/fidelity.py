@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evomerge.errors import InputError, StudyError
 from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.splits import content_id
 from evomerge.pipeline.plan import Plan
 from evomerge.score import Score
-from evomerge.study.contest import Rules
+from evomerge.study.contest import DROP, Rules
 from evomerge.study.known import KnownResults
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
@@ -17,34 +20,48 @@ FIDELITIES = ("auto", "full", "race")
 NOTE = "fidelity"
 # Below, a block of items says little and a race saves less than building candidates again costs.
 FEWEST = 64
+# Items of every task that an order must rest on before it can be settled.
+REPRESENTED = 8
 
 
-def scoring_for(plan: Plan, study: Study, pool: Pool, like: Score) -> tuple[Scoring, Raced | None]:
+def scoring_for(
+    plan: Plan, study: Study, pool: Pool, scores: Sequence[Score], asked: str | None = None
+) -> tuple[Scoring, Raced | None]:
     """What scores a study's candidates, and their race (None: each is scored on all items).
 
     Args:
-        like: Any model's score on the search items.
+        scores: Of base, sources and uniform merge on the search items.
+        asked: "full" or "race" (a control's search: as the main one); default what the options say.
 
     Raises:
         InputError: a race is asked for that the evaluator cannot give.
         StudyError: the study was begun the other way.
     """
+    like = scores[0]
     weights = {t.task: t.weight for t in like.weighted}
     obstacle = _obstacle(plan, like)
     draw = known = None
-    if all(t.by_item and plan.search_items.get(t.task) for t in like.weighted):
+    if all(t.by_item and t.items and t.items == plan.search_items.get(t.task) for t in like.weighted):
         draw = Draw.of(plan.search_items, weights, plan.options.seed)
-        known = KnownResults(study.results, draw, plan.versions, like)
-    wanted = _settled(plan.options.fidelity, study, obstacle, draw)
-    raced = Raced(draw, Rules.over(draw.weights)) if wanted == "race" and draw is not None else None
-    return Scoring(pool, draw, known), raced
+        versions = {task: content_id({"version": plan.versions[task], "device": pool.device}) for task in weights}
+        known = KnownResults(study.results, draw, versions, like)
+    wanted = _settled(asked or plan.options.fidelity, study, obstacle, draw)
+    if wanted == "full" or draw is None:
+        return Scoring(pool, draw, known), None
+    # Bets need bounds. Whether an evaluator has any is told from what it gives the sources.
+    within = all(bool(((t.results >= 0) & (t.results <= 1)).all()) for s in scores for t in s.weighted)
+    drop = DROP if within else 0.0
+    rules = Rules.over(draw.weights, drop, settle_from=draw.represented(REPRESENTED))
+    return Scoring(pool, draw, known), Raced(draw, rules)
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:
     """Why candidates cannot be scored block by block, in words."""
-    whole = next((t for t in like.weighted if not t.by_item), None)
-    if whole is not None:
-        return f'metric "{whole.metric}" of task "{whole.task}" has no result per item'
+    for task in like.weighted:
+        if not task.by_item:
+            return f'metric "{task.metric}" of task "{task.task}" has no result per item'
+        if plan.no_race is None and task.items != plan.search_items.get(task.task):
+            return f'task "{task.task}" returns ids of its own; expected one result per item, in order'
     return plan.no_race
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from evomerge.errors import StudyError
 from evomerge.pipeline.export import write_checkpoint
-from evomerge.pipeline.fidelity import scoring_for
+from evomerge.pipeline.fidelity import NOTE, scoring_for
 from evomerge.pipeline.plan import Control, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
@@ -112,11 +112,13 @@ def searched(
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
-    scoring, race = scoring_for(plan, study, pool, next(iter(scores.values())))
+    scoring, race = scoring_for(plan, study, pool, list(scores.values()))
     if race is not None:
+        drop = race.rules.drop
         watcher.say(
-            "candidates are raced: one that belongs among the parents is dropped with a probability of at most "
-            f"{race.rules.drop:.0%}, others stop where their order is settled; the budget counts shares of the items"
+            "candidates are raced: they stop where "
+            + (f"they cannot be among the parents (wrongly in at most {drop:.0%} of cases), or " if drop else "")
+            + "their order is settled, and cost the share of the items that they had"
         )
     if each is not None and budget.candidates is not None:
         searches = 1 + (len(plan.control_searches()) if options.controls else 0)
@@ -154,6 +156,7 @@ def _controls(
     Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
     """
     measured = []
+    fidelity = str(store.open(plan.name).notes()[NOTE])
     for control in plan.control_searches():
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
@@ -162,7 +165,7 @@ def _controls(
         watcher.begin(f"control: {name}", budget, {n: s.value for n, s in scores.items()}, spent(study))
         decode = plan.decode(space)
         optimizer = plan.control_optimizer(space, control.sampler)
-        scoring, race = scoring_for(plan, study, pool, next(iter(scores.values())))
+        scoring, race = scoring_for(plan, study, pool, list(scores.values()), fidelity)
         trials, _ = Search(
             study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race
         ).run()

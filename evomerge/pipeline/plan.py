@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
+from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
@@ -33,6 +34,8 @@ CONTROL_SEED = 1_000_003
 STARTING = ("evolution", "tpe")
 # The control of paths that merges the same sources.
 PARAMETER_SPACE = "parameter space"
+# Files of a model beside its weights and its configuration.
+SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
 # Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
 
@@ -101,7 +104,6 @@ class Plan:
         evaluator = open_evaluator(self.evaluator)
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
-        self.versions = dict(evaluator.versions())
         self.search_items = dict(evaluator.items("search"))
         if options.fidelity == "race" and self.no_race is not None:
             raise InputError(f"--fidelity race: {self.no_race}; expected full")
@@ -112,6 +114,8 @@ class Plan:
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
+        live = {"model": self.contents[self.live], "files": _spelling(self.sources[self.live].folders[0])}
+        self.versions = {task: content_id({"version": v, "live": live}) for task, v in evaluator.versions().items()}
 
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)
@@ -297,11 +301,11 @@ class Plan:
         lines = [
             f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
             f"seed {options.seed}",
-            f"budget {options.budget}, each on {f'{items} items' if items else 'items of the function'}; "
+            f"budget {options.budget}, on {f'{items} items' if items else 'items of the function'}; "
             f"{workers} worker{'s' if workers != 1 else ''}",
         ]
         if controls:
-            lines.append(f"controls: {len(controls)} more searches of as many candidates")
+            lines.append(f"controls: {len(controls)} more searches at the same cost")
             if paths and not any(c.name == PARAMETER_SPACE for c in controls):
                 lines.append("controls: none over merged weights, for these sources cannot be merged")
         return [
@@ -310,6 +314,15 @@ class Plan:
             f"writes {in_words(largest)} to "
             f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
         ]
+
+
+def _spelling(folder: Path) -> dict[str, str]:
+    """Hash of each file of a model that changes what is asked of it and how it writes: tokenizer, chat template, ...
+
+    A candidate has its architecture's model's, which recipes do not name.
+    """
+    files = sorted({p for pattern in SPELLING for p in folder.glob(pattern) if p.is_file()})
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def chained(recipe: Recipe, model: str, name: str, first: Recipe) -> Chain:

@@ -38,6 +38,8 @@ def _record(trial: Trial) -> dict[str, Any]:
         "state": trial.state.value,
         "value": trial.value,
         "reason": trial.reason,
+        "cost": trial.cost,
+        "estimate": trial.estimate,
     }
     record |= {f"params.{k}": v for k, v in trial.params.items()}
     if trial.score is not None:
@@ -87,8 +89,9 @@ def items_frame(scores: Iterable[tuple[str, str, Score]]) -> pd.DataFrame:
 def outcome_scores(outcome: Outcome) -> Iterator[tuple[str, str, Score]]:
     """Every score of an outcome, as `items_frame` takes them."""
     for trial in outcome.trials:
-        if trial.score is not None:
-            yield f"trial/{trial.number}", "search", trial.score
+        score = trial.score or trial.part
+        if score is not None:
+            yield f"trial/{trial.number}", "search", score
     for measured in outcome.measured:
         subject = {"best": f"trial/{outcome.best.number}", "source": f"source/{measured.name}"}.get(
             measured.role, f"model/{measured.name}"

@@ -65,10 +65,11 @@ def _body(outcome: Outcome) -> str:
     # Folders by their name alone: where they lie on somebody's disk is private. recipe.yaml has the full paths.
     public = recipe.with_references({r: model_name(r) for r in recipe.references()})
     counts = [t.state for t in outcome.trials]
-    failed = counts.count(State.FAIL)
+    ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
+    also = ", ".join(f"{n} of them {what}" for n, what in ended if n)
     sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
     warning = f"\n\n{looks(outcome)}" if outcome.looks > 1 else ""
-    candidates = f"{len(counts)} candidates" + (f" ({failed} of them failed)" if failed else "")
+    candidates = f"{len(counts)} candidates" + (f" ({also})" if also else "")
     if outcome.first_stage:
         candidates = f"{outcome.first_stage} candidates for the first stage, then {candidates}"
     chosen = "by its score on the search items"

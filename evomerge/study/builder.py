@@ -48,16 +48,16 @@ class Builder:
         from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
-        self._device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device == "cpu":
+        self.device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "cpu":
             # One thread: several processes on a few cores run up to ten times slower with more. And the sums inside a
             # model's forward pass depend on the number of threads (a merge's do not), so that scores, and with them the
             # search, would not be the same on another number of cores.
             torch.set_num_threads(1)
-        self._dtype = _compute_dtype(evaluator.config.dtype, self._device)
+        self._dtype = _compute_dtype(evaluator.config.dtype, self.device)
         self._trust = evaluator.config.trust_remote_code
         self._evaluator = open_evaluator(evaluator)
-        self._engine = Engine(self._sources, device=self._device)
+        self._engine = Engine(self._sources, device=self.device)
         self._base = self._sources[base]
         self._prefix_bytes = prefix_bytes
         # What candidates are built into, made when the first of its kind comes: merges, and paths over layers.
@@ -102,7 +102,7 @@ class Builder:
         if self._merged is None:
             from evomerge.merging.live import live_model
 
-            self._merged = live_model(self._base, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+            self._merged = live_model(self._base, dtype=self._dtype, device=self.device, trust_remote_code=self._trust)
         return self._merged
 
     def _routes(self) -> Router:
@@ -112,7 +112,7 @@ class Builder:
             self._router = Router(
                 self._sources,
                 dtype=self._dtype,
-                device=self._device,
+                device=self.device,
                 trust_remote_code=self._trust,
                 prefix_bytes=self._prefix_bytes,
             )
@@ -132,13 +132,13 @@ class Builder:
 
     def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
-        if self._device != "cpu" and self._router is not None:
+        if self.device != "cpu" and self._router is not None:
             self._router.unload()
         self._place("cpu")
         try:
             return self._loaded(model, job, seconds, started)
         finally:
-            self._place(self._device)
+            self._place(self.device)
 
     def _place(self, device: str) -> None:
         import torch
@@ -149,7 +149,7 @@ class Builder:
     def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
-        model = live_model(checkpoint, dtype=self._dtype, device=self._device, trust_remote_code=self._trust)
+        model = live_model(checkpoint, dtype=self._dtype, device=self.device, trust_remote_code=self._trust)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=self._trust)
         return self._score(model, tokenizer, job, seconds, started)
 

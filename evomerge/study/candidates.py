@@ -76,6 +76,8 @@ def check_some_complete(trials: list[Trial]) -> None:
     """Raise where every candidate failed, with the most frequent reason."""
     if any(t.score is not None for t in trials):
         return
-    reasons = [t.reason or "" for t in trials]
+    reasons = [t.reason or "" for t in trials if t.state is State.FAIL]
     common = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "none was run"
-    raise EvoMergeError(f"all {len(trials)} candidates failed; most often: {common}")
+    stopped = len(trials) - len(reasons)
+    also = f", but for {stopped} that were stopped early" if stopped else ""
+    raise EvoMergeError(f"all {len(trials)} candidates failed{also}; most often: {common}")

@@ -42,19 +42,27 @@ class Rules:
         ends: Numbers of items after which one looks; the last is all of them.
         drop: Largest probability with which one that belongs among the parents is dropped. 0: none is.
         reliability: From which reliability on the order of those left is settled. Above 1: never.
+        settle_from: Number of items before which no order is settled: every task must have its say.
     """
 
     weights: Numbers
     ends: tuple[int, ...]
     drop: float = DROP
     reliability: float = RELIABILITY
+    settle_from: int = 0
 
     @classmethod
-    def over(cls, weights: Sequence[float] | Numbers, drop: float = DROP, reliability: float = RELIABILITY) -> Rules:
+    def over(
+        cls,
+        weights: Sequence[float] | Numbers,
+        drop: float = DROP,
+        reliability: float = RELIABILITY,
+        settle_from: int = 0,
+    ) -> Rules:
         """The rules over so many items, in blocks of at least `LEAST`."""
         count = len(weights)
         ends = dict.fromkeys(e for share in LOOKS[:-1] if LEAST <= (e := round(share * count)) <= count - LEAST)
-        return cls(np.asarray(weights, dtype=np.float64), (*ends, count), drop, reliability)
+        return cls(np.asarray(weights, dtype=np.float64), (*ends, count), drop, reliability, settle_from)
 
 
 @dataclass
@@ -97,6 +105,10 @@ class Contest:
             yield start, end
             start = end
 
+    def stop(self, candidate: int, why: str) -> None:
+        """A candidate that is left stops, as it did in an earlier run of the same race."""
+        self._stop(candidate, why)
+
     def fail(self, candidate: int) -> None:
         """A candidate that is left has failed; it takes no further part."""
         self.left.remove(candidate)
@@ -125,7 +137,7 @@ class Contest:
                     self._stop(candidate, RACED_OUT)
         if whole:
             self.left = []
-        elif self._settled or self._reliable(seen):
+        elif self.left and (self._settled or self._reliable(seen)):
             self.settle()
         return [c for c in self.stopped if c in before]
 
@@ -163,6 +175,8 @@ class Contest:
     def _reliable(self, seen: int) -> bool:
         if len(self.left) < 2:
             return True
+        if seen < self.rules.settle_from:
+            return False
         table = np.array([self._results[c] for c in self.left]) * self.rules.weights[:seen]
         return reliability(table, len(self.rules.weights)) >= self.rules.reliability
 
@@ -176,17 +190,19 @@ class Contest:
         return float(lead.mean()) + HOPE * error > 0
 
 
-def below(values: Sequence[float | None], dropped: Mapping[int, int]) -> list[float | None]:
+def below(values: Sequence[float | None], dropped: Mapping[int, int], limit: float = math.inf) -> list[float | None]:
     """Values of which those raced out are at most what puts them at their rank: below all others.
 
-    Those that went further before they were dropped stand higher, then those with the higher estimate.
+    Those that went further before they were dropped stand higher, then those with the higher value.
 
     Args:
         values: Score or estimate of each candidate; None where it failed.
         dropped: Of those raced out, how many items they had.
+        limit: What they stand below beside that.
     """
     found = list(values)
     low = min((v for i, v in enumerate(values) if v is not None and i not in dropped), default=math.inf)
+    low = min(low, limit)
     estimates = {i: v for i in dropped if (v := values[i]) is not None}
     for i in sorted(estimates, key=lambda i: (-dropped[i], -estimates[i], i)):
         low = min(estimates[i], float(np.nextafter(low, -math.inf)))
@@ -209,6 +225,5 @@ def reliability(table: Numbers, items: int) -> float:
     residual = table - means[:, None] - table.mean(axis=0)[None] + table.mean()
     within = float((residual**2).sum()) / ((rows - 1) * (columns - 1))
     between = columns * float(((means - means.mean()) ** 2).sum()) / (rows - 1)
-    if within <= 0.0:
-        return 1.0  # on every item they differ by the same, or not at all
+    # Where nobody differs on any item nothing is known of their order.
     return 1.0 - (1.0 - columns / items) * within / between if between > 0 else 0.0

@@ -58,12 +58,10 @@ class KnownResults:
 
     def keep(self, model: str, score: Score, trial: int) -> None:
         """Record what a candidate was scored."""
-        found = self._of(model)
-        for task in score.tasks:
-            if task.task not in found or not task.by_item:
-                continue
-            self._table.write(model, self._versions[task.task], task.items, task.results.tolist(), trial)
-            payer = (self._table.study, trial)
+        found, payer = self._of(model), (self._table.study, trial)
+        tasks = [t for t in score.tasks if t.task in found and t.by_item]
+        self._table.write(model, [(self._versions[t.task], t.items, t.results.tolist()) for t in tasks], trial)
+        for task in tasks:
             for item, result in zip(task.items, task.results.tolist(), strict=True):
                 found[task.task].setdefault(item, tables.Known(result, payer))
 

@@ -8,10 +8,11 @@ one by one on all items.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from evomerge.errors import StudyError
@@ -30,7 +31,7 @@ Decode = Callable[[Mapping[str, Value]], Recipe]
 T = TypeVar("T")
 # Candidates for each worker that are ordered at once where time is the budget.
 ROUNDS = 4
-# So many generations in a row that cost nothing, because all of it was known, end a search.
+# So many generations in a row of which every candidate was there before end a search.
 IDLE_GENERATIONS = 25
 
 
@@ -93,12 +94,14 @@ class Search:
                 break
             asked = self.optimizer.ask(self.optimizer.generation)
             generation = self._generation(asked, stored, trials)
+            told = self._told(generation, trials)
+            known = {t.attributes.get("recipe_hash") for t in trials}
+            idle = idle + 1 if all(t.attributes.get("recipe_hash") in known for t in generation) else 0
             trials += generation
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
                 break
-            self.optimizer.tell(asked, self._told(generation))
-            idle = 0 if cost(generation) else idle + 1
+            self.optimizer.tell(asked, told)
         self.study.note("seconds", self._spent())
         return trials, stopped
 
@@ -106,13 +109,33 @@ class Search:
         before, started = self._clock
         return before + time.monotonic() - started
 
-    def _told(self, generation: Sequence[Trial]) -> list[float | tuple[float, ...] | None]:
-        """What candidates are worth to the optimizer: higher is better, of each objective."""
+    def _told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[float | tuple[float, ...] | None]:
+        """What candidates are worth to the optimizer: higher is better, of each objective.
+
+        Of those that were stopped all that is known is how they did on the first items, which may be easy ones. So they
+        are told by their difference to a candidate that has all items: the generation's best, or the best so far.
+        """
         if self.by_depth:
             return [None if t.value is None else (t.value, -float(t.attributes[DEPTH])) for t in generation]
-        values: list[float | None] = [t.value if t.state is not State.PRUNED else t.estimate for t in generation]
-        dropped = {i: t.seen or 0 for i, t in enumerate(generation) if t.stopped == RACED_OUT}
-        return [*below(values, dropped)]
+        values: list[float | None] = [t.value for t in generation]
+        stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
+        if not stopped or self.race is None:
+            return [*values]
+        complete = best(list(earlier))
+        anchor = next(iter([*best(list(generation)), *complete]), None)
+        for i, trial in stopped.items():
+            assert trial.estimate is not None and trial.seen is not None
+            shift = 0.0
+            if anchor is not None and anchor.score is not None and anchor.value is not None:
+                shift = anchor.value - self.race.draw.estimate(anchor.score, trial.seen)
+            values[i] = trial.estimate + shift
+        dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
+        limit = math.inf
+        if self.optimizer.elitist:
+            alive = [v for i, v in enumerate(values) if v is not None and i not in dropped]
+            pool = sorted([*alive, *(t.value for t in complete if t.value is not None)], reverse=True)
+            limit = pool[self.optimizer.parents - 1] if len(pool) >= self.optimizer.parents else math.inf
+        return [*below(values, dropped, limit)]
 
     def _generation(
         self, asked: list[dict[str, Value]], stored: Mapping[int, Trial], trials: Sequence[Trial]
@@ -144,7 +167,7 @@ class Search:
                 return raced.run(self.optimizer, trials)
         self._whole(asks, params, waiting, ended, units + cost(ended.values()))
         self.scoring.forget([a.hash for a in asks.values()])
-        return [ended[n] for n in numbers if n in ended]
+        return [ended[n] for n in itertools.takewhile(ended.__contains__, numbers)]
 
     def _ask(self, number: int, params: Mapping[str, Value]) -> Ask:
         recipe = self.decode(params)
@@ -182,23 +205,23 @@ class Search:
         size = 1
         if self.order is not None:
             size = len(waiting) if self.budget.candidates is not None else ROUNDS * self.scoring.pool.size
-        seen = {asks[n].hash for n in asks if n not in waiting}
+        # By hash, who pays: a twin in the same generation is scored once.
+        seen = {asks[n].hash: n for n in list(asks)[::-1] if n not in waiting}
         while waiting:
             found: list[Ask] = []
             while waiting and len(found) < size:
                 ask = asks[waiting[0]]
                 n = ask.number
-                # A twin in the same generation is scored once.
                 charged = 0.0 if ask.hash in seen else self.scoring.cost(ask)
                 if not self.budget.allows(units + charged, self._spent()):
                     waiting.clear()
                     break
                 waiting.pop(0)
-                seen.add(ask.hash)
+                payer = seen.setdefault(ask.hash, n)
                 units += charged
                 attributes[n] = attributes_of(ask.recipe, ask.hash) | ({COST: charged} if charged < 1.0 else {})
                 self.study.start(n, params[n], attributes[n])
-                found.append(ask)
+                found.append(replace(ask, payer=payer))
             if not found:
                 return
             yield from self._in_order(found)

@@ -13,7 +13,7 @@ from evomerge.optimizers import Optimizer
 from evomerge.score import COST, RACE, Score, State, Trial, Value, cost
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, layers, record
-from evomerge.study.contest import Contest, Rules
+from evomerge.study.contest import SETTLED, Contest, Rules
 from evomerge.study.job import Answer
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -92,6 +92,10 @@ class RacedGeneration:
         self._numbers = list(asks)
         self._candidates = [_Candidate(ask, params[n], [], {}) for n, ask in asks.items()]
         self._ended = dict(ended)
+        # A budget may have cut the generation short, so that some of it was scored whole.
+        self._whole = {c for c, n in enumerate(self._numbers) if n in ended and ended[n].seen is None}
+        for c in self._whole:
+            self._candidates[c].charged = ended[self._numbers[c]].cost
 
     @property
     def least(self) -> float:
@@ -99,7 +103,8 @@ class RacedGeneration:
         end, count = self._race.rules.ends[0], len(self._race.draw)
         places = self._race.draw.places(0, end)
         first = {i: replace(c.ask, places=places) for i, c in enumerate(self._candidates)}
-        return sum(self._costs(first).values()) + 1.0 - end / count
+        charged = sum(c.charged for c in self._candidates)
+        return charged + sum(self._costs(first).values()) + 1.0 - end / count
 
     def run(self, optimizer: Optimizer, earlier: Sequence[Trial]) -> list[Trial]:
         """Race them.
@@ -107,8 +112,10 @@ class RacedGeneration:
         Args:
             earlier: All candidates of earlier generations.
 
+        Where the budget does not reach for another block, time included, it is settled, and its best alone goes on.
+
         Returns:
-            The whole generation in the order of asks; nothing where time ran out within it.
+            The whole generation in the order of asks.
         """
         draw, count = self._race.draw, len(self._race.draw)
         for n, candidate in zip(self._numbers, self._candidates, strict=True):
@@ -116,14 +123,12 @@ class RacedGeneration:
         contest = self._contest(optimizer, earlier)
         units = cost(earlier)
         for start, end in contest.blocks():
-            if self._budget.candidates is None and not self._budget.allows(0.0, self._spent()):
-                return []
             block = self._block(contest, start, end)
             # What is left of the budget must reach for the best to be scored on all items.
             total = (
                 units + sum(c.charged for c in self._candidates) + sum(self._costs(block).values()) + 1 - end / count
             )
-            if start and self._budget.candidates is not None and not self._budget.allows(total, 0.0):
+            if start and len(block) > 1 and not self._budget.allows(total, self._spent()):
                 for c in contest.settle():
                     self._stop(contest, c)
                 block = self._block(contest, start, end)
@@ -132,10 +137,11 @@ class RacedGeneration:
             failed = self._score(block)
             for c in failed:
                 contest.fail(c)
-                self._fail(c, failed[c])
+                self._fail(contest, c, failed[c])
             came = {c: draw.results(self._candidates[c].parts[-1], start, end) for c in contest.left}
             for c in contest.see(came):
                 self._stop(contest, c)
+            self._stop_again(contest)
             self._study.note("seconds", self._spent())
         for c in range(len(self._candidates)):
             if self._numbers[c] not in self._ended:
@@ -160,11 +166,21 @@ class RacedGeneration:
     def _costs(self, block: Mapping[int, Ask]) -> dict[int, float]:
         """What candidates are charged for a block; of equal ones only the first."""
         costs: dict[int, float] = {}
-        twins: set[str] = set()
         for c, ask in block.items():
-            costs[c] = 0.0 if ask.hash in twins else self._scoring.cost(ask)
-            twins.add(ask.hash)
+            mine = self._payer(ask) == ask.number and c not in self._whole
+            costs[c] = self._scoring.cost(ask) if mine else 0.0
         return costs
+
+    def _payer(self, ask: Ask) -> int:
+        """The first of the generation's equal candidates."""
+        return next(c.ask.number for c in self._candidates if c.ask.hash == ask.hash)
+
+    def _stop_again(self, contest: Contest) -> None:
+        """Those that were stopped here in an earlier run stop again, whatever the budget was that stopped them."""
+        for c in list(contest.left):
+            old = self._ended.get(self._numbers[c])
+            if old is not None and old.state is State.PRUNED and contest.seen(c) >= (old.seen or 0):
+                contest.stop(c, old.stopped or SETTLED)
 
     def _score(self, block: Mapping[int, Ask]) -> dict[int, Answer]:
         """Score a block. Returns those that failed, in the order of asks."""
@@ -177,7 +193,7 @@ class RacedGeneration:
             if old is not None and old.state is State.FAIL and not self._scoring.is_known(ask):
                 failed[c] = Answer(None, old.reason)
             else:
-                waiting.append(ask)
+                waiting.append(replace(ask, payer=self._payer(ask)))
         for ask, answer in self._scoring.answers(iter(self._in_order(waiting))):
             c = ask.number - self._numbers[0]
             self._candidates[c].take(answer)
@@ -185,15 +201,13 @@ class RacedGeneration:
                 failed[c] = answer
         return {c: failed[c] for c in sorted(failed)}
 
-    def _fail(self, c: int, answer: Answer) -> None:
+    def _fail(self, contest: Contest, c: int, answer: Answer) -> None:
         n, candidate = self._numbers[c], self._candidates[c]
         if n not in self._ended:
-            kept = {COST: candidate.charged}
+            kept = {RACE: {"seen": contest.seen(c), COST: candidate.charged}}
             self._study.attribute(n, kept)
-            attributes = candidate.attributes | kept
-            self._end(
-                record(self._study, n, candidate.params, attributes, replace(answer, seconds=candidate.seconds), False)
-            )
+            answer = replace(answer, seconds=candidate.seconds)
+            self._end(record(self._study, n, candidate.params, candidate.attributes | kept, answer, False))
 
     def _stop(self, contest: Contest, c: int) -> None:
         n, candidate = self._numbers[c], self._candidates[c]
@@ -201,9 +215,11 @@ class RacedGeneration:
             estimate, seen = contest.estimate(c), contest.seen(c)
             kept = {RACE: {"stopped": contest.stopped[c], "seen": seen, "estimate": estimate, COST: candidate.charged}}
             kept |= layers(Answer(None, layers=candidate.layers))
+            part = self._race.draw.joined(candidate.parts)
+            self._study.scores.write(f"trial/{n}", "search", part)
             self._study.prune(n, kept, candidate.seconds, seen, estimate)
             attributes = candidate.attributes | kept
-            self._end(Trial(n, candidate.params, State.PRUNED, None, None, candidate.seconds, attributes))
+            self._end(Trial(n, candidate.params, State.PRUNED, None, None, candidate.seconds, attributes, part))
 
     def _complete(self, c: int) -> None:
         n, candidate = self._numbers[c], self._candidates[c]

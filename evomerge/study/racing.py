@@ -26,6 +26,7 @@ Numbers = npt.NDArray[np.float64]
 STAKES = np.array([0.1, 0.25, 0.5, 0.8])
 # Logarithm of more capital than anybody asks for.
 LARGE = 300.0
+EDGE = 1e-9
 
 
 class Race:
@@ -51,6 +52,7 @@ class Race:
         self._below = candidates + len(self._rivals) - best
         self._drop = drop
         self.left = list(range(candidates))
+        self._failed: list[int] = []
         self.seen = 0
         # Of the sum over items of weight * (other - own), times the number of items: what came so far.
         others = candidates + len(self._rivals)
@@ -88,9 +90,11 @@ class Race:
             # The mean of what is left where over all items the other is exactly as good.
             mean = -sums / (total - place)
             room = bound + mean
-            # Without room no way is left in which the other could turn out no better.
-            sure = room <= 1e-12
-            share = np.where(sure, 0.0, (differences - mean) / np.where(sure, 1.0, room))
+            # With no room left the other can only be as good where it loses every item that is to come; with less than
+            # none not even then.
+            gain, tight = differences - mean, room <= EDGE
+            sure = tight & ((room < -EDGE) | (gain > EDGE))
+            share = np.where(tight, 0.0, gain / np.where(tight, 1.0, room))
             capital = np.where(sure[None], np.inf, capital + np.log1p(STAKES[:, None, None] * share[None]))
             sums = sums + differences
         self._sums[at], self._capital[:, at[0], at[1]] = sums, capital
@@ -98,8 +102,10 @@ class Race:
         return self._dropped()
 
     def leave(self, candidate: int) -> None:
-        """A candidate takes no further part (it failed): others keep what bets against it have won."""
+        """A candidate has failed: it is worse than all others, and one place below the best is its own."""
         self.left.remove(candidate)
+        self._failed.append(candidate)
+        self._below -= 1
 
     def _dropped(self) -> list[int]:
         """Who is dropped stays a rival of the others, with what its bets had won."""
@@ -115,6 +121,6 @@ class Race:
         found = {}
         capital = np.exp(np.minimum(self._capital, LARGE)).mean(axis=0)
         for c in self.left:
-            others = np.delete(capital[c], c)
+            others = np.delete(capital[c], [c, *self._failed])
             found[c] = float(np.sort(others)[: self._below].mean())
         return found

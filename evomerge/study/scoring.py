@@ -22,12 +22,14 @@ class Ask:
         number: Its number in the study.
         hash: What identifies its recipe: equal ones are scored once.
         places: Which of the search items; None: all of them.
+        payer: Number of the candidate whose budget it is scored on; default its own.
     """
 
     number: int
     recipe: Recipe
     hash: str
     places: Places | None = None
+    payer: int | None = None
 
 
 class Scoring:
@@ -111,7 +113,7 @@ class Scoring:
             if ask.places is None:
                 self.remember(ask.hash, answer.score)
             return answer
-        self._known.keep(ask.hash, answer.score, ask.number)
-        if part is None:
-            return answer
-        return Answer(self._draw.joined([part, answer.score]), None, answer.seconds, answer.layers)
+        self._known.keep(ask.hash, answer.score, ask.number if ask.payer is None else ask.payer)
+        # Joined even where it is one part, so that a value is the same to the bit when it is read again.
+        parts = [answer.score] if part is None else [part, answer.score]
+        return Answer(self._draw.joined(parts), None, answer.seconds, answer.layers)

@@ -158,7 +158,8 @@ class Study:
         found = []
         for frozen in self._storage.get_all_trials(self._id, deepcopy=False):
             self._trial_ids[frozen.number] = frozen._trial_id
-            score = scores.get(f"trial/{frozen.number}") if frozen.state.name == "COMPLETE" else None
+            found_score = scores.get(f"trial/{frozen.number}")
+            score = found_score if frozen.state.name == "COMPLETE" else None
             # The values of single tasks stand there for the dashboard; here they are in the score.
             shown_tasks = {t.task for t in score.tasks} if score is not None else set()
             attributes = {k: v for k, v in frozen.user_attrs.items() if k not in shown_tasks}
@@ -171,6 +172,7 @@ class Study:
                     attributes.pop("reason", None),
                     attributes.pop("seconds", {}),
                     attributes,
+                    found_score if frozen.state.name == "PRUNED" else None,
                 )
             )
         return sorted(found, key=lambda t: t.number)

@@ -144,22 +144,27 @@ class ResultTable:
         self.study = study_id
         self._sets = _ItemSets()
 
-    def write(self, model: str, evaluator: str, items: Sequence[str], results: Sequence[float], trial: int) -> None:
-        """Record results that a candidate of this study was scored for; what is there stays as it is.
+    def write(self, model: str, found: Sequence[tuple[str, Sequence[str], Sequence[float]]], trial: int) -> None:
+        """Record results that a candidate of this study was scored for, all or none; what is there stays as it is.
 
         Args:
             model: Hash of the recipe, which covers its sources.
-            evaluator: What identifies the way in which a task's items are scored.
+            found: Of each task what identifies the way in which its items are scored, the items, and their results.
         """
-        ids = tuple(items)
-        with self._engine.begin() as connection:
-            key = self._sets.key(connection, ids)
-            row = {"model": model, "evaluator": evaluator, "item_set": key}
-            there = sa.select(_results.c.trial).where(*(_results.c[name] == value for name, value in row.items()))
-            if connection.execute(there).first() is None:
-                blob = np.asarray(results, "<f4").tobytes()
-                connection.execute(sa.insert(_results).values(**row, study_id=self.study, trial=trial, results=blob))
-        self._sets.written({ids: key})
+        keys: dict[tuple[str, ...], str] = {}
+        try:
+            with self._engine.begin() as connection:
+                for evaluator, items, results in found:
+                    key = keys[tuple(items)] = self._sets.key(connection, tuple(items))
+                    row = {"model": model, "evaluator": evaluator, "item_set": key}
+                    where = (_results.c[name] == value for name, value in row.items())
+                    if connection.execute(sa.select(_results.c.trial).where(*where)).first() is None:
+                        blob = np.asarray(results, "<f4").tobytes()
+                        new = row | {"study_id": self.study, "trial": trial, "results": blob}
+                        connection.execute(sa.insert(_results).values(**new))
+        except sa.exc.IntegrityError:
+            return  # another search on this database was quicker with the same candidate
+        self._sets.written(keys)
 
     def read(self, model: str, evaluator: str) -> Mapping[str, Known]:
         """What is known of a model, by item."""

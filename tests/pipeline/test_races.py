@@ -1,12 +1,15 @@
 """Races on the real parts: tasks of lm-eval, live models, Ray."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
-from evomerge import presets
+from evomerge import presets, zoo
+from evomerge.evaluation import load_evaluator, open_evaluator
+from evomerge.pipeline.plan import _spelling
 from evomerge.score import State
 from evomerge.study.candidates import best
 from evomerge.study.store import Store
@@ -100,6 +103,38 @@ def test_results_without_bounds_race_by_their_order(here, tmp_path):
     trials = raced(tmp_path / "out")[0].trials()
     assert {t.stopped for t in trials} == {None, "settled"}
     assert {t.state for t in trials} == {State.COMPLETE, State.PRUNED}
+
+
+def test_what_results_depend_on_and_what_not(tmp_path):
+    """Results are read again where it is equal: number of items and weights do not count, everything else does."""
+    tasks = tmp_path / "tasks"
+    shutil.copytree(presets.folder("evaluators") / "zoo", tasks)
+    path = tmp_path / "e.yaml"
+
+    def versions(**changes):
+        path.write_text(yaml.safe_dump(EVALUATOR | {"include_path": "tasks"} | changes))
+        return open_evaluator(load_evaluator(path)).versions()
+
+    first = versions()
+    assert versions(splits=EVALUATOR["splits"] | {"search": {"share": 0.2}}, batch_size=7, split_seed=1) == first
+    heavier = [task | {"weight": 5} for task in EVALUATOR["tasks"]]
+    assert versions(tasks=heavier) == first
+    generated = [EVALUATOR["tasks"][0] | {"greedy_likelihood": False}, EVALUATOR["tasks"][1]]
+    other = versions(tasks=generated)
+    assert (
+        other["kovesh_problems"] != first["kovesh_problems"] and other["kovesh_direction"] == first["kovesh_direction"]
+    )
+    assert all(versions(seed=1)[t] != v for t, v in first.items())
+    (tasks / "helper.py").write_text("ANSWER = 1\n")
+    assert all(versions()[t] != v for t, v in first.items())
+
+
+def test_another_chat_template_is_another_way_to_score(tmp_path):
+    shutil.copytree(zoo.path("base"), tmp_path / "base")
+    before = _spelling(tmp_path / "base")
+    assert "tokenizer.json" in before and "model.safetensors" not in before
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    assert _spelling(tmp_path / "base") != before
 
 
 def test_what_cannot_be_raced_is_refused_before_any_work(here, evaluator, tmp_path, monkeypatch):

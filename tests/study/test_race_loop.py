@@ -1,5 +1,6 @@
 """The search loop with a race: one sequence for any number of workers, after any kill, and nothing is scored twice."""
 
+import contextlib
 import random
 from collections import deque
 
@@ -146,6 +147,63 @@ def test_a_larger_budget_goes_on(url):
     assert sequence(again) == sequence(more)
 
 
+def test_budgets_that_grow_one_by_one_are_never_overspent(url):
+    pool, before = Pool(), []
+    for budget in range(3, 13):
+        trials, _ = search(url, budget, pool)
+        assert cost(trials) <= budget + 1e-6
+        # What ended stays as it was.
+        ended = {t.number: t for t in Store(url).open("s").trials()}
+        assert all(sequence([ended[t.number]]) == sequence([t]) for t in before)
+        before = trials
+    assert pool.items <= 12 * 200 + 1
+
+
+@pytest.mark.parametrize("after", range(1, 40, 3))
+def test_a_larger_budget_after_a_kill_scores_nothing_unpaid(url, after):
+    pool = Pool(kill_after=after)
+    with contextlib.suppress(Killed):
+        search(url, 5, pool)
+    more = Pool()
+    trials, _ = search(url, 8, more)
+    assert cost(trials) <= 8 + 1e-6
+    # What a kill cut off in a worker is run again; nothing else is.
+    assert more.items + pool.items <= round(cost(trials) * 200) + 200
+
+
+def test_time_ends_a_race_with_a_winner(url, monkeypatch):
+    """Every answer takes a second; the first block of the first generation is all that there is time for."""
+    now = [0.0]
+    monkeypatch.setattr("evomerge.study.loop.time.monotonic", lambda: now[0])
+
+    class Slow(Pool):
+        def wait(self):
+            now[0] += 1.0
+            return super().wait()
+
+    trials, why = search(url, "5s", Slow())
+    assert why == "budget" and best(trials) and {t.state for t in trials} == {State.COMPLETE, State.PRUNED}
+    again, _ = search(url, "5s", Slow())
+    assert sequence(again) == sequence(trials)
+    more, _ = search(url, "40s", Slow())
+    assert sequence(more)[: len(trials)] == sequence(trials) and len(more) > len(trials)
+
+
+def test_the_best_of_a_generation_is_told_as_its_best(url, monkeypatch):
+    """Though the others are told by the items that they had, which may be easy ones."""
+    told = []
+    tell = Search._told
+    monkeypatch.setattr(Search, "_told", lambda self, g, e: told.append((g, tell(self, g, e))) or told[-1][1])
+    search(url, 30)
+    alone = 0
+    for generation, values in told:
+        complete = [i for i, t in enumerate(generation) if t.state is State.COMPLETE]
+        if len(complete) == 1 and len(generation) > 1:
+            alone += 1
+            assert max(values) == values[complete[0]]
+    assert alone and len(told) > 3
+
+
 def test_failures_count_and_are_told(url):
     trials, _ = search(url, 30, Pool(fails=lambda w: "too heavy" if w.sum() > 2.2 else None))
     failed = [t for t in trials if t.state is State.FAIL]
@@ -158,9 +216,12 @@ def test_a_second_study_on_the_same_database_scores_nothing_again(url):
     pool = Pool()
     trials, _ = search(url, 3, pool, name="second")
     first = Store(url).open("first").trials()
-    assert sequence(trials)[: len(first)] != [] and pool.items <= 3 * 200
+    assert pool.items <= 3 * 200
     known = [t for t in trials if t.cost == 0.0]
     assert len(known) >= len(first) - 8 and dict(known[0].params) == dict(first[0].params)
+    # What it finds known is no reason to end: another study has spent nothing yet.
+    long, why = search(url, 25, name="long", versions="v")
+    assert why == "budget" and len(long) > len(first)
     # Another way to score knows nothing of it.
     other = Pool()
     search(url, 3, other, name="third", versions="other")

@@ -15,9 +15,15 @@ from evomerge.study.workers.cluster import Cluster, Connection
 
 
 class Pool(Protocol):
-    """Runs jobs; `submit` returns at once, `wait` gives the next answer in order of completion."""
+    """Runs jobs; `submit` returns at once, `wait` gives the next answer in order of completion.
+
+    Attributes:
+        size: Number of workers.
+        device: Kind of device that they run on ("cpu", "cuda").
+    """
 
     size: int
+    device: str
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Hand in a job; it waits for a free worker."""
@@ -66,6 +72,7 @@ class RayPool:
         self._connection = Connection(cluster)
         self._actors = Actors(self._connection, _Making(dict(sources), base, evaluator, prefix_bytes), say)
         self.size = self._actors.size
+        self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Hand in a job; see `Pool`."""
@@ -98,6 +105,7 @@ class LocalPool:
         from evomerge.study.builder import Builder
 
         self._builder = Builder(sources, base, evaluator, device, prefix_bytes)
+        self.device = self._builder.device
         self._queue: deque[tuple[Hashable, Job]] = deque()
 
     def submit(self, key: Hashable, job: Job) -> None:
