@@ -52,7 +52,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         help="race: candidates stop where more items would not change what is learned from them, and cost the share of "
         "the items that they had; full: each is scored on all search items (default: race where items allow it)",
     )  # fmt: skip
-    how.add_argument("--patience", type=_positive, metavar="N", help="stop after N candidates without a better one")
+    how.add_argument(
+        "--patience", type=_positive, metavar="N", help="stop where the cost of N candidates brought no better one"
+    )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
     how.add_argument(
         "--controls", action="store_true", help="also search each task vector alone, and at random, at equal budget"
