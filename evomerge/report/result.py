@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.report.path import path_text
-from evomerge.score import Interval, Score, State, TaskScore, cost, difference, interval
+from evomerge.score import Interval, Score, State, TaskScore, difference, interval
 from evomerge.study.outcome import Measured, Outcome, Role
 
 
@@ -76,8 +76,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"},
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
-        "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "cost", "seconds"}.
-        "cost" is what the candidates took of the budget: candidates on all search items.
+        "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
         A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
         "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
@@ -118,7 +117,6 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
             task: {r.name: {**r.tasks[task].to_dict("score"), "metric": metric} for r in shown if task in r.tasks}
             for task, metric in metrics.items()
         },
-        "cost": cost(outcome.trials),
         "seconds": outcome.seconds,
     }
     if outcome.first_stage:

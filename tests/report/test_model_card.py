@@ -31,7 +31,7 @@ def test_body_has_the_table_the_rebuild_and_the_recipe(outcome: Outcome) -> None
     assert "evomerge merge recipe.yaml OUT" in text and outcome.recipe_hash in text
     block = text.split("```yaml\n")[1].split("```")[0]
     assert parse_recipe(block) == outcome.recipe
-    assert "4 candidates (1 of them failed) in 1 min 15 s; ended by: budget" in text
+    assert "4 candidates (1 of them stopped early, 1 of them failed) in 1 min 15 s; ended by: budget" in text
 
 
 def test_looks_are_said(outcome: Outcome) -> None:
