@@ -79,11 +79,11 @@ class Plain:
         return [dict(zip(self._names, map(float, x), strict=True)) for x in self._points]
 
     def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
-        assert all(isinstance(s, float) for s in scores)
-        self._es.tell(self._points, [-float(s) for s in scores])  # type: ignore[arg-type]
+        # On the surrogate no candidate fails: pycma refuses a list of another length.
+        self._es.tell(self._points, [-s for s in scores if isinstance(s, float)])
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("mergekit-evolve tries no recipes of one's own")
 
 
 class Replay:
@@ -123,7 +123,7 @@ class Replay:
 def point(recipe: Recipe | None) -> Numbers:
     """The parameters of a stand-in recipe."""
     assert recipe is not None and recipe.models is not None
-    return np.array([float(m.parameters["weight"]) for m in recipe.models])  # type: ignore[index, arg-type]
+    return np.array([m.parameters["weight"] for m in recipe.models if m.parameters], dtype=np.float64)
 
 
 def decode(params: Mapping[str, Value]) -> Recipe:
@@ -155,7 +155,7 @@ def replay(
         race = Raced(draw, rules(draw.weights)) if rules is not None else None
         trials, _ = Search(
             study, make(parameters, seed), decode, lambda r: r.hash(),
-            Scoring(Replay(surrogate, places[:ITEMS]), draw, known), Budget(candidates=budget), Silent(), race=race,
+            Scoring(Replay(surrogate, places[:ITEMS]), known), Budget(candidates=budget), Silent(), race=race,
         ).run()  # fmt: skip
     return trials
 

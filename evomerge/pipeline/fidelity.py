@@ -16,7 +16,6 @@ from evomerge.study.scoring import Scoring
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool
 
-FIDELITIES = ("auto", "full", "race")
 NOTE = "fidelity"
 # Below, a block of items says little and a race saves less than building candidates again costs.
 FEWEST = 64
@@ -47,12 +46,12 @@ def scoring_for(
         known = KnownResults(study.results, draw, versions, like)
     wanted = _settled(asked or plan.options.fidelity, study, obstacle, draw)
     if wanted == "full" or draw is None:
-        return Scoring(pool, draw, known), None
+        return Scoring(pool, known), None
     # Bets need bounds. Whether an evaluator has any is told from what it gives the sources.
     within = all(bool(((t.results >= 0) & (t.results <= 1)).all()) for s in scores for t in s.weighted)
     drop = DROP if within else 0.0
     rules = Rules.over(draw.weights, drop, settle_from=draw.represented(REPRESENTED))
-    return Scoring(pool, draw, known), Raced(draw, rules)
+    return Scoring(pool, known), Raced(draw, rules)
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:

@@ -35,16 +35,16 @@ def record(
         reason = answer.reason or "no reason given"
         study.fail(number, reason, answer.seconds)
         return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
-    found = layers(answer)
+    found = layers(answer.layers)
     study.attribute(number, found)
     attributes = attributes | found
     study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if by_depth else ())
     return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
 
 
-def layers(answer: Answer) -> dict[str, Any]:
+def layers(counts: tuple[int, int] | None) -> dict[str, Any]:
     """The attribute that says how many evaluations of layers a path took."""
-    return {} if answer.layers is None else {LAYERS: dict(zip(("asked", "run"), answer.layers, strict=True))}
+    return {} if counts is None else {LAYERS: dict(zip(("asked", "run"), counts, strict=True))}
 
 
 def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:

@@ -106,13 +106,13 @@ class Contest:
             start = end
 
     def stop(self, candidate: int, why: str) -> None:
-        """A candidate that is left stops, as it did in an earlier run of the same race."""
-        self._stop(candidate, why)
+        """A candidate that is left stops here."""
+        self.left.remove(candidate)
+        self.stopped[candidate] = why
 
     def fail(self, candidate: int) -> None:
         """A candidate that is left has failed; it takes no further part."""
-        self.left.remove(candidate)
-        self.stopped[candidate] = FAILED
+        self.stop(candidate, FAILED)
         if self._race is not None:
             self._race.leave(candidate)
 
@@ -134,7 +134,7 @@ class Contest:
                 self._race = None  # nothing is known of how far results may lie apart: the order alone decides
             elif not whole:
                 for candidate in self._race.see(results):
-                    self._stop(candidate, RACED_OUT)
+                    self.stop(candidate, RACED_OUT)
         if whole:
             self.left = []
         elif self.left and (self._settled or self._reliable(seen)):
@@ -155,7 +155,7 @@ class Contest:
             if c != best or not self._hopeful(best, self.seen(best))
         ]
         for candidate in stopped:
-            self._stop(candidate, SETTLED)
+            self.stop(candidate, SETTLED)
         return stopped
 
     def estimate(self, candidate: int) -> float:
@@ -167,10 +167,6 @@ class Contest:
     def seen(self, candidate: int) -> int:
         """How many items a candidate has."""
         return len(self._results[candidate])
-
-    def _stop(self, candidate: int, why: str) -> None:
-        self.left.remove(candidate)
-        self.stopped[candidate] = why
 
     def _reliable(self, seen: int) -> bool:
         if len(self.left) < 2:

@@ -24,7 +24,7 @@ class KnownResults:
 
     def __init__(self, table: tables.ResultTable, draw: Draw, versions: Mapping[str, str], like: Score) -> None:
         self._table = table
-        self._draw = draw
+        self.draw = draw
         self._versions = versions
         self._like = like
         self._found: dict[str, dict[str, dict[str, tables.Known]]] = {}
@@ -32,7 +32,7 @@ class KnownResults:
     def missing(self, model: str, places: Places) -> Places:
         """Those of some items of which a model's results are not known."""
         found = self._of(model)
-        left = {t: tuple(p for p in at if self._draw.items[t][p] not in found[t]) for t, at in places.items()}
+        left = {t: tuple(p for p in at if self.draw.items[t][p] not in found[t]) for t, at in places.items()}
         return {task: at for task, at in left.items() if at}
 
     def share(self, model: str, places: Places, trial: int) -> float:
@@ -40,9 +40,9 @@ class KnownResults:
         found, own = self._of(model), (self._table.study, trial)
         count = 0
         for task, at in places.items():
-            known = (found[task].get(self._draw.items[task][p]) for p in at)
+            known = (found[task].get(self.draw.items[task][p]) for p in at)
             count += sum(k is None or k.payer == own for k in known)
-        return count / sum(map(len, self._draw.items.values()))
+        return count / sum(map(len, self.draw.items.values()))
 
     def score(self, model: str, places: Places) -> Score:
         """A model's score on items that are all known."""
@@ -51,7 +51,7 @@ class KnownResults:
         for task, at in places.items():
             like = self._like.task(task)
             assert like is not None
-            items = tuple(self._draw.items[task][p] for p in at)
+            items = tuple(self.draw.items[task][p] for p in at)
             results = np.array([found[task][i].result for i in items], np.float32)
             parts.append(replace(like, value=float(results.astype(np.float64).mean()), items=items, results=results))
         return Score(tuple(parts))
@@ -73,5 +73,5 @@ class KnownResults:
     def _of(self, model: str) -> dict[str, dict[str, tables.Known]]:
         if model not in self._found:
             read = self._table.read
-            self._found[model] = {task: dict(read(model, self._versions[task])) for task in self._draw.items}
+            self._found[model] = {task: dict(read(model, self._versions[task])) for task in self.draw.items}
         return self._found[model]

@@ -2,7 +2,7 @@
 
 Because tells come in ask order and the optimizer is a pure function of its seed and its tells, the sequence of
 candidates is the same for any number of workers, and resuming is replay: stored candidates are told again, the ones
-that were cut off run again. With a race the candidates of a generation are scored block by block (see `contest`), else
+that were cut off run again. With a race the candidates of a generation are scored block by block (see `raced`), else
 one by one on all items.
 """
 
@@ -77,6 +77,7 @@ class Search:
                 self.scoring.remember(trial.attributes["recipe_hash"], trial.score)
         self._clock[:] = [float(self.study.notes().get("seconds", 0.0)), time.monotonic()]
         trials: list[Trial] = []
+        known: set[str | None] = set()
         stopped, idle = "budget", 0
         while True:
             if self.optimizer.done:
@@ -95,8 +96,9 @@ class Search:
             asked = self.optimizer.ask(self.optimizer.generation)
             generation = self._generation(asked, stored, trials)
             told = self._told(generation, trials)
-            known = {t.attributes.get("recipe_hash") for t in trials}
-            idle = idle + 1 if all(t.attributes.get("recipe_hash") in known for t in generation) else 0
+            hashes = {t.attributes.get("recipe_hash") for t in generation}
+            idle = idle + 1 if hashes <= known else 0
+            known |= hashes
             trials += generation
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
@@ -123,12 +125,12 @@ class Search:
             return [*values]
         complete = best(list(earlier))
         anchor = next(iter([*best(list(generation)), *complete]), None)
+        shifts = dict.fromkeys({t.seen or 0 for t in stopped.values()}, 0.0)
+        if anchor is not None and anchor.score is not None:
+            shifts = {n: anchor.score.value - self.race.draw.estimate(anchor.score, n) for n in shifts}
         for i, trial in stopped.items():
-            assert trial.estimate is not None and trial.seen is not None
-            shift = 0.0
-            if anchor is not None and anchor.score is not None and anchor.value is not None:
-                shift = anchor.value - self.race.draw.estimate(anchor.score, trial.seen)
-            values[i] = trial.estimate + shift
+            assert trial.estimate is not None
+            values[i] = trial.estimate + shifts[trial.seen or 0]
         dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
         limit = math.inf
         if self.optimizer.elitist:
@@ -151,8 +153,7 @@ class Search:
                 _same(old, params[number], self.study.name)
                 if old.state is not State.RUNNING:
                     ended[number] = old
-        for old in ended.values():
-            self.watcher.finished(old, True)
+                    self.watcher.finished(old, True)
         waiting = [n for n in numbers if n not in ended]
         if not waiting:
             return [ended[n] for n in numbers]
@@ -161,31 +162,30 @@ class Search:
         if self.race is not None:
             raced = RacedGeneration(
                 self.study, self.scoring, self.budget, self.watcher, self.race, self._spent, self._in_order, asks,
-                params, ended,
+                ended,
             )  # fmt: skip
             if self.budget.allows(units + raced.least, self._spent()):
                 return raced.run(self.optimizer, trials)
-        self._whole(asks, params, waiting, ended, units + cost(ended.values()))
+        self._whole(asks, waiting, ended, units + cost(ended.values()))
         self.scoring.forget([a.hash for a in asks.values()])
         return [ended[n] for n in itertools.takewhile(ended.__contains__, numbers)]
 
     def _ask(self, number: int, params: Mapping[str, Value]) -> Ask:
         recipe = self.decode(params)
-        return Ask(number, recipe, self.hash(recipe))
+        return Ask(number, params, recipe, self.hash(recipe))
 
     def _whole(
         self,
         asks: Mapping[int, Ask],
-        params: Mapping[int, dict[str, Value]],
         waiting: list[int],
         ended: dict[int, Trial],
         units: float,
     ) -> None:
         """Score candidates on all items, as far as the budget reaches."""
         attributes: dict[int, dict[str, Any]] = {}
-        for ask, answer in self.scoring.answers(self._started(waiting, asks, params, attributes, units)):
+        for ask, answer in self.scoring.answers(self._started(waiting, asks, attributes, units)):
             n = ask.number
-            ended[n] = record(self.study, n, params[n], attributes[n], answer, self.by_depth)
+            ended[n] = record(self.study, n, ask.params, attributes[n], answer, self.by_depth)
             self.study.note("seconds", self._spent())
             self.watcher.finished(ended[n], False)
 
@@ -193,7 +193,6 @@ class Search:
         self,
         waiting: list[int],
         asks: Mapping[int, Ask],
-        params: Mapping[int, dict[str, Value]],
         attributes: dict[int, dict[str, Any]],
         units: float,
     ) -> Iterator[Ask]:
@@ -220,7 +219,7 @@ class Search:
                 payer = seen.setdefault(ask.hash, n)
                 units += charged
                 attributes[n] = attributes_of(ask.recipe, ask.hash) | ({COST: charged} if charged < 1.0 else {})
-                self.study.start(n, params[n], attributes[n])
+                self.study.start(n, ask.params, attributes[n])
                 found.append(replace(ask, payer=payer))
             if not found:
                 return

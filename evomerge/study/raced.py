@@ -10,7 +10,7 @@ import numpy as np
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import Optimizer
-from evomerge.score import COST, RACE, Score, State, Trial, Value, cost
+from evomerge.score import COST, RACE, Score, State, Trial, cost
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED, Contest, Rules
@@ -38,7 +38,6 @@ class _Candidate:
     """One of them while it is raced: what it was scored and charged so far."""
 
     ask: Ask
-    params: Mapping[str, Value]
     parts: list[Score]
     seconds: dict[str, float]
     charged: float = 0.0
@@ -79,7 +78,6 @@ class RacedGeneration:
         spent: Callable[[], float],
         in_order: Callable[[Sequence[Ask]], list[Ask]],
         asks: Mapping[int, Ask],
-        params: Mapping[int, Mapping[str, Value]],
         ended: Mapping[int, Trial],
     ) -> None:
         self._study = study
@@ -90,7 +88,7 @@ class RacedGeneration:
         self._spent = spent
         self._in_order = in_order
         self._numbers = list(asks)
-        self._candidates = [_Candidate(ask, params[n], [], {}) for n, ask in asks.items()]
+        self._candidates = [_Candidate(ask, [], {}) for ask in asks.values()]
         self._ended = dict(ended)
         # A budget may have cut the generation short, so that some of it was scored whole.
         self._whole = {c for c, n in enumerate(self._numbers) if n in ended and ended[n].seen is None}
@@ -119,21 +117,23 @@ class RacedGeneration:
         """
         draw, count = self._race.draw, len(self._race.draw)
         for n, candidate in zip(self._numbers, self._candidates, strict=True):
-            self._study.start(n, candidate.params, candidate.attributes)
+            self._study.start(n, candidate.ask.params, candidate.attributes)
         contest = self._contest(optimizer, earlier)
         units = cost(earlier)
         for start, end in contest.blocks():
             block = self._block(contest, start, end)
+            costs = self._costs(block)
             # What is left of the budget must reach for the best to be scored on all items.
-            total = (
-                units + sum(c.charged for c in self._candidates) + sum(self._costs(block).values()) + 1 - end / count
-            )
+            charged = sum(c.charged for c in self._candidates) + sum(costs.values())
+            total = units + charged + 1.0 - end / count
             if start and len(block) > 1 and not self._budget.allows(total, self._spent()):
                 for c in contest.settle():
                     self._stop(contest, c)
-                block = self._block(contest, start, end)
+                block = {c: ask for c, ask in block.items() if c in contest.left}
                 if not block:
                     break
+            for c in block:
+                self._candidates[c].charged += costs[c]
             failed = self._score(block)
             for c in failed:
                 contest.fail(c)
@@ -184,8 +184,6 @@ class RacedGeneration:
 
     def _score(self, block: Mapping[int, Ask]) -> dict[int, Answer]:
         """Score a block. Returns those that failed, in the order of asks."""
-        for c, charged in self._costs(block).items():
-            self._candidates[c].charged += charged
         failed: dict[int, Answer] = {}
         waiting = []
         for c, ask in block.items():
@@ -207,26 +205,26 @@ class RacedGeneration:
             kept = {RACE: {"seen": contest.seen(c), COST: candidate.charged}}
             self._study.attribute(n, kept)
             answer = replace(answer, seconds=candidate.seconds)
-            self._end(record(self._study, n, candidate.params, candidate.attributes | kept, answer, False))
+            self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, False))
 
     def _stop(self, contest: Contest, c: int) -> None:
         n, candidate = self._numbers[c], self._candidates[c]
         if n not in self._ended:
             estimate, seen = contest.estimate(c), contest.seen(c)
             kept = {RACE: {"stopped": contest.stopped[c], "seen": seen, "estimate": estimate, COST: candidate.charged}}
-            kept |= layers(Answer(None, layers=candidate.layers))
+            kept |= layers(candidate.layers)
             part = self._race.draw.joined(candidate.parts)
             self._study.scores.write(f"trial/{n}", "search", part)
             self._study.prune(n, kept, candidate.seconds, seen, estimate)
             attributes = candidate.attributes | kept
-            self._end(Trial(n, candidate.params, State.PRUNED, None, None, candidate.seconds, attributes, part))
+            self._end(Trial(n, candidate.ask.params, State.PRUNED, None, None, candidate.seconds, attributes, part))
 
     def _complete(self, c: int) -> None:
         n, candidate = self._numbers[c], self._candidates[c]
         kept = {RACE: {"seen": len(self._race.draw), COST: candidate.charged}}
         self._study.attribute(n, kept)
         answer = Answer(self._race.draw.joined(candidate.parts), None, candidate.seconds, candidate.layers)
-        self._end(record(self._study, n, candidate.params, candidate.attributes | kept, answer, False))
+        self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, False))
 
     def _end(self, trial: Trial) -> None:
         self._ended[trial.number] = trial

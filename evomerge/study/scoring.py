@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from evomerge.evaluation.draw import Draw
 from evomerge.evaluation.splits import Places
 from evomerge.recipe import Recipe
-from evomerge.score import Score
+from evomerge.score import Score, Value
 from evomerge.study.job import Answer, Job
 from evomerge.study.known import KnownResults
 from evomerge.study.workers import Pool
@@ -20,12 +19,14 @@ class Ask:
 
     Attributes:
         number: Its number in the study.
+        params: The optimizer's parameters.
         hash: What identifies its recipe: equal ones are scored once.
         places: Which of the search items; None: all of them.
         payer: Number of the candidate whose budget it is scored on; default its own.
     """
 
     number: int
+    params: Mapping[str, Value]
     recipe: Recipe
     hash: str
     places: Places | None = None
@@ -36,13 +37,11 @@ class Scoring:
     """Scores candidates on a pool.
 
     Args:
-        draw: The search items, where there are results by item.
-        known: What is known of them.
+        known: What is known of the search items, where there are results by item.
     """
 
-    def __init__(self, pool: Pool, draw: Draw | None = None, known: KnownResults | None = None) -> None:
+    def __init__(self, pool: Pool, known: KnownResults | None = None) -> None:
         self.pool = pool
-        self._draw = draw
         self._known = known
         self._whole: dict[str, Score] = {}
 
@@ -52,9 +51,9 @@ class Scoring:
 
     def cost(self, ask: Ask) -> float:
         """The share of all search items that a candidate is charged with."""
-        if self._known is None or self._draw is None:
+        if self._known is None:
             return 0.0 if ask.hash in self._whole else 1.0
-        return self._known.share(ask.hash, ask.places or self._draw.places(0, len(self._draw)), ask.number)
+        return self._known.share(ask.hash, _places(ask, self._known), ask.number)
 
     def is_known(self, ask: Ask) -> bool:
         """Whether nothing has to be run for it."""
@@ -94,12 +93,12 @@ class Scoring:
 
     def _lookup(self, ask: Ask) -> tuple[Score | None, Score | None, Places | None]:
         """(what is known whole, what is known in part, which items are to be run: None is all)."""
-        if self._known is None or self._draw is None:
+        if self._known is None:
             return (self._whole.get(ask.hash) if ask.places is None else None), None, ask.places
-        places = ask.places or self._draw.places(0, len(self._draw))
+        places = _places(ask, self._known)
         missing = self._known.missing(ask.hash, places)
         if not missing:
-            return self._draw.joined([self._known.score(ask.hash, places)]), None, None
+            return self._known.score(ask.hash, places), None, None
         there = {t: tuple(sorted(set(at) - set(missing.get(t, ())))) for t, at in places.items()}
         there = {t: at for t, at in there.items() if at}
         if not there:
@@ -109,11 +108,15 @@ class Scoring:
     def _kept(self, ask: Ask, part: Score | None, answer: Answer) -> Answer:
         if answer.score is None:
             return answer
-        if self._known is None or self._draw is None:
+        if self._known is None:
             if ask.places is None:
                 self.remember(ask.hash, answer.score)
             return answer
         self._known.keep(ask.hash, answer.score, ask.number if ask.payer is None else ask.payer)
         # Joined even where it is one part, so that a value is the same to the bit when it is read again.
         parts = [answer.score] if part is None else [part, answer.score]
-        return Answer(self._draw.joined(parts), None, answer.seconds, answer.layers)
+        return Answer(self._known.draw.joined(parts), None, answer.seconds, answer.layers)
+
+
+def _places(ask: Ask, known: KnownResults) -> Places:
+    return ask.places or known.draw.places(0, len(known.draw))

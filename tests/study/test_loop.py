@@ -1,7 +1,6 @@
 """The loop's promises: one sequence for any number of workers, resume by replay, nothing dropped, budgets kept."""
 
 import random
-from collections import deque
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from evomerge.study.loop import Search
 from evomerge.study.scoring import Scoring
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
+from tests.study.shuffled import Killed, ShuffledPool, weights
 
 PARAMETERS = tuple(Float(f"weight.{name}", 0.0, 1.0, 0.5) for name in "ab")
 OPTIMUM = np.array([0.2, 0.9])
@@ -28,36 +28,20 @@ def decode(params):
     return Recipe(merge_method="linear", models=models)
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it."""
-
-
-class Pool:
-    """A pool whose answers come in a shuffled order: the score is a smooth function of the recipe's weights."""
+class Pool(ShuffledPool):
+    """The score is a smooth function of the recipe's weights."""
 
     def __init__(self, size=1, seed=0, fails=lambda weights: None, kill_after=None):
-        self.size, self.jobs, self.run = size, deque(), 0
-        self._random, self._fails, self._kill = random.Random(seed), fails, kill_after
+        super().__init__(self._scored, size, seed, kill_after)
+        self._fails = fails
 
-    def submit(self, key, job):
-        self.jobs.append((key, job))
-
-    def wait(self):
-        self.run += 1
-        if self._kill is not None and self.run > self._kill:
-            raise Killed
-        place = self._random.randrange(min(self.size, len(self.jobs)))
-        key, job = self.jobs[place]
-        del self.jobs[place]
-        weights = np.array([m.parameters["weight"] for m in job.recipe.models])
-        reason = self._fails(weights)
+    def _scored(self, job):
+        found = np.array(weights(job.recipe))
+        reason = self._fails(found)
         if reason:
-            return key, Answer(None, reason)
-        value = 1.0 - float(((weights - OPTIMUM) ** 2).sum())
-        return key, Answer(Score((TaskScore("t", "m", value, 1.0, ("i",), np.array([value], np.float32)),)))
-
-    def close(self):
-        pass
+            return Answer(None, reason)
+        value = 1.0 - float(((found - OPTIMUM) ** 2).sum())
+        return Answer(Score((TaskScore("t", "m", value, 1.0, ("i",), np.array([value], np.float32)),)))
 
 
 def search(url, budget, pool=None, name="s", sampler="cma", watcher=None, **options):

@@ -1,8 +1,6 @@
 """The search loop with a race: one sequence for any number of workers, after any kill, and nothing is scored twice."""
 
 import contextlib
-import random
-from collections import deque
 
 import numpy as np
 import pytest
@@ -22,16 +20,13 @@ from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
+from tests.study.shuffled import Killed, ShuffledPool, weights
 
 PARAMETERS = tuple(Float(f"weight.{name}", 0.0, 1.0, 0.5) for name in "abcd")
 ITEMS = {"easy": tuple(f"e{i}" for i in range(60)), "hard": tuple(f"h{i}" for i in range(140))}
 WEIGHTS = {"easy": 1.0, "hard": 3.0}
 OPTIMUM = np.array([0.2, 0.9, 0.6, 0.4])
 LEVELS = {t: np.random.default_rng(len(ids)).uniform(-3, 1, len(ids)) for t, ids in ITEMS.items()}
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it."""
 
 
 def decode(params):
@@ -41,30 +36,20 @@ def decode(params):
 
 def results(recipe, task):
     """Of every item of a task: right where the merge is near enough to the optimum for it."""
-    weights = np.array([m.parameters["weight"] for m in recipe.models])
-    return (-2 * np.abs(weights - OPTIMUM).sum() > LEVELS[task]).astype(np.float32)
+    return (-2 * np.abs(np.array(weights(recipe)) - OPTIMUM).sum() > LEVELS[task]).astype(np.float32)
 
 
-class Pool:
-    """Answers in a shuffled order; counts the items that were run."""
+class Pool(ShuffledPool):
+    """Counts the items that were run."""
 
     def __init__(self, size=1, seed=0, fails=lambda weights: None, kill_after=None):
-        self.size, self.jobs, self.answered, self.items = size, deque(), 0, 0
-        self._random, self._fails, self._kill = random.Random(seed), fails, kill_after
+        super().__init__(self._scored, size, seed, kill_after)
+        self.items, self._fails = 0, fails
 
-    def submit(self, key, job):
-        self.jobs.append((key, job))
-
-    def wait(self):
-        self.answered += 1
-        if self._kill is not None and self.answered > self._kill:
-            raise Killed
-        place = self._random.randrange(min(self.size, len(self.jobs)))
-        key, job = self.jobs[place]
-        del self.jobs[place]
-        reason = self._fails(np.array([m.parameters["weight"] for m in job.recipe.models]))
+    def _scored(self, job):
+        reason = self._fails(np.array(weights(job.recipe)))
         if reason:
-            return key, Answer(None, reason)
+            return Answer(None, reason)
         tasks = []
         for task, ids in ITEMS.items():
             places = range(len(ids)) if job.only is None else job.only.get(task, ())
@@ -73,7 +58,7 @@ class Pool:
                 found = results(job.recipe, task)[list(places)]
                 ids = tuple(ids[p] for p in places)
                 tasks.append(TaskScore(task, "acc", float(found.mean()), WEIGHTS[task], ids, found))
-        return key, Answer(Score(tuple(tasks)), None, {"evaluate": 1.0})
+        return Answer(Score(tuple(tasks)), None, {"evaluate": 1.0})
 
 
 def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, versions="v", parameters=PARAMETERS):
@@ -83,7 +68,7 @@ def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, v
     like = Score(tuple(TaskScore(t, "acc", 0.0, w) for t, w in WEIGHTS.items()))
     known = KnownResults(study.results, draw, dict.fromkeys(ITEMS, versions), like)
     return Search(
-        study, make_optimizer(sampler, parameters, seed), decode, lambda r: r.hash(), Scoring(pool, draw, known),
+        study, make_optimizer(sampler, parameters, seed), decode, lambda r: r.hash(), Scoring(pool, known),
         Budget.parse(str(budget)), Silent(), race=Raced(draw, Rules.over(draw.weights)) if race else None,
     ).run()  # fmt: skip
 
@@ -237,7 +222,7 @@ def test_equal_candidates_are_scored_once_and_a_known_space_ends_the_search(url)
     known = KnownResults(study.results, draw, dict.fromkeys(ITEMS, "v"), like)
     trials, why = Search(
         study, make_optimizer("random", parameters, 0), lambda p: decode({k: float(v) for k, v in p.items()}),
-        lambda r: r.hash(), Scoring(pool, draw, known), Budget.parse("100"), Silent(),
+        lambda r: r.hash(), Scoring(pool, known), Budget.parse("100"), Silent(),
     ).run()  # fmt: skip
     assert why == "known" and pool.items == 16 * 200 and cost(trials) == 16
     assert len({t.attributes["recipe_hash"] for t in trials}) == 16
