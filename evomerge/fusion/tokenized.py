@@ -219,6 +219,11 @@ class Reader:
                     ends[i:j] = begin + np.cumsum(self.vocabulary.lengths[group])
                 else:
                     boundary[i : j - 1] = False
+            elif j < len(ids) and starts_at[j] < ends[i]:
+                # Given a character that the next one begins with as well: a space put before a word ends before the
+                # word, and within what a normaliser made of one character there is no boundary.
+                ends[i] = max(int(ends[i - 1]) if i else 0, int(starts_at[j]))
+                boundary[i] = not self.vocabulary.joined([int(ids[i])]).strip()
             i = j
         return ends, boundary
 
