@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["float", "bool", "int", "choice"]
@@ -77,6 +77,8 @@ class Method:
         check: Problems of one source's parameters that lie in no single one of them.
         check_sum: Problems of all sources' weights together. A candidate of a search may have them, and fails: spaces
             do not ask for it.
+        published: What the method's authors recommend or use, where they say so: parameters by name; without a weight,
+            equal ones that add up to 1.
         ignored: Parameters that mergekit takes for this method and that change nothing, there or here: accepted.
     """
 
@@ -94,6 +96,7 @@ class Method:
     summary: str = ""
     check: Check | None = None
     check_sum: Check | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> Parameter | None:
@@ -169,6 +172,14 @@ def _rescale(default: bool) -> Parameter:
     return Parameter("rescale", default, kind="bool")
 
 
+# Published settings. arXiv 2212.04089 (several tasks added); 2306.01708 (the best 20 %); 2311.03099 (language models:
+# a fifth is dropped, then the average); 2312.06795; 2408.07990, section 4.1.
+_ILHARCO = {"weight": 0.4, "lambda": 1.0}
+_YADAV = {"weight": 1.0, "density": 0.2, "lambda": 1.0}
+_YU = {"density": 0.8, "lambda": 1.0}
+_DAVARI = {"density": 0.9, "gamma": 0.01, "lambda": 1.0}
+_WAN = {"select_topk": 0.1}
+
 _IN = "evomerge.merging.methods"
 
 METHODS: dict[str, Method] = {
@@ -189,15 +200,16 @@ METHODS: dict[str, Method] = {
                (Parameter("max_iter", 10, kind="int", low=0, high=1000), Parameter("tol", 1e-5, low=0.0, high=1.0)),
                "member", summary="the point of least squared angles to all sources (Riemannian mean)"),
         Method("task_arithmetic", f"{_IN}.task_arithmetic:task_arithmetic", (_WEIGHT, _LAMBDA, _normalize(False)),
-               "required", deltas=True, ignored=("density", "rescale"), summary="base + weighted sum of task vectors"),
+               "required", deltas=True, published=_ILHARCO, ignored=("density", "rescale"),
+               summary="base + weighted sum of task vectors"),
         Method("ties", f"{_IN}.ties:ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(True), _rescale(False)),
-               "required", deltas=True, summary="trim by magnitude, elect a sign, merge what agrees"),
+               "required", deltas=True, published=_YADAV, summary="trim by magnitude, elect a sign, merge what agrees"),
         Method("dare_linear", f"{_IN}.dare:dare_linear",
                (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False), _rescale(True)), "required", deltas=True, random=True,
-               summary="drop and rescale at random, then task arithmetic"),
+               published=_YU, summary="drop and rescale at random, then task arithmetic"),
         Method("dare_ties", f"{_IN}.dare:dare_ties",
                (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False), _rescale(True)), "required", deltas=True, random=True,
-               summary="drop and rescale at random, then TIES's sign election"),
+               published=_YU, summary="drop and rescale at random, then TIES's sign election"),
         Method("della_linear", f"{_IN}.della:della_linear",
                (_WEIGHT, _DENSITY, _EPSILON, _LAMBDA, _normalize(False), _rescale(True)), "required", deltas=True,
                random=True, check=band_problems,
@@ -208,11 +220,14 @@ METHODS: dict[str, Method] = {
                summary="drop at random, small elements rather, and rescale, then TIES's sign election"),
         Method("breadcrumbs", f"{_IN}.breadcrumbs:breadcrumbs",
                (_WEIGHT, _DENSITY, _GAMMA, _LAMBDA, _normalize(False), _rescale(False)), "required", deltas=True,
+               published=_DAVARI,
                summary="drop the largest and the smallest of each task vector, then task arithmetic"),
         Method("breadcrumbs_ties", f"{_IN}.breadcrumbs:breadcrumbs_ties",
                (_WEIGHT, _DENSITY, _GAMMA, _LAMBDA, _normalize(False), _rescale(False)), "required", deltas=True,
+               published=_DAVARI,
                summary="drop the largest and the smallest of each task vector, then TIES's sign election"),
         Method("sce", f"{_IN}.sce:sce", (Parameter("select_topk", 1.0, low=0.0, high=1.0),), "required", deltas=True,
+               published=_WAN,
                summary="select by variance, weigh by energy, erase minority signs: no weights to give"),
         Method("model_stock", f"{_IN}.model_stock:model_stock", (Parameter("filter_wise", False, kind="bool"),),
                "required", at_least=3, deltas=True,

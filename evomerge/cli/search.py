@@ -57,6 +57,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
     how.add_argument(
+        "--no-starts", dest="starts", action="store_false", help="do not try each source as it is, the uniform merge "
+        "and the method's published settings before what the sampler draws",
+    )  # fmt: skip
+    how.add_argument(
         "--controls", action="store_true", help="also search each task vector alone, and at random, at equal budget"
     )
     where = parser.add_argument_group("where it runs and what it leaves")
@@ -90,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
         enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
+        starts=args.starts,
     )  # fmt: skip
     with Progress() as progress:
         try:

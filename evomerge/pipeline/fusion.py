@@ -36,7 +36,7 @@ from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
 from evomerge.pipeline.fusion_scores import score_all
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
-from evomerge.pipeline.starts import write_starts
+from evomerge.pipeline.fused_starts import write_starts
 from evomerge.score import Score
 from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place

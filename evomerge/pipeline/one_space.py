@@ -20,6 +20,8 @@ from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
 from evomerge.study.workers import LocalPool, Pool, RayPool
 
+# Kept with a study: whether it began with the space's starts.
+STARTS = "starts"
 ENDED = {
     "budget": "the budget is spent",
     "patience": "no better one for as long as --patience allows",
@@ -127,8 +129,9 @@ def searched(
             watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
     watcher.begin(name, budget, lines, spent(study))
     decode = plan.decode(plan.space)
+    optimizer = plan.optimizer(plan.space, starts=_starts(plan, study))
     trials, stopped = Search(
-        study, plan.optimizer(plan.space), decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
+        study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
         by_depth=bool(plan.minimised), race=race,
     ).run()  # fmt: skip
     check_some_complete(trials)
@@ -137,6 +140,19 @@ def searched(
     watcher.say(f"the search ended after {len(trials)} candidates{words}: {ENDED[stopped]}")
     _say_layers(study, trials, watcher)
     return trials, stopped, scores
+
+
+def _starts(plan: Plan, study: Study) -> bool:
+    """Whether what everybody tries first comes first: as the study was begun."""
+    before = study.notes().get(STARTS)
+    if before is None:
+        before = plan.options.starts and not study.trials()  # those of before there were any have none
+        study.note(STARTS, before)
+    if before and not plan.options.starts:
+        raise StudyError(
+            f'study "{study.name}" was begun without --no-starts; leave it out, or give another --study name'
+        )
+    return bool(before)
 
 
 def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:

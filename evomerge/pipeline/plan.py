@@ -150,11 +150,17 @@ class Plan:
         """Objectives beside the score."""
         return (DEPTH,) if isinstance(self.config, DataflowConfig) and self.config.depth.objective else ()
 
-    def optimizer(self, space: SearchSpace) -> Optimizer:
-        """A fresh optimizer over the space, with the recipes of one's own first."""
+    def optimizer(self, space: SearchSpace, starts: bool = True) -> Optimizer:
+        """A fresh optimizer over the space, with the recipes of one's own first.
+
+        Args:
+            starts: Whether what everybody tries first comes then (`SearchSpace.starts`).
+        """
         made = self._made(self.sampler, space, self.options.seed)
-        for params in self.enqueued:
-            made.enqueue(params)
+        first = [*self.enqueued, *(s.params for s in space.starts() if starts)]
+        for i, params in enumerate(first):
+            if params not in first[:i]:
+                made.enqueue(params)
         if self.first is not None and self.sampler not in STARTING:
             made.enqueue(space.initial())
         return made

@@ -14,6 +14,7 @@ from evomerge.space.grid import LayerGroup, layer_groups
 from evomerge.space.parameters import Categorical, Integer, Parameter, check, initial
 from evomerge.space.pool import Layer, Pool
 from evomerge.space.shape import Shape
+from evomerge.space.starts import Start, path_starts
 
 NONE = "none"
 
@@ -110,6 +111,10 @@ class CompactSpace:
     def initial(self) -> dict[str, Value]:
         """The starting value of every parameter, in their order: the first source's own path."""
         return initial(self.parameters)
+
+    def starts(self) -> list[Start]:
+        """See `SearchSpace.starts`."""
+        return path_starts(self)
 
     def decode(self, params: Mapping[str, Value], seed: int = 0) -> Recipe:
         """The recipe of some parameters: a plain mergekit passthrough.

@@ -10,6 +10,7 @@ from evomerge.score import Value
 from evomerge.space.parameters import Parameter
 from evomerge.space.shape import Shape
 from evomerge.space.source import Source
+from evomerge.space.starts import Start
 
 if TYPE_CHECKING:
     from evomerge.space.compact import CompactSpace
@@ -95,6 +96,11 @@ class SearchSpace(Protocol):
 
     def initial(self) -> dict[str, Value]:
         """The starting value of every parameter, in their order."""
+        ...
+
+    def starts(self) -> list[Start]:
+        """What everybody tries first, as far as the space has it: each source as it is, and of merges the uniform one
+        and the methods' published settings. In this order, none twice."""
         ...
 
     def decode(self, params: Mapping[str, Value], seed: int = 0) -> Recipe:

@@ -17,6 +17,7 @@ from evomerge.space.parameters import Float, Parameter, check, initial
 from evomerge.space.pool import Pool
 from evomerge.space.scale import Scale, unfit
 from evomerge.space.shape import Shape
+from evomerge.space.starts import Start, path_starts
 
 # Two standard deviations of the paper's search, whose sigma is 1/6 of the range.
 START = 2 * (2 / 6)
@@ -95,6 +96,10 @@ class SlotSpace:
         depth = self.config.depth
         wanted = min(max(wanted, depth.low), depth.high or len(self.slots))
         return tuple(sorted(order[:wanted]))
+
+    def starts(self) -> list[Start]:
+        """See `SearchSpace.starts`."""
+        return path_starts(self)
 
     def decode(self, params: Mapping[str, Value], seed: int = 0) -> Recipe:
         """The recipe of some parameters: a plain mergekit passthrough.

@@ -13,6 +13,7 @@ from evomerge.space.config import SpaceConfig
 from evomerge.space.grid import Grid, layer_groups
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, default_sampler, initial
 from evomerge.space.range import Range
+from evomerge.space.starts import Start, merge_starts
 
 METHOD = "method"
 
@@ -94,6 +95,10 @@ class Space:
     def method_of(self, params: Mapping[str, Value]) -> Method:
         """The merge method that some parameters choose."""
         return METHODS[str(params.get(METHOD, self.config.method[0]))]
+
+    def starts(self) -> list[Start]:
+        """See `SearchSpace.starts`."""
+        return merge_starts(self)
 
     def decode(self, params: Mapping[str, Value], seed: int = 0) -> Recipe:
         """The recipe of some parameters: plain mergekit YAML, `models:` for one layer group, else slices.

@@ -55,7 +55,10 @@ def hybrid(here, asked, tmp_path_factory):
 
 def test_a_search_over_paths_reports_what_it_found(paths):
     out, result = paths
-    assert result["candidates"] == {"complete": BUDGET, "pruned": 0, "failed": 0}
+    counts = result["candidates"]
+    # Of two parameters that make the same path the second costs nothing.
+    hashes = {t.attributes["recipe_hash"] for t in Store(f"sqlite:///{out / 'study.db'}").open("s").trials()}
+    assert counts["complete"] >= len(hashes) == BUDGET and counts["pruned"] == counts["failed"] == 0
     assert list(result["baselines"]) == ["base", "maths_upper", "kovesh_lower", "uniform"]
     assert {p.name for p in out.iterdir()} >= {"model", "recipe.yaml", "path.png", "history.png", "README.md"}
     layers = result["layer_evaluations"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from evomerge import zoo
 from evomerge.pipeline import Options
-from evomerge.pipeline.starts import write_starts
+from evomerge.pipeline.fused_starts import write_starts
 from evomerge.recipe import InputModel, Recipe, load_recipe
 from evomerge.recipe.read import parse_recipe
 from evomerge.study.budget import Budget
