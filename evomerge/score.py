@@ -22,6 +22,8 @@ Value = float | int | str
 CONFIDENCE = 0.95
 # Attributes of a trial: what it cost where that is less than all search items, and how far it went in a race.
 COST, RACE = "cost", "race"
+# How far it misses the constraints of its search.
+VIOLATION = "violation"
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ class Trial:
     def stopped(self) -> str | None:
         """Of one that was stopped: why ("raced out", "settled")."""
         return self._race.get("stopped")
+
+    @property
+    def violation(self) -> float:
+        """How far it misses the constraints of its search; 0: it keeps them."""
+        return float(self.attributes.get(VIOLATION, 0.0))
 
     @property
     def _race(self) -> Mapping[str, Any]:

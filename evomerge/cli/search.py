@@ -35,6 +35,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--models", nargs="+", default=[], metavar="MODEL", help="sources: folders, hub ids, zoo:NAME (path@revision)"
     )
     what.add_argument("--base", metavar="MODEL", help="the model that the sources were fine-tuned from")
+    what.add_argument(
+        "--objective", nargs="+", default=[], metavar="NAME", help="what to search for, instead of the evaluator's "
+        "objectives: score, its tasks, depth (of paths), TASK.length; several: the front of those that no other beats",
+    )  # fmt: skip
     how = parser.add_argument_group("how to search")
     from evomerge.optimizers import OPTIMIZERS
 
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
         enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
-        starts=args.starts,
+        starts=args.starts, objectives=args.objective,
     )  # fmt: skip
     with Progress() as progress:
         try:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from evomerge import presets
 from evomerge.config import Document, Frozen, load_yaml, validate
 from evomerge.errors import EvaluatorError, choose
+from evomerge.evaluation.goals import SCORE, Constraint, measured, named_twice
 
 Split = Literal["search", "select", "test"]
 SPLITS: tuple[Split, ...] = ("search", "select", "test")
@@ -80,6 +81,9 @@ class EvaluatorConfig(Frozen):
         dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
         seed: Seed of few-shot examples and of sampling, the same for every candidate.
         confirm_run_unsafe_code: Whether tasks that run generated code may do so.
+        objectives: What the search is after: "score", tasks, "depth" (of paths), TASK.length. Where tasks are named and
+            the score is not, it is the mean of those tasks.
+        constraints: What a model must keep to be chosen.
     """
 
     kind: str = "lm_eval"
@@ -103,6 +107,8 @@ class EvaluatorConfig(Frozen):
     trust_remote_code: bool = False
     function: str | None = None
     items: str | None = None
+    objectives: list[str] = Field(default=[SCORE], min_length=1)
+    constraints: list[Constraint] = []
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -117,6 +123,12 @@ class EvaluatorConfig(Frozen):
         """A task may be written as its bare name."""
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _one_objective(cls, value: Any) -> Any:
+        """A single one may be written without a list."""
+        return [value] if isinstance(value, str) else value
+
     @field_validator("batch_size")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
@@ -130,21 +142,52 @@ class EvaluatorConfig(Frozen):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"tasks named twice: {', '.join(twice)}")
+        if found := named_twice(self.objectives):
+            raise ValueError(f"objectives named twice: {', '.join(found)}")
         if not any(t.weight for t in self.tasks):
             raise ValueError("every task has weight 0: nothing to search for")
         read = [t for t in self.tasks if t.greedy_likelihood]
         if read and self.kind != "lm_eval":
             raise ValueError(f'task "{read[0].name}": greedy_likelihood belongs to kind "lm_eval"')
-        idle = [t.name for t in read if not t.weight]
+        idle = [t.name for t in read if not self.searched(t)]
         if idle:
             raise ValueError(
                 f'task "{idle[0]}": greedy_likelihood is for the search, which a task of weight 0 is not in'
             )
+        for name, measure in map(measured, self.named):
+            if measure and any(t.name == name for t in read):
+                raise ValueError(
+                    f'task "{name}": greedy_likelihood generates no answers, whose {measure} {name}.{measure} is'
+                )
         if self.kind == "python" and (self.function is None or ":" not in self.function):
             raise ValueError('kind "python" needs function: file.py:function')
         if self.kind != "python" and (self.function or self.items):
             raise ValueError('"function" and "items" belong to kind "python"')
         return self
+
+    @property
+    def named(self) -> list[str]:
+        """What objectives and constraints are about."""
+        return list(dict.fromkeys([*self.objectives, *(c.of for c in self.constraints)]))
+
+    def searched(self, task: TaskConfig) -> bool:
+        """Whether a task is run on the search items: it counts, or an objective or a constraint needs it."""
+        return bool(task.weight) or any(measured(n)[0] == task.name for n in self.named)
+
+    def measures(self, task: str) -> list[str]:
+        """What is measured of a task's answers beside its metric."""
+        return [m for n, m in map(measured, self.named) if m and n == task]
+
+    def aimed(self, objectives: Sequence[str]) -> EvaluatorConfig:
+        """The same after other objectives; tasks that it names without the score make up the score.
+
+        Those of weight 0 get weight 1, those not named weight 0.
+        """
+        tasks = self.tasks
+        names = {t.name for t in tasks if t.name in objectives}
+        if names and SCORE not in objectives:
+            tasks = [t.model_copy(update={"weight": (t.weight or 1.0) * (t.name in names)}) for t in tasks]
+        return self.model_copy(update={"tasks": tasks, "objectives": list(objectives)})
 
 
 class EvaluatorFile:
@@ -155,6 +198,17 @@ class EvaluatorFile:
         self.name = name
         self.folder = folder
         self.file = file
+
+    def after(self, objectives: Sequence[str]) -> EvaluatorFile:
+        """The same after other objectives (`--objective`).
+
+        Raises:
+            EvaluatorError: they do not go with the rest of it.
+        """
+        config = self.config.aimed(objectives)
+        data = config.model_dump(exclude_unset=True)
+        again = validate(EvaluatorConfig, Document(data, f"{self.file} (--objective)"), EvaluatorError)
+        return EvaluatorFile(again, self.name, self.folder, self.file)
 
     def path(self, relative: str, key: str) -> Path:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
@@ -189,7 +243,8 @@ def load_evaluator(name: str | Path) -> EvaluatorFile:
             raise EvaluatorError(f'evaluator "{name}": neither a file nor a preset; {choose(str(name), known)}')
         path = Path(name)
     document = load_yaml(path, EvaluatorError)
-    return EvaluatorFile(validate(EvaluatorConfig, document, EvaluatorError), path.stem, path.parent, str(path))
+    config = validate(EvaluatorConfig, document, EvaluatorError)
+    return EvaluatorFile(config.aimed(config.objectives), path.stem, path.parent, str(path))
 
 
 def evaluator_for(tasks: Sequence[str | Mapping[str, Any]], file: str = "--tasks") -> EvaluatorFile:

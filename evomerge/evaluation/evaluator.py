@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata
 from typing import Any, Protocol
 
@@ -31,6 +31,9 @@ class Evaluator(Protocol):
     def definition(self) -> Mapping[str, str]:
         """Hash per task of what the evaluator's file does not hold (a task's own configuration and code)."""
 
+    def measures(self, task: str) -> Sequence[str]:
+        """What can be measured of a task's answers beside its metric ("length", ...)."""
+
     def versions(self) -> Mapping[str, str]:
         """Hash per task of all that a model's results on its search items depend on.
 
@@ -40,7 +43,9 @@ class Evaluator(Protocol):
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model (a transformers causal language model in eval mode) with its tokenizer.
 
-        On "search" only the tasks with a weight are run; on "select" and "test" all of them.
+        On "search" only the tasks are run that count or that an objective or a constraint needs; on "select" and "test"
+        all of them. What is measured of a task's answers beside its metric follows it as a score "TASK.MEASURE" of
+        weight 0.
 
         Args:
             only: Which of the split's items to score; default all. Tasks that none of them belongs to are left out.

@@ -47,6 +47,10 @@ class FunctionEvaluator:
         """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
         return {}
 
+    def measures(self, task: str) -> Sequence[str]:
+        """None: a function gives numbers, not answers."""
+        return ()
+
     def versions(self) -> dict[str, str]:
         """See `Evaluator.versions`. A function that brings its own items is known by its file alone."""
         shared = settings(self._file)
@@ -71,7 +75,7 @@ class FunctionEvaluator:
         with finite_logits(model), torch.inference_mode():
             returned = self._function(model, tokenizer, argument)
         tasks = self._config.tasks
-        shown = [t for t in tasks if t.weight or split != "search"]
+        shown = [t for t in tasks if self._config.searched(t) or split != "search"]
         if len(tasks) > 1:
             names = [t.name for t in tasks]
             if not isinstance(returned, Mapping) or any(n not in returned for n in names):

@@ -23,6 +23,7 @@ from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.goals import LENGTH
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.obstacles import obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
@@ -39,6 +40,8 @@ class _Prepared:
     Attributes:
         greedy: Whether the search split is scored by greedy likelihood.
         drafts: For that, what is fixed while the live model is the same one.
+        searched: Whether it is run on the search split.
+        measures: What is measured of its answers beside the metric.
     """
 
     name: str
@@ -50,6 +53,8 @@ class _Prepared:
     items: Mapping[Split, list[Item]]
     greedy: bool = False
     drafts: Drafts | None = None
+    searched: bool = True
+    measures: Sequence[str] = ()
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
 
@@ -110,6 +115,12 @@ class HarnessEvaluator:
             for t in self._tasks
         }
 
+    def measures(self, task: str) -> Sequence[str]:
+        """Of generated answers their length."""
+        found = next((t for t in self._tasks if t.name == task), None)
+        generated = found is not None and not found.greedy and found.task.get_config("output_type") == "generate_until"
+        return (LENGTH,) if generated else ()
+
     def versions(self) -> dict[str, str]:
         """See `Evaluator.versions`."""
         shared = settings(self._file)
@@ -126,7 +137,7 @@ class HarnessEvaluator:
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`."""
         lm = self._language_model(model, tokenizer)
-        tasks = [t for t in self._tasks if (t.weight or split != "search") and (only is None or only.get(t.name))]
+        tasks = [t for t in self._tasks if (t.searched or split != "search") and (only is None or only.get(t.name))]
         for task in tasks:
             if split not in task.requests:
                 task.requests[split] = self._build(task, split, lm)
@@ -144,7 +155,8 @@ class HarnessEvaluator:
                 for request, answer in zip(batch, answers, strict=True):
                     request.resps.append(answer)
             scores = {task.name: self._read(task, lm, only) for task in tasks if task.name in read}
-        return Score(tuple(scores[t.name] if t.name in scores else self._score(t, split, only) for t in tasks))
+        found = [s for t in tasks for s in ([scores[t.name]] if t.name in scores else self._scores(t, split, only))]
+        return Score(tuple(found))
 
     def _language_model(self, model: Any, tokenizer: Any) -> Any:
         """lm-eval's wrapper of a model; kept while the model is the same."""
@@ -229,7 +241,14 @@ class HarnessEvaluator:
             found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
             if found:
                 raise EvaluatorError("\n".join(f"{self._greedily(name)}: {line}" for line in found))
-        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood)
+        measures = config.measures(entry.name)
+        if measures and task.get_config("output_type") != "generate_until":
+            raise EvaluatorError(
+                f'{file.file}: {entry.name}.{measures[0]}: task "{name}" is {task.get_config("output_type")}; only '
+                "generated answers (generate_until) have one"
+            )
+        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood,
+                         searched=config.searched(entry), measures=measures)  # fmt: skip
 
     def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
         """lm-eval's requests for the items of a split."""
@@ -266,7 +285,8 @@ class HarnessEvaluator:
     def _greedily(self, name: str) -> str:
         return f'{self._file.file}: task "{name}": greedy_likelihood: true'
 
-    def _score(self, task: _Prepared, split: Split, only: Places | None) -> TaskScore:
+    def _scores(self, task: _Prepared, split: Split, only: Places | None) -> list[TaskScore]:
+        """A task's score from its requests, and what else is measured of its answers."""
         items, requests = task.chosen(split, only)
         task.task._instances = requests
         task.task.apply_filters()
@@ -274,6 +294,7 @@ class HarnessEvaluator:
         for request in requests:
             by_item.setdefault(request.doc_id, []).append(request)
         raw: list[Any] = []
+        texts: list[list[str]] = []
         with task.remembering():
             for place in sorted(by_item):
                 answers = sorted(by_item[place], key=lambda r: r.idx)
@@ -283,8 +304,24 @@ class HarnessEvaluator:
                         f'task "{task.name}" returned no "{task.metric}"; {choose(task.metric, list(found))}'
                     )
                 raw.append(found[task.metric])
-        return task_score(task.name, task.metric, raw, task.weight, task.higher, items,
-                          task.task.aggregation()[task.metric])  # fmt: skip
+                texts.append([str(text) for r in answers for text in r.resps])
+        score = task_score(task.name, task.metric, raw, task.weight, task.higher, items,
+                           task.task.aggregation()[task.metric])  # fmt: skip
+        return [score, *(measure_of(task.name, m, texts, items) for m in task.measures)]
+
+
+def measure_of(task: str, measure: str, texts: Sequence[Sequence[str]], items: Sequence[Item]) -> TaskScore:
+    """What is measured of a task's answers, as a score of weight 0.
+
+    Args:
+        texts: The answers to each item as they were generated.
+    """
+    assert measure == LENGTH
+    lengths = np.array([np.mean([len(text) for text in answers]) for answers in texts], np.float32)
+    ids = tuple(i.id for i in items)
+    value = float(lengths.astype(np.float64).mean())
+    # Told as one that is better when lower, as an objective it is.
+    return TaskScore(f"{task}.{measure}", measure, -value, 0.0, ids, -lengths, flipped=True)
 
 
 def task_score(

@@ -37,10 +37,10 @@ def scoring_for(
         StudyError: the study was begun the other way.
     """
     like = scores[0]
-    weights = {t.task: t.weight for t in like.weighted}
+    weights = {t.task: t.weight for t in like.tasks}
     obstacle = _obstacle(plan, like)
     draw = known = None
-    if all(t.by_item and t.items and t.items == plan.search_items.get(t.task) for t in like.weighted):
+    if all(t.by_item and t.items and t.items == plan.search_items.get(t.task) for t in like.tasks):
         draw = Draw.of(plan.search_items, weights, plan.options.seed)
         versions = {task: content_id({"version": plan.versions[task], "device": pool.device}) for task in weights}
         known = KnownResults(study.results, draw, versions, like)

@@ -32,11 +32,11 @@ from evomerge.fusion.teachers.cache import Cache, CacheKey, Pass, fill, folder_o
 from evomerge.fusion.training import Outcome as Training
 from evomerge.fusion.training import Run, train_all
 from evomerge.fusion.workers import Silent, Watcher
+from evomerge.pipeline.fused_starts import write_starts
 from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
 from evomerge.pipeline.fusion_scores import score_all
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
-from evomerge.pipeline.fused_starts import write_starts
 from evomerge.score import Score
 from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place

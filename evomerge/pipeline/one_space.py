@@ -13,9 +13,10 @@ from evomerge.pipeline.plan import Control, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import check_some_complete, front, layer_evaluations
-from evomerge.study.loop import Decode, Search
-from evomerge.study.outcome import Measured, Outcome
+from evomerge.study.candidates import check_some_complete, layer_evaluations
+from evomerge.study.goals import Goals
+from evomerge.study.loop import Search
+from evomerge.study.outcome import Aims, Measured, Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
 from evomerge.study.workers import LocalPool, Pool, RayPool
@@ -37,7 +38,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         EvoMergeError: every candidate failed, or a source cannot be scored.
     """
     with opened(plan, watcher) as (store, study, pool):
-        trials, stopped, scores = searched(plan, study, pool, watcher)
+        trials, stopped, scores, goals = searched(plan, study, pool, watcher)
         lines = {n: s.value for n, s in scores.items()}
         seconds, earlier = spent(study), 0.0
         if plan.first is not None:
@@ -45,10 +46,10 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         controls: list[Measured] = []
         if plan.options.controls:
             # Equal budget: both stages of a hybrid.
-            controls = _controls(plan, store, pool, cost(trials) + earlier, scores, watcher)
+            controls = _controls(plan, store, pool, cost(trials) + earlier, scores, goals.alone, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
-        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, plan.start)
+        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals, plan.start)
         recipe = decode(winner.params)
         watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
         watcher.say("scoring the winner and what it must beat on the test items")
@@ -65,7 +66,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
         stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
         first_stage=plan.first.candidates if plan.first is not None else 0,
-        layers=layer_evaluations(trials), front=tuple(front(trials)), path=plan.path(recipe),
+        layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()), path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()},
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
         if plan.options.storage is None:
             check_alone(store, plan.out, plan.name)
         study = store.create(
-            plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler), plan.minimised
+            plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler), plan.directions
         )
         plan.keep(study, plan.config)
         pool = _pool(plan, watcher)
@@ -97,11 +98,12 @@ def check_alone(store: Store, out: object, name: str) -> None:
 
 def searched(
     plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search"
-) -> tuple[list[Trial], str, Mapping[str, Score]]:
+) -> tuple[list[Trial], str, Mapping[str, Score], Goals]:
     """Search until the budget is spent.
 
     Returns:
-        Every candidate, why the search ended, and what base, sources and uniform merge score on the same items.
+        Every candidate, why the search ended, what base, sources and uniform merge score on the same items, and what
+        the search was after.
     """
     for line in plan.cost(pool.size):
         watcher.say(line)
@@ -114,6 +116,8 @@ def searched(
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
+    base = "base" if plan.config.base_model else None
+    goals = plan.goals.limited(scores, base, [s.name for s in plan.config.sources])
     scoring, race = scoring_for(plan, study, pool, list(scores.values()))
     if race is not None:
         drop = race.rules.drop
@@ -132,14 +136,17 @@ def searched(
     optimizer = plan.optimizer(plan.space, starts=_starts(plan, study))
     trials, stopped = Search(
         study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
-        by_depth=bool(plan.minimised), race=race,
+        goals=goals, race=race,
     ).run()  # fmt: skip
     check_some_complete(trials)
     stops = sum(t.state is State.PRUNED for t in trials)
     words = f", {stops} of them stopped early, for {cost(trials):.1f} candidates' items" if stops else ""
     watcher.say(f"the search ended after {len(trials)} candidates{words}: {ENDED[stopped]}")
     _say_layers(study, trials, watcher)
-    return trials, stopped, scores
+    if goals.limits and all(t.violation for t in trials if t.score is not None):
+        limits = ", ".join(limit.words for limit in goals.limits)
+        watcher.say(f"no candidate keeps all constraints ({limits}): what follows is the one that misses them least")
+    return trials, stopped, scores, goals
 
 
 def _starts(plan: Plan, study: Study) -> bool:
@@ -165,7 +172,8 @@ def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
 
 
 def _controls(
-    plan: Plan, store: Store, pool: Pool, candidates: float, scores: Mapping[str, Score], watcher: Watcher
+    plan: Plan, store: Store, pool: Pool, candidates: float, scores: Mapping[str, Score], goals: Goals,
+    watcher: Watcher,
 ) -> list[Measured]:
     """Search each control at the main search's budget.
 
@@ -183,15 +191,16 @@ def _controls(
         optimizer = plan.control_optimizer(space, control.sampler)
         scoring, race = scoring_for(plan, study, pool, list(scores.values()), fidelity)
         trials, _ = Search(
-            study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race
+            study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race, goals=goals
         ).run()
         check_some_complete(trials)
-        measured.append(_control(control, study, pool, trials, decode, plan))
+        measured.append(_control(control, study, pool, trials, goals, plan))
     return measured
 
 
-def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], decode: Decode, plan: Plan) -> Measured:
-    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash)
+def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], goals: Goals, plan: Plan) -> Measured:
+    decode = plan.decode(control.space)
+    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals)
     recipe = decode(winner.params)
     found, _ = final.measure(pool, study, [], winner, recipe, select)
     return Measured(control.name, "control", found[-1].test, winner.score, select, recipe)

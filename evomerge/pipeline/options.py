@@ -47,6 +47,7 @@ class Options:
     prefix_bytes: int = PREFIX_BYTES
     fidelity: str = "auto"
     starts: bool = True
+    objectives: Sequence[str] = ()
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""
@@ -74,7 +75,10 @@ class Asked:
         """
         config, tasks = _space(options)
         root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
-        asked = cls(config, _evaluator(options, tasks), root)
+        evaluator = _evaluator(options, tasks)
+        if options.objectives:
+            evaluator = evaluator.after(options.objectives)
+        asked = cls(config, evaluator, root)
         if "/" in (name := asked.study(options)):
             # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
             raise InputError(f'--study "{name}": expected a name without "/"')

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.errors import EvaluatorError, InputError, choose
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
+from evomerge.evaluation.goals import DEPTH, SCORE, measured
 from evomerge.evaluation.splits import content_id
-from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
+from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -22,14 +23,16 @@ from evomerge.score import Value
 from evomerge.sources import fetch, open_source
 from evomerge.space import DataflowConfig, SearchSpace, SpaceConfig, default_space
 from evomerge.study import place
-from evomerge.study.candidates import DEPTH
 from evomerge.study.final import Baseline
+from evomerge.study.goals import Goals, is_minimised
 from evomerge.study.loop import path_order
 from evomerge.study.store import Study
 
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
+# The optimizer for several objectives where the space's own takes one.
+SEVERAL = "evolution"
 # Optimizers whose first candidate is the start anyway.
 STARTING = ("evolution", "tpe")
 # The control of paths that merges the same sources.
@@ -97,11 +100,16 @@ class Plan:
         with told_of(options.space):
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
+        self.objectives = self._objectives()
         self.sampler = options.sampler_for(self.space)
+        if options.sampler == "auto" and len(self.objectives) > 1 and not OPTIMIZERS[self.sampler].several:
+            self.sampler = SEVERAL
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
         evaluator = open_evaluator(self.evaluator)
+        self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
+        self._check_goals(evaluator)
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
         self.search_items = dict(evaluator.items("search"))
@@ -140,15 +148,37 @@ class Plan:
     @property
     def no_race(self) -> str | None:
         """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored."""
-        if self.minimised:
-            return "the search has several objectives"
+        if not self.goals.plain:
+            return "the search has other objectives or constraints than the score"
         own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
         return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None
 
+    def _objectives(self) -> tuple[str, ...]:
+        """The evaluator's; of paths also the depth where the space says so. A score of named tasks alone is theirs."""
+        config, named = self.evaluator.config, tuple(self.evaluator.config.objectives)
+        tasks = [n for n in named if measured(n)[1] is None and n not in (SCORE, DEPTH)]
+        counted = [t.name for t in config.tasks if t.weight]
+        if named == tuple(tasks) == tuple(counted) and len(tasks) == 1:
+            named = (SCORE,)  # of that one task
+        by_depth = isinstance(self.config, DataflowConfig) and self.config.depth.objective
+        return (*named, DEPTH) if by_depth and DEPTH not in named else named
+
+    def _check_goals(self, evaluator: Evaluator) -> None:
+        """Raise where an objective or a constraint is about something that is not there."""
+        file, config, tasks = self.evaluator.file, self.evaluator.config, list(evaluator.items("search"))
+        paths = isinstance(self.config, DataflowConfig)
+        measures = [f"{t}.{m}" for t in tasks for m in evaluator.measures(t)]
+        known = [*tasks, *measures, *([DEPTH] if paths else [])]
+        for what, names in (("objectives", self.objectives), ("constraints", [c.of for c in config.constraints])):
+            valid = [SCORE, *known] if what == "objectives" else known
+            for name in (n for n in names if n not in valid):
+                why = "only paths have one" if name == DEPTH else choose(name, valid)
+                raise EvaluatorError(f"{file}: {what}: {name}: not of this evaluator and space; {why}")
+
     @property
-    def minimised(self) -> tuple[str, ...]:
-        """Objectives beside the score."""
-        return (DEPTH,) if isinstance(self.config, DataflowConfig) and self.config.depth.objective else ()
+    def directions(self) -> dict[str, bool]:
+        """Names of the objectives, each with whether less of it is better."""
+        return {name: is_minimised(name) for name in self.objectives}
 
     def optimizer(self, space: SearchSpace, starts: bool = True) -> Optimizer:
         """A fresh optimizer over the space, with the recipes of one's own first.
@@ -172,7 +202,7 @@ class Plan:
     def _made(self, sampler: str, space: SearchSpace, seed: int) -> Optimizer:
         options = self.options
         # Controls are searched for their score alone.
-        objectives = 1 + len(self.minimised) if space is self.space and seed == options.seed else 1
+        objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
         return make_optimizer(
             sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives
         )
@@ -347,12 +377,12 @@ def _without(contents: Mapping[str, str], reference: str) -> dict[str, str]:
 
 def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
     """Number and hash of the items of every task and split: part of what a study is."""
-    weights = {t.name: t.weight for t in file.config.tasks}
+    searched = {t.name: file.config.searched(t) for t in file.config.tasks}
     found: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         found[split] = {
             task: {"count": len(ids), "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]}
             for task, ids in opened.items(split).items()
-            if split != "search" or weights.get(task, 1.0)
+            if split != "search" or searched.get(task, True)
         }
     return found

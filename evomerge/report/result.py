@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evomerge.evaluation.goals import DEPTH
 from evomerge.report.path import path_text
-from evomerge.score import Interval, Score, State, TaskScore, difference, interval
+from evomerge.score import Interval, Score, State, TaskScore, Trial, difference, interval
+from evomerge.study.goals import Limit
+from evomerge.study.goals import shown as value_of
 from evomerge.study.outcome import Measured, Outcome, Role
 
 
@@ -77,6 +80,9 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
+        With several objectives "objectives": [NAME], "front": [{"trial", "search", NAME: value}] and "hypervolume":
+        {"reference": {NAME: value}, "value", "history": [[candidates, value]]}; with constraints "constraints":
+        [{"of", "at_least" | "at_most", "search", "select", "test", "kept"}] of the winner.
         A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
         "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
@@ -123,12 +129,45 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         data["candidates"]["first_stage"] = outcome.first_stage
     if outcome.path is not None:
         data["path"] = path_text(outcome.path, outcome.names)
-        data["front"] = [{"trial": t.number, "depth": t.attributes["depth"], "search": t.value} for t in outcome.front]
+    if outcome.aims.front:
+        data["front"] = [_on_front(outcome, t) for t in outcome.aims.front]
+    data |= _aims(outcome)
     if outcome.layers is not None:
         asked, ran = outcome.layers
         data["layer_evaluations"] = {"asked": asked, "run": ran, "saved": 1 - ran / asked if asked else 0.0}
     finite: dict[str, Any] = _finite(data)
     return finite
+
+
+def _on_front(outcome: Outcome, trial: Trial) -> dict[str, Any]:
+    aims = outcome.aims
+    depth = {"depth": trial.attributes[DEPTH]} if DEPTH in trial.attributes else {}
+    values = dict(zip(aims.goals.objectives, aims.values.get(trial.number, ()), strict=False))
+    return {"trial": trial.number, **depth, "search": trial.value, **values}
+
+
+def _aims(outcome: Outcome) -> dict[str, Any]:
+    aims, goals = outcome.aims, outcome.aims.goals
+    data: dict[str, Any] = {}
+    if len(goals.objectives) > 1:
+        reference = dict(zip(goals.objectives, aims.reference, strict=True))
+        history = [list(point) for point in aims.hypervolume]
+        volume = history[-1][1] if history else 0.0
+        data["objectives"] = list(goals.objectives)
+        data["hypervolume"] = {"reference": reference, "value": volume, "history": history}
+    if goals.limits:
+        data["constraints"] = [_kept(outcome, limit) for limit in goals.limits]
+    return data
+
+
+def _kept(outcome: Outcome, limit: Limit) -> dict[str, Any]:
+    winner, attributes = outcome.winner, outcome.best.attributes
+    bounds = {"at_least": limit.low, "at_most": limit.high}
+    search = winner.search if winner.search is not None else outcome.best.score
+    splits = {"search": search, "select": winner.select, "test": winner.test}
+    values = {k: None if s is None else value_of(limit.of, s, attributes) for k, s in splits.items()}
+    kept = values["test"] is not None and not limit.missed(values["test"])
+    return {"of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept}
 
 
 def _finite(value: Any) -> Any:

@@ -6,8 +6,10 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from evomerge.evaluation.goals import DEPTH
 from evomerge.report.result import rows
 from evomerge.score import Interval
+from evomerge.study.goals import shown as value_of
 from evomerge.study.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -60,11 +62,20 @@ def table_text(outcome: Outcome, width: int | None = None) -> str:
 
 
 def front_text(outcome: Outcome) -> list[str]:
-    """Of paths, in a line: those that no other one beats with as few layers, by their scores on the search items."""
-    if len(outcome.front) < 2:
-        return []
-    shown = [f"{t.attributes['depth']} layers {number(t.value or 0.0)} (candidate {t.number})" for t in outcome.front]
-    return [f"best with as few layers, on the search items: {', '.join(shown)}"]
+    """Those that no other candidate beats in all objectives (of paths: with as few layers), on the search items."""
+    front, aims = outcome.aims.front, outcome.aims
+    lines = []
+    if len(aims.goals.objectives) > 1:
+        names, volume = ", ".join(aims.goals.objectives), aims.hypervolume[-1][1] if aims.hypervolume else 0.0
+        lines = [f"front of {len(front)} by {names}, on the search items (hypervolume {number(volume)}):"]
+        lines += [f"  candidate {t.number}: {', '.join(map(number, aims.values[t.number]))}" for t in front]
+    elif len(front) > 1:
+        shown = [f"{t.attributes[DEPTH]} layers {number(t.value or 0.0)} (candidate {t.number})" for t in front]
+        lines = [f"best with as few layers, on the search items: {', '.join(shown)}"]
+    for limit in aims.goals.limits:
+        found = value_of(limit.of, outcome.winner.test, outcome.best.attributes)
+        lines.append(f"{limit.words}: {number(found)} on the test items{', not kept' if limit.missed(found) else ''}")
+    return lines
 
 
 def _needs(made: Table) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.errors import EvoMergeError
+from evomerge.evaluation.goals import DEPTH
 from evomerge.recipe import Path, Recipe
-from evomerge.score import State, Trial, Value
+from evomerge.score import VIOLATION, State, Trial, Value
+from evomerge.study.goals import Goals, front
 from evomerge.study.job import Answer
 from evomerge.study.store import Study
 
-# Attributes of a trial that is a path: its number of layers, and the evaluations of layers that it took.
-DEPTH = "depth"
+# An attribute of a trial that is a path: the evaluations of layers that it took.
 LAYERS = "layer_evaluations"
 
 
@@ -23,22 +24,24 @@ def attributes_of(recipe: Recipe, recipe_hash: str) -> dict[str, Any]:
 
 
 def record(
-    study: Study, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer, by_depth: bool
+    study: Study, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer, goals: Goals
 ) -> Trial:
     """Record how a candidate ended: with a score on all items, or a reason why there is none.
 
     Args:
         attributes: What was recorded of it before.
-        by_depth: Whether the number of layers is an objective too.
+        goals: What the search is after.
     """
     if answer.score is None:
         reason = answer.reason or "no reason given"
         study.fail(number, reason, answer.seconds)
         return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
     found = layers(answer.layers)
+    if goals.limits:
+        found |= {VIOLATION: goals.violation(answer.score, attributes)}
     study.attribute(number, found)
     attributes = attributes | found
-    study.complete(number, answer.score, answer.seconds, [float(attributes[DEPTH])] if by_depth else ())
+    study.complete(number, answer.score, answer.seconds, goals.recorded(answer.score, attributes))
     return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
 
 
@@ -53,23 +56,22 @@ def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:
     return (sum(c["asked"] for c in counted), sum(c["run"] for c in counted)) if counted else None
 
 
-def front(trials: list[Trial]) -> list[Trial]:
+def path_front(trials: list[Trial]) -> list[Trial]:
     """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
 
     From the fewest layers on; of equals the earliest.
     """
-    found: list[Trial] = []
     paths = [t for t in best(trials) if DEPTH in t.attributes]
-    for trial in sorted(paths, key=lambda t: t.attributes[DEPTH]):  # stable: of one depth the best comes first
-        if not found or (trial.value or 0.0) > (found[-1].value or 0.0):
-            found.append(trial)
-    return found
+    return front(paths, {t.number: (-float(t.attributes[DEPTH]), t.value or 0.0) for t in paths})[::-1]
 
 
 def best(trials: list[Trial]) -> list[Trial]:
-    """The complete candidates, best first; the earlier one first among equals."""
+    """The complete candidates, best first; the earlier one first among equals.
+
+    Those that keep all constraints come before all others, of which those that miss them least come first.
+    """
     complete = [t for t in trials if t.score is not None]
-    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
+    return sorted(complete, key=lambda t: (t.violation, -(t.value or 0.0), t.number))
 
 
 def check_some_complete(trials: list[Trial]) -> None:

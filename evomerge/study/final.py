@@ -15,6 +15,7 @@ from evomerge.evaluation.config import Split
 from evomerge.recipe import Recipe
 from evomerge.score import Score, Trial
 from evomerge.study.candidates import best
+from evomerge.study.goals import Goals
 from evomerge.study.job import Job
 from evomerge.study.loop import Decode
 from evomerge.study.outcome import Measured, Role
@@ -73,9 +74,13 @@ def choose_winner(
     trials: list[Trial],
     decode: Decode,
     hash_: Callable[[Recipe], str],
+    goals: Goals,
     beside: Recipe | None = None,
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.
+
+    Where some keep the constraints, only such are among those few; of those the ones that miss them least on `select`
+    go first.
 
     Args:
         beside: A recipe whose candidate, where there is one, is among those few whatever it scored.
@@ -84,7 +89,10 @@ def choose_winner(
         EvoMergeError: none of them could be scored again.
     """
     finalists: dict[str, Trial] = {}
-    for trial in best(trials):
+    ranked = best(trials)
+    if ranked and not ranked[0].violation:
+        ranked = [t for t in ranked if not t.violation]
+    for trial in ranked:
         finalists.setdefault(hash_(decode(trial.params)), trial)
         if len(finalists) == FINALISTS:
             break
@@ -99,7 +107,7 @@ def choose_winner(
     if not scored:
         raise EvoMergeError(f"none of the best candidates could be scored again: {next(iter(scores.values()))}")
     # best() put the higher search score first, and max keeps the first among equals.
-    return max(scored, key=lambda pair: pair[1].value)
+    return max(scored, key=lambda pair: (-goals.violation(pair[1], pair[0].attributes), pair[1].value))
 
 
 def measure(

@@ -20,8 +20,9 @@ from evomerge.optimizers import Optimizer
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import DEPTH, attributes_of, best, record
+from evomerge.study.candidates import attributes_of, best, record
 from evomerge.study.contest import RACED_OUT, below
+from evomerge.study.goals import Goals, Told
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -45,7 +46,7 @@ class Search:
         patience: Stop where so many candidates' cost brought no better score (checked between generations).
         order: Where candidates build on what a worker knows of earlier ones: a key that puts those beside each other
             that share most. A generation is scored in that order; what is asked and told stays in the order of asks.
-        by_depth: Whether the number of layers of a path is an objective too (fewer are better).
+        goals: Objectives and constraints; with others than the score alone no candidate is raced.
         race: Score the candidates of a generation block by block; None: each on all items.
     """
 
@@ -58,7 +59,7 @@ class Search:
     watcher: Watcher
     patience: int | None = None
     order: Callable[[Recipe], Any] | None = None
-    by_depth: bool = False
+    goals: Goals = field(default_factory=Goals)
     race: Raced | None = None
     _clock: list[float] = field(default_factory=list)
 
@@ -111,14 +112,14 @@ class Search:
         before, started = self._clock
         return before + time.monotonic() - started
 
-    def _told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[float | tuple[float, ...] | None]:
+    def _told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
         """What candidates are worth to the optimizer: higher is better, of each objective.
 
         Of those that were stopped all that is known is how they did on the first items, which may be easy ones. So they
         are told by their difference to a candidate that has all items: the generation's best, or the best so far.
         """
-        if self.by_depth:
-            return [None if t.value is None else (t.value, -float(t.attributes[DEPTH])) for t in generation]
+        if not self.goals.plain:
+            return self.goals.told(generation, earlier)
         values: list[float | None] = [t.value for t in generation]
         stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
         if not stopped or self.race is None:
@@ -185,7 +186,7 @@ class Search:
         attributes: dict[int, dict[str, Any]] = {}
         for ask, answer in self.scoring.answers(self._started(waiting, asks, attributes, units)):
             n = ask.number
-            ended[n] = record(self.study, n, ask.params, attributes[n], answer, self.by_depth)
+            ended[n] = record(self.study, n, ask.params, attributes[n], answer, self.goals)
             self.study.note("seconds", self._spent())
             self.watcher.finished(ended[n], False)
 

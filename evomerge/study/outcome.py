@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,8 @@ from typing import Literal
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Score, Trial
+from evomerge.study.candidates import path_front
+from evomerge.study.goals import Goals, front, hypervolume, is_minimised
 
 Role = Literal["base", "source", "uniform", "control", "best"]
 
@@ -36,6 +38,51 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Aims:
+    """Objectives and constraints of a search, and what came of them.
+
+    Attributes:
+        front: Those that no other candidate beats in all objectives, of paths in score and number of layers; only
+            where there are several.
+        values: Of each of them by number, the objectives as the study keeps them.
+        reference: What the hypervolume is measured from, alike: the worst of base, sources and uniform merge in each
+            objective.
+        hypervolume: (candidates' worth of items spent, volume) wherever it grew.
+    """
+
+    goals: Goals = field(default_factory=Goals)
+    front: tuple[Trial, ...] = ()
+    values: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    reference: tuple[float, ...] = ()
+    hypervolume: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, goals: Goals, trials: Sequence[Trial], scores: Iterable[Score]) -> Aims:
+        """What came of a search.
+
+        Args:
+            scores: Of base, sources and the uniform merge on the search items.
+        """
+        if len(goals.objectives) < 2:
+            return cls(goals, tuple(path_front(list(trials))))
+        worth = {t.number: goals.values(t.score, t.attributes) for t in trials if t.score is not None}
+        found = front(trials, worth)
+        kept = {t.number: tuple(goals.recorded(t.score, t.attributes)) for t in found if t.score is not None}
+        reference = goals.reference(scores, [t for t in trials if t.score is not None])
+        history: list[tuple[float, float]] = []
+        spent, points = 0.0, []
+        for t in trials:
+            spent += t.cost
+            if t.number in worth and not t.violation:
+                points.append(worth[t.number])
+                volume = hypervolume(points, reference)
+                if volume > (history[-1][1] if history else 0.0):
+                    history.append((spent, volume))
+        signed = tuple(-r if is_minimised(n) else r for n, r in zip(goals.objectives, reference, strict=True))
+        return cls(goals, tuple(found), kept, signed, tuple(history))
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished search.
 
@@ -55,7 +102,7 @@ class Outcome:
         first_stage: How many candidates an earlier stage took; `trials` are those of the last one.
         layers: Of candidates that are paths: evaluations of a layer on a sequence that they took, and how many of them
             were run (the others were known from earlier candidates).
-        front: Of candidates that are paths: those that no other beats in both score and number of layers.
+        aims: What was searched for, and the front of those that no other candidate beats.
         path: The winner as a path over models that are there; None for a merge.
         depths: Number of layers of each source, by reference.
     """
@@ -78,7 +125,7 @@ class Outcome:
     names: Mapping[str, str] = field(default_factory=dict)
     first_stage: int = 0
     layers: tuple[int, int] | None = None
-    front: tuple[Trial, ...] = ()
+    aims: Aims = field(default_factory=lambda: Aims())
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from evomerge.score import COST, RACE, Score, State, Trial, cost
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED, Contest, Rules
+from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -205,7 +206,7 @@ class RacedGeneration:
             kept = {RACE: {"seen": contest.seen(c), COST: candidate.charged}}
             self._study.attribute(n, kept)
             answer = replace(answer, seconds=candidate.seconds)
-            self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, False))
+            self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
 
     def _stop(self, contest: Contest, c: int) -> None:
         n, candidate = self._numbers[c], self._candidates[c]
@@ -224,7 +225,7 @@ class RacedGeneration:
         kept = {RACE: {"seen": len(self._race.draw), COST: candidate.charged}}
         self._study.attribute(n, kept)
         answer = Answer(self._race.draw.joined(candidate.parts), None, candidate.seconds, candidate.layers)
-        self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, False))
+        self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
 
     def _end(self, trial: Trial) -> None:
         self._ended[trial.number] = trial

@@ -65,12 +65,12 @@ class Store:
         name: str,
         parameters: Sequence[Parameter],
         fingerprint: Mapping[str, Any],
-        minimised: Sequence[str] = (),
+        objectives: Mapping[str, bool] | None = None,
     ) -> Study:
         """Open a study, or make it; a study with another fingerprint is refused.
 
         Args:
-            minimised: Names of objectives beside the score, each better when lower.
+            objectives: Names of the objectives, each with whether less of it is better; default the score.
 
         Raises:
             StudyError: the study is there and was made with other settings (the message says which).
@@ -79,14 +79,15 @@ class Store:
         from optuna.study import StudyDirection
 
         try:
-            directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in minimised)]
+            wanted = objectives or {"score": False}
+            directions = [StudyDirection.MINIMIZE if least else StudyDirection.MAXIMIZE for least in wanted.values()]
             study_id = self._optuna.create_new_study(directions, name)
-            if minimised:
+            if list(wanted) != ["score"]:
                 import optuna
 
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # "experimental"
-                    optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(["score", *minimised])
+                    optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(list(wanted))
             self._optuna.set_study_user_attr(study_id, _FINGERPRINT, json.dumps(fingerprint, sort_keys=True))
         except DuplicatedStudyError:
             study_id = self._optuna.get_study_id_from_name(name)
@@ -211,11 +212,13 @@ class Study:
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(self._trial_ids[number], name, value)
 
-    def complete(self, number: int, score: Score, seconds: Mapping[str, float], others: Sequence[float] = ()) -> None:
+    def complete(
+        self, number: int, score: Score, seconds: Mapping[str, float], values: Sequence[float] | None = None
+    ) -> None:
         """Record a candidate's score: the items first, then the trial, so that a told trial always has its items.
 
         Args:
-            others: Values of the objectives beside the score.
+            values: Of the study's objectives; default the score's.
         """
         from optuna.trial import TrialState
 
@@ -224,7 +227,8 @@ class Study:
         self._storage.set_trial_user_attr(trial, "seconds", dict(seconds))
         for task in score.tasks if len(score.tasks) > 1 else ():
             self._storage.set_trial_user_attr(trial, task.task, task.shown)
-        self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [score.value, *others])
+        kept = [score.value] if values is None else list(values)
+        self._storage.set_trial_state_values(trial, TrialState.COMPLETE, kept)
 
     def prune(
         self, number: int, attributes: Mapping[str, Any], seconds: Mapping[str, float], seen: int, estimate: float

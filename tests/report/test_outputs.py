@@ -13,7 +13,7 @@ from evomerge.errors import EvoMergeError
 from evomerge.recipe import Path as RecipePath
 from evomerge.recipe import load_recipe
 from evomerge.report import to_dict, write_outputs
-from evomerge.study.outcome import Outcome
+from evomerge.study.outcome import Aims, Outcome
 
 PATH = RecipePath.scaled([("zoo:maths", 0), ("zoo:maths", 1), ("zoo:kovesh", 1)], [1.0, 0.9, 1.0])
 FILES = {"recipe.yaml", "README.md", "trials.parquet", "items.parquet", "history.png", "result.json"}
@@ -36,7 +36,7 @@ def test_a_path_has_its_picture_and_what_it_saved(outcome: Outcome, tmp_path: Pa
         names={"zoo:maths": "maths", "zoo:kovesh": "kovesh"},
         depths={"zoo:maths": 4, "zoo:kovesh": 4},
         layers=(200, 150),
-        front=(trial,),
+        aims=Aims(front=(trial,)),
     )
     write_outputs(searched, tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == FILES | {"path.png"}

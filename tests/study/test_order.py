@@ -6,7 +6,8 @@ import pytest
 
 from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.score import State, Trial
-from evomerge.study.candidates import DEPTH, LAYERS, front, layer_evaluations
+from evomerge.evaluation.goals import DEPTH
+from evomerge.study.candidates import LAYERS, layer_evaluations, path_front
 from evomerge.study.job import Answer
 from evomerge.study.loop import ROUNDS, dealt, path_order
 from evomerge.study.store import Store
@@ -121,6 +122,6 @@ def test_the_front_holds_what_no_other_path_beats():
         Trial(n, {}, State.COMPLETE, Scored(value), attributes={DEPTH: depth}) for n, (depth, value) in enumerate(found)
     ]
     trials.append(Trial(99, {}, State.FAIL, None, "no", attributes={DEPTH: 1}))
-    assert [(t.number, t.attributes[DEPTH], t.value) for t in front(trials)] == [
+    assert [(t.number, t.attributes[DEPTH], t.value) for t in path_front(trials)] == [
         (6, 2, -1.0), (2, 3, 0.3), (0, 5, 0.4), (5, 7, 0.5),
     ]  # fmt: skip

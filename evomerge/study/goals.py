@@ -1,0 +1,183 @@
+"""What candidates are worth to an optimizer: values of the objectives, and how far they miss the constraints.
+
+A candidate that misses a constraint is worse than every one that keeps them all, the more so the further it misses
+(the rules of Deb 2000, An efficient constraint handling method for genetic algorithms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from evomerge.errors import EvoMergeError
+from evomerge.evaluation.goals import DEPTH, LENGTH, SCORE, Constraint, measured
+from evomerge.score import Score, Trial
+
+Told = float | tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint as numbers: what it is about, as its authors report it, and the bounds."""
+
+    of: str
+    low: float = -np.inf
+    high: float = np.inf
+
+    def missed(self, value: float) -> float:
+        """By how much of the limit a value misses it; 0 where it keeps it."""
+        if self.low <= value <= self.high:
+            return 0.0
+        limit = self.low if value < self.low else self.high
+        return abs(value - limit) / (abs(limit) or 1.0)
+
+    @property
+    def words(self) -> str:
+        """How messages call it."""
+        return f"{self.of} >= {self.low:g}" if np.isfinite(self.low) else f"{self.of} <= {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Objectives and constraints of one search.
+
+    Attributes:
+        objectives: "score", tasks, "depth", TASK.length.
+        constraints: As the evaluator's file has them.
+        limits: The same as numbers, once the base has been scored.
+    """
+
+    objectives: tuple[str, ...] = (SCORE,)
+    constraints: tuple[Constraint, ...] = ()
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the score alone counts."""
+        return self.objectives == (SCORE,) and not self.constraints
+
+    @property
+    def alone(self) -> Goals:
+        """The same constraints with the score alone: what controls are searched for."""
+        return replace(self, objectives=(SCORE,))
+
+    def limited(self, scores: Mapping[str, Score], base: str | None, sources: Sequence[str]) -> Goals:
+        """With limits, those that ask to keep a share of what the base has by its score.
+
+        Args:
+            scores: Of base and sources on the search items, by name.
+            base: Name of the base among them.
+            sources: Names of the sources, of which the best counts where there is no base.
+
+        Raises:
+            EvoMergeError: a share of something that is not above 0 is asked for.
+        """
+        limits = []
+        for c in self.constraints:
+            if c.keep is None:
+                limits.append(Limit(c.of, -np.inf if c.at_least is None else c.at_least,
+                                    np.inf if c.at_most is None else c.at_most))  # fmt: skip
+                continue
+            measured = [scores[n].task(c.of) for n in ([base] if base is not None else sources)]
+            held = max((t for t in measured if t is not None), key=lambda t: t.value)
+            if held.shown <= 0:
+                raise EvoMergeError(
+                    f"constraints: keep {c.keep:g} of {c.of}: it is {held.shown:g} where it is to be kept; expected a "
+                    "metric above 0, or at_least or at_most"
+                )
+            low, high = (-np.inf, held.shown / c.keep) if held.flipped else (held.shown * c.keep, np.inf)
+            limits.append(Limit(c.of, low, high))
+        return replace(self, limits=tuple(limits))
+
+    def values(self, score: Score, attributes: Mapping[str, Any]) -> tuple[float, ...]:
+        """Of each objective, higher is better."""
+        return tuple(_value(name, score, attributes) for name in self.objectives)
+
+    def recorded(self, score: Score, attributes: Mapping[str, Any]) -> list[float]:
+        """The same as the study keeps them: counts as they are."""
+        values = self.values(score, attributes)
+        return [-v if is_minimised(n) else v for n, v in zip(self.objectives, values, strict=True)]
+
+    def reference(self, scores: Iterable[Score], trials: Sequence[Trial]) -> tuple[float, ...]:
+        """The worst of some models in each objective, of the depth the worst of some candidates."""
+        attributes = {DEPTH: max((t.attributes.get(DEPTH, 0) for t in trials), default=0)}
+        values = [self.values(s, attributes) for s in scores]
+        return tuple(np.min(values, axis=0).tolist())
+
+    def violation(self, score: Score, attributes: Mapping[str, Any]) -> float:
+        """How far a candidate misses its constraints, 0 where it keeps them: the sum of shares of their limits."""
+        return float(sum(limit.missed(shown(limit.of, score, attributes)) for limit in self.limits))
+
+    def told(self, generation: Sequence[Trial], earlier: Iterable[Trial]) -> list[Told]:
+        """What an optimizer is told of a generation: of each objective, higher is better; None: failed."""
+        known = [self.values(t.score, t.attributes) for t in earlier if t.score is not None]
+        values = [None if t.score is None else self.values(t.score, t.attributes) for t in generation]
+        seen = np.array([*known, *(v for v in values if v is not None)])
+        told: list[Told] = []
+        for trial, found in zip(generation, values, strict=True):
+            if found is not None and trial.violation > 0:
+                # Below everything known and, of metrics that lie within 1 of each other, everything to come.
+                floor = seen.min(axis=0) - np.maximum(1.0, np.ptp(seen, axis=0))
+                found = tuple((floor - trial.violation).tolist())
+            told.append(found if found is None or len(self.objectives) > 1 else found[0])
+        return told
+
+
+def is_minimised(objective: str) -> bool:
+    """Whether less of an objective is better in the record: of counts. Of metrics more is, their sign flipped."""
+    return objective == DEPTH or measured(objective)[1] == LENGTH
+
+
+def front(trials: Sequence[Trial], values: Mapping[int, Sequence[float]]) -> list[Trial]:
+    """The candidates that no other beats: none is nowhere worse and somewhere better. Of equals the earliest.
+
+    Those that miss a constraint are not among them. The first objective's best stand last.
+
+    Args:
+        values: Of each candidate by number, what it is worth in each objective.
+    """
+    there = [t for t in trials if t.number in values and not t.violation]
+    found: list[Trial] = []
+    for trial in there:
+        own = values[trial.number]
+        beaten = any(
+            all(a >= b for a, b in zip(values[o.number], own, strict=True))
+            and (tuple(values[o.number]) != tuple(own) or o.number < trial.number)
+            for o in there
+            if o is not trial
+        )
+        if not beaten:
+            found.append(trial)
+    return sorted(found, key=lambda t: (*values[t.number], -t.number))
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """The volume that some points dominate above a reference point, all objectives better when higher."""
+    import moocore
+
+    above = [p for p in points if all(a > r for a, r in zip(p, reference, strict=True))]
+    return float(moocore.hypervolume(np.array(above), ref=np.array(reference), maximise=True)) if above else 0.0
+
+
+def _value(name: str, score: Score, attributes: Mapping[str, Any]) -> float:
+    if name == SCORE:
+        return score.value
+    if name == DEPTH:
+        return -float(attributes[DEPTH])
+    task = score.task(name)
+    assert task is not None  # checked before the search
+    return task.value
+
+
+def shown(name: str, score: Score, attributes: Mapping[str, Any]) -> float:
+    """An objective, or what a constraint is about, as its authors report it."""
+    if name == SCORE:
+        return score.value
+    if name == DEPTH:
+        return float(attributes[DEPTH])
+    task = score.task(name)
+    assert task is not None
+    return task.shown

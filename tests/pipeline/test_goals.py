@@ -1,0 +1,123 @@
+"""Several objectives and constraints, on real models and tasks."""
+
+import pytest
+import yaml
+
+from evomerge import presets
+from evomerge.score import State
+from evomerge.study.store import Store
+
+EVALUATOR = {
+    "include_path": str(presets.folder("evaluators") / "zoo"),
+    "tasks": [
+        {"name": "kovesh_problems", "metric": "exact_match"},
+        {"name": "ambri_problems", "metric": "exact_match", "weight": 0},
+        {"name": "kovesh_direction", "metric": "acc", "weight": 0},
+    ],
+    "splits": {
+        "search": {"share": 0.3, "items": 40},
+        "select": {"share": 0.3, "items": 30},
+        "test": {"share": 0.3, "items": 40},
+    },
+    "batch_size": 128,
+}
+
+
+@pytest.fixture
+def search(here, tmp_path):
+    def run(*more, evaluator=None, check=True, budget=14, out="out"):
+        path = tmp_path / "e.yaml"
+        path.write_text(yaml.safe_dump(EVALUATOR | (evaluator or {})))
+        return here("search", "--evaluator", path, "--budget", budget, "--study", "s", "--out", tmp_path / out,
+                    "--workers", 0, "--json", *more, check=check)  # fmt: skip
+
+    return run
+
+
+def study(tmp_path, out="out"):
+    return Store(f"sqlite:///{tmp_path / out / 'study.db'}").open("s")
+
+
+@pytest.mark.timeout(300)
+def test_a_front_of_two_tasks_with_its_hypervolume(search, tmp_path):
+    done = search("--objective", "kovesh_problems", "ambri_problems")
+    result = done.result
+    assert result["objectives"] == ["kovesh_problems", "ambri_problems"]
+    trials = study(tmp_path).trials()
+    values = {t.number: [t.score.task(n).value for n in result["objectives"]] for t in trials}
+    for entry in result["front"]:
+        own = values[entry["trial"]]
+        assert [entry[n] for n in result["objectives"]] == own
+        assert not any(all(a >= b for a, b in zip(v, own, strict=True)) and v != own for v in values.values())
+    volumes = [v for _, v in result["hypervolume"]["history"]]
+    assert volumes == sorted(volumes) and volumes[-1] == result["hypervolume"]["value"]
+    assert set(result["hypervolume"]["reference"]) == set(result["objectives"])
+    # Both make up the score, and no other task was run on the search items.
+    assert [(t.task, t.weight) for t in trials[0].score.tasks] == [("kovesh_problems", 1.0), ("ambri_problems", 1.0)]
+
+    import optuna
+
+    shown = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    assert shown.metric_names == result["objectives"]
+    assert {t.number for t in shown.best_trials} >= {e["trial"] for e in result["front"]}
+
+
+@pytest.mark.timeout(300)
+def test_what_must_not_be_forgotten_is_kept(search, tmp_path):
+    """The sources are starts: of these alone some forget, so the constraint has something to do."""
+    constraints = [{"of": "ambri_problems", "keep": 0.9}, {"of": "kovesh_problems.length", "at_most": 60}]
+    result = search(evaluator={"constraints": constraints}).result
+    trials = study(tmp_path).trials()
+    assert all(t.state is State.COMPLETE for t in trials)
+    floor, length = result["constraints"]
+    assert floor["of"] == "ambri_problems" and floor["at_least"] > 0 and length["at_most"] == 60
+    missed = [t for t in trials if t.score.task("ambri_problems").value < floor["at_least"]]
+    assert missed and all(t.violation > 0 for t in missed)
+    assert all(t.score.task("kovesh_problems.length").shown > 0 for t in trials)
+    kept = [t for t in trials if not t.violation]
+    assert kept
+    best = next(t for t in trials if t.number == result["best"]["trial"])
+    assert not best.violation and floor["search"] >= floor["at_least"] and isinstance(floor["kept"], bool)
+    # Measured on test too, for every model.
+    assert set(result["tasks"]["kovesh_problems.length"]) >= {"base", "best", "maths"}
+    again = search(evaluator={"constraints": constraints}).result
+    assert again["best"] == result["best"] and len(study(tmp_path).trials()) == len(trials)
+
+
+@pytest.mark.timeout(300)
+def test_where_nothing_keeps_the_constraints_the_nearest_is_chosen_and_said_so(search, tmp_path):
+    done = search(evaluator={"constraints": [{"of": "kovesh_problems", "at_least": 1.0}]}, budget=6)
+    assert "no candidate keeps all constraints (kovesh_problems >= 1)" in done.stderr
+    assert done.result["constraints"][0]["kept"] is False
+
+
+@pytest.mark.timeout(300)
+def test_depth_is_an_objective_and_a_constraint_of_paths(search, tmp_path):
+    constraints = [{"of": "depth", "at_most": 4}]
+    result = search("dataflow", "--objective", "score", "depth", evaluator={"constraints": constraints}).result
+    assert result["objectives"] == ["score", "depth"]
+    trials = {t.number: t for t in study(tmp_path).trials()}
+    assert all(trials[e["trial"]].attributes["depth"] == e["depth"] <= 4 for e in result["front"])
+    assert any(t.violation for t in trials.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "evaluator", "words"),
+    [
+        (["--objective", "kovesh_problem"], {}, ["objectives: kovesh_problem", 'did you mean "kovesh_problems"']),
+        (["--objective", "score", "depth"], {}, ["objectives: depth", "only paths have one"]),
+        (["--objective", "score", "score"], {}, ["objectives named twice: score"]),
+        (["--objective", "score", "kovesh_direction.length"], {}, ["kovesh_direction.length", "generate_until"]),
+        ([], {"constraints": [{"of": "ambri", "at_least": 1}]}, ["constraints: ambri", "ambri_problems"]),
+        ([], {"constraints": [{"of": "kovesh_problems"}]}, ["expected one of at_least, at_most and keep"]),
+        (["--objective", "score", "ambri_problems", "--sampler", "cma"], {}, ["one objective", "evolution"]),
+        (["--objective", "score", "ambri_problems", "--fidelity", "race"], {}, ["--fidelity race", "objectives"]),
+    ],
+)
+def test_bad_goals_are_one_message(search, tmp_path, args, evaluator, words):
+    done = search(*args, evaluator=evaluator, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.result["error"].splitlines()) == 1
+    for word in words:
+        assert word in done.result["error"]
+    assert not (tmp_path / "out").exists()
