@@ -57,9 +57,17 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "the items that they had; full: each is scored on all search items (default: race where items allow it)",
     )  # fmt: skip
     how.add_argument(
+        "--async", dest="asynchronous", action="store_true", help="no generations: whichever worker is free gets the "
+        "next candidate at once. No worker waits; which candidates are tried depends on which end first",
+    )  # fmt: skip
+    how.add_argument(
         "--patience", type=_positive, metavar="N", help="stop where the cost of N candidates brought no better one"
     )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
+    how.add_argument(
+        "--warm-start", metavar="STUDY", help="begin from the best of another study over the same space: its output "
+        "folder, or its name where it is in the same --storage",
+    )  # fmt: skip
     how.add_argument(
         "--no-starts", dest="starts", action="store_false", help="do not try each source as it is, the uniform merge "
         "and the method's published settings before what the sampler draws",
@@ -98,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
         enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
-        starts=args.starts, objectives=args.objective,
+        starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
+        warm_start=args.warm_start,
     )  # fmt: skip
     with Progress() as progress:
         try:

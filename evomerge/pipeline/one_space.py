@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from evomerge.errors import StudyError
+from evomerge.pipeline import warm_start
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import NOTE, scoring_for
 from evomerge.pipeline.plan import Control, Plan
@@ -133,10 +134,13 @@ def searched(
             watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
     watcher.begin(name, budget, lines, spent(study))
     decode = plan.decode(plan.space)
-    optimizer = plan.optimizer(plan.space, starts=_starts(plan, study))
+    if plan.warm:
+        study.note(warm_start.NOTE, plan.warm)
+        watcher.say(f"it begins from the {len(plan.warm)} best candidates of {options.warm_start}")
+    optimizer = plan.optimizer(plan.space, _starts(plan, study), plan.warm)
     trials, stopped = Search(
         study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
-        goals=goals, race=race,
+        goals=goals, race=race, asynchronous=options.asynchronous,
     ).run()  # fmt: skip
     check_some_complete(trials)
     stops = sum(t.state is State.PRUNED for t in trials)
@@ -191,7 +195,8 @@ def _controls(
         optimizer = plan.control_optimizer(space, control.sampler)
         scoring, race = scoring_for(plan, study, pool, list(scores.values()), fidelity)
         trials, _ = Search(
-            study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race, goals=goals
+            study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race, goals=goals,
+            asynchronous=plan.options.asynchronous,
         ).run()
         check_some_complete(trials)
         measured.append(_control(control, study, pool, trials, goals, plan))

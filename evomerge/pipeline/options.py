@@ -48,6 +48,8 @@ class Options:
     fidelity: str = "auto"
     starts: bool = True
     objectives: Sequence[str] = ()
+    asynchronous: bool = False
+    warm_start: str | None = None
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""

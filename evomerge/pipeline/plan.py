@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.evaluation.goals import DEPTH, SCORE, measured
 from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer
+from evomerge.pipeline import warm_start
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -118,6 +119,10 @@ class Plan:
         self.name = asked.study(options)
         self.out = options.out or Path("runs") / self.name
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
+        self.warm: list[dict[str, Value]] = []
+        if options.warm_start is not None:
+            space = self.fingerprint_of(self.space)
+            self.warm = warm_start.read(options.warm_start, self.name, self.storage, space)
         place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
@@ -180,14 +185,17 @@ class Plan:
         """Names of the objectives, each with whether less of it is better."""
         return {name: is_minimised(name) for name in self.objectives}
 
-    def optimizer(self, space: SearchSpace, starts: bool = True) -> Optimizer:
+    def optimizer(
+        self, space: SearchSpace, starts: bool = True, warm: Sequence[Mapping[str, Value]] = ()
+    ) -> Optimizer:
         """A fresh optimizer over the space, with the recipes of one's own first.
 
         Args:
             starts: Whether what everybody tries first comes then (`SearchSpace.starts`).
+            warm: The best candidates of another study, the best first: it begins from them, and the best comes first.
         """
-        made = self._made(self.sampler, space, self.options.seed)
-        first = [*self.enqueued, *(s.params for s in space.starts() if starts)]
+        made = self._made(self.sampler, space, self.options.seed, warm)
+        first = [*self.enqueued, *warm[:1], *(s.params for s in space.starts() if starts)]
         for i, params in enumerate(first):
             if params not in first[:i]:
                 made.enqueue(params)
@@ -199,13 +207,16 @@ class Plan:
         """A fresh optimizer of a control search; with draws of its own, lest it repeat the main one."""
         return self._made(sampler, space, self.options.seed + CONTROL_SEED)
 
-    def _made(self, sampler: str, space: SearchSpace, seed: int) -> Optimizer:
+    def _made(
+        self, sampler: str, space: SearchSpace, seed: int, warm: Sequence[Mapping[str, Value]] = ()
+    ) -> Optimizer:
         options = self.options
         # Controls are searched for their score alone.
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
         return make_optimizer(
-            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives
-        )
+            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
+            asynchronous=options.asynchronous, warm=warm,
+        )  # fmt: skip
 
     def control_searches(self) -> list[Control]:
         """The searched controls.
@@ -243,13 +254,10 @@ class Plan:
     def fingerprint(self, space: SearchSpace, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
         options = self.options
-        # Models count by their content and short name, not by where they lie.
-        named = space.fingerprint() | {"sources": list(space.names)}
-        named.pop("base_model", None)
         config = self.config
         return {
             "version": FINGERPRINT_VERSION,
-            "space": named,
+            "space": self.fingerprint_of(space),
             "evaluator": self.evaluator.fingerprint(),
             "tasks": self.definition,
             "items": self.items,
@@ -260,7 +268,15 @@ class Plan:
             "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma},
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
+            **({"async": True} if options.asynchronous else {}),
+            **({"warm_start": options.warm_start} if options.warm_start and sampler == self.sampler else {}),
         }
+
+    def fingerprint_of(self, space: SearchSpace) -> dict[str, Any]:
+        """A space's: models count by their short name there, and by their content beside it, not by where they lie."""
+        named = space.fingerprint() | {"sources": list(space.names)}
+        named.pop("base_model", None)
+        return named
 
     def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:
         """Keep with the study what `export` needs to build its candidates again."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from evomerge.errors import EvoMergeError
 from evomerge.evaluation.goals import DEPTH
+from evomerge.optimizers.protocol import Behaviour
 from evomerge.recipe import Path, Recipe
 from evomerge.score import VIOLATION, State, Trial, Value
 from evomerge.study.goals import Goals, front
@@ -43,6 +46,14 @@ def record(
     attributes = attributes | found
     study.complete(number, answer.score, answer.seconds, goals.recorded(answer.score, attributes))
     return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+
+
+def behaviour(trial: Trial) -> Behaviour | None:
+    """What a search that keeps different ones is told of a candidate; None where it failed."""
+    if trial.score is None:
+        return None
+    tasks = trial.score.weighted
+    return Behaviour(tuple(t.value for t in tasks), np.concatenate([t.results for t in tasks]))
 
 
 def layers(counts: tuple[int, int] | None) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
+from evomerge.study.asynchronous import Asynchronous, check_begun
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import attributes_of, best, record
+from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.goals import Goals, Told
 from evomerge.study.raced import Raced, RacedGeneration
@@ -47,6 +48,7 @@ class Search:
         order: Where candidates build on what a worker knows of earlier ones: a key that puts those beside each other
             that share most. A generation is scored in that order; what is asked and told stays in the order of asks.
         goals: Objectives and constraints; with others than the score alone no candidate is raced.
+        asynchronous: Whichever worker is free gets the next candidate at once (see `asynchronous`).
         race: Score the candidates of a generation block by block; None: each on all items.
     """
 
@@ -61,6 +63,7 @@ class Search:
     order: Callable[[Recipe], Any] | None = None
     goals: Goals = field(default_factory=Goals)
     race: Raced | None = None
+    asynchronous: bool = False
     _clock: list[float] = field(default_factory=list)
 
     def run(self) -> tuple[list[Trial], str]:
@@ -77,6 +80,9 @@ class Search:
             if trial.score is not None and "recipe_hash" in trial.attributes:
                 self.scoring.remember(trial.attributes["recipe_hash"], trial.score)
         self._clock[:] = [float(self.study.notes().get("seconds", 0.0)), time.monotonic()]
+        check_begun([*stored.values()], self.asynchronous, self.study.name)
+        if self.asynchronous:
+            return Asynchronous(self).run()
         trials: list[Trial] = []
         known: set[str | None] = set()
         stopped, idle = "budget", 0
@@ -92,11 +98,11 @@ class Search:
                 break
             number, units = len(trials), cost(trials)
             finished_before = number in stored and stored[number].state is not State.RUNNING
-            if not finished_before and not self.budget.left(units, self._spent()):
+            if not finished_before and not self.budget.left(units, self.spent()):
                 break
             asked = self.optimizer.ask(self.optimizer.generation)
             generation = self._generation(asked, stored, trials)
-            told = self._told(generation, trials)
+            told = self.told(generation, trials)
             hashes = {t.attributes.get("recipe_hash") for t in generation}
             idle = idle + 1 if hashes <= known else 0
             known |= hashes
@@ -104,15 +110,20 @@ class Search:
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
                 break
-            self.optimizer.tell(asked, told)
-        self.study.note("seconds", self._spent())
+            self.tell(asked, told, generation)
+        self.study.note("seconds", self.spent())
         return trials, stopped
 
-    def _spent(self) -> float:
+    def spent(self) -> float:
+        """Seconds of the search so far, earlier runs together with this one."""
         before, started = self._clock
         return before + time.monotonic() - started
 
-    def _told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
+    def tell(self, asked: Sequence[Mapping[str, Value]], told: Sequence[Told], trials: Sequence[Trial]) -> None:
+        """Tell the optimizer what became of candidates."""
+        self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
+
+    def told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
         """What candidates are worth to the optimizer: higher is better, of each objective.
 
         Of those that were stopped all that is known is how they did on the first items, which may be easy ones. So they
@@ -151,7 +162,7 @@ class Search:
         for number in numbers:
             old = stored.get(number)
             if old is not None:
-                _same(old, params[number], self.study.name)
+                self.check_same(old, params[number])
                 if old.state is not State.RUNNING:
                     ended[number] = old
                     self.watcher.finished(old, True)
@@ -162,14 +173,22 @@ class Search:
         units = cost(trials)
         if self.race is not None:
             raced = RacedGeneration(
-                self.study, self.scoring, self.budget, self.watcher, self.race, self._spent, self._in_order, asks,
+                self.study, self.scoring, self.budget, self.watcher, self.race, self.spent, self._in_order, asks,
                 ended,
             )  # fmt: skip
-            if self.budget.allows(units + raced.least, self._spent()):
+            if self.budget.allows(units + raced.least, self.spent()):
                 return raced.run(self.optimizer, trials)
         self._whole(asks, waiting, ended, units + cost(ended.values()))
         self.scoring.forget([a.hash for a in asks.values()])
         return [ended[n] for n in itertools.takewhile(ended.__contains__, numbers)]
+
+    def check_same(self, old: Trial, params: Mapping[str, Value]) -> None:
+        """Raise where a stored candidate is not the one that this search proposes."""
+        if set(old.params) != set(params) or any(not _equal(old.params[k], params[k]) for k in params):
+            raise StudyError(
+                f'study "{self.study.name}": candidate {old.number} is stored with other parameters than this version '
+                "of evomerge proposes for the same seed; start a new study (--study NAME)"
+            )
 
     def _ask(self, number: int, params: Mapping[str, Value]) -> Ask:
         recipe = self.decode(params)
@@ -187,7 +206,7 @@ class Search:
         for ask, answer in self.scoring.answers(self._started(waiting, asks, attributes, units)):
             n = ask.number
             ended[n] = record(self.study, n, ask.params, attributes[n], answer, self.goals)
-            self.study.note("seconds", self._spent())
+            self.study.note("seconds", self.spent())
             self.watcher.finished(ended[n], False)
 
     def _started(
@@ -213,7 +232,7 @@ class Search:
                 ask = asks[waiting[0]]
                 n = ask.number
                 charged = 0.0 if ask.hash in seen else self.scoring.cost(ask)
-                if not self.budget.allows(units + charged, self._spent()):
+                if not self.budget.allows(units + charged, self.spent()):
                     waiting.clear()
                     break
                 waiting.pop(0)
@@ -249,14 +268,6 @@ def _stale(trials: list[Trial]) -> float:
     """What has been spent since the best candidate, in candidates."""
     ranked = best(trials)
     return cost(trials[ranked[0].number + 1 :] if ranked else trials)
-
-
-def _same(old: Trial, params: Mapping[str, Value], study: str) -> None:
-    if set(old.params) != set(params) or any(not _equal(old.params[k], params[k]) for k in params):
-        raise StudyError(
-            f'study "{study}": candidate {old.number} is stored with other parameters than this version of evomerge '
-            "proposes for the same seed; start a new study (--study NAME)"
-        )
 
 
 def _equal(a: Value, b: Value) -> bool:

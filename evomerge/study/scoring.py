@@ -62,18 +62,18 @@ class Scoring:
     def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Answer]]:
         """What became of each, in order of completion; asks are drawn while workers have room for them."""
         running: dict[int, tuple[Ask, Score | None]] = {}
-        twins: dict[str, list[Ask]] = {}
+        twins: dict[tuple[str, str], list[Ask]] = {}
         while True:
             # One more than there are workers, so that none waits while the driver records.
             while len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
-                if ask.hash in twins:
-                    twins[ask.hash].append(ask)
+                if _run(ask) in twins:
+                    twins[_run(ask)].append(ask)
                     continue
                 found, part, missing = self._lookup(ask)
                 if found is not None:
                     yield ask, Answer(found)
                     continue
-                twins[ask.hash] = []
+                twins[_run(ask)] = []
                 running[ask.number] = (ask, part)
                 self.pool.submit(ask.number, Job("search", ask.recipe, only=missing))
             if not running:
@@ -83,7 +83,7 @@ class Scoring:
             ask, part = running.pop(key)
             answer = self._kept(ask, part, answer)
             yield ask, answer
-            for twin in twins.pop(ask.hash):
+            for twin in twins.pop(_run(ask)):
                 yield twin, Answer(answer.score, answer.reason)
 
     def forget(self, hashes: list[str]) -> None:
@@ -116,6 +116,11 @@ class Scoring:
         # Joined even where it is one part, so that a value is the same to the bit when it is read again.
         parts = [answer.score] if part is None else [part, answer.score]
         return Answer(self._known.draw.joined(parts), None, answer.seconds, answer.layers)
+
+
+def _run(ask: Ask) -> tuple[str, str]:
+    """What is run for a candidate: the same for equal ones of which the same items are asked for."""
+    return ask.hash, repr(ask.places)
 
 
 def _places(ask: Ask, known: KnownResults) -> Places:

@@ -1,0 +1,111 @@
+"""How busy workers are, with generations and without, where evaluation times have a heavy tail.
+
+    python benchmarks/workers.py
+
+Replays `evomerge search` and `evomerge search --async` over 64 workers in simulated time: each candidate takes a
+log-normal time, and the scores are those of the surrogate of the zoo's task (benchmarks/search.py), so that what a search
+finds is told beside how long it took. No models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.search import BOUNDED, ITEMS, RECORDED, curve, load, replay
+from benchmarks.surrogate import Numbers, Surrogate
+from evomerge.optimizers import make_optimizer
+from evomerge.study.job import Answer, Job
+
+SIGMA = 1.0  # of the logarithm of the time: the longest of a thousand takes 22 times as long as the median
+
+
+@dataclass
+class Clock:
+    """Simulated workers: what they have worked, and when the last ended."""
+
+    now: float = 0.0
+    worked: float = 0.0
+
+
+class TimedPool:
+    """A pool of workers in simulated time, around one that knows the answers."""
+
+    device = "cpu"
+
+    def __init__(self, inner: object, size: int, seed: int, clock: Clock) -> None:
+        self.size = size
+        self._inner = inner
+        self._random = np.random.default_rng([seed, 1])
+        self._clock = clock
+        self._waiting: deque[tuple[Hashable, Job]] = deque()
+        self._running: list[tuple[float, int, Hashable, Job]] = []
+        self._count = 0
+
+    def submit(self, key: Hashable, job: Job) -> None:
+        self._waiting.append((key, job))
+        self._start()
+
+    def _start(self) -> None:
+        while self._waiting and len(self._running) < self.size:
+            key, job = self._waiting.popleft()
+            items = ITEMS if job.only is None else sum(map(len, job.only.values()))
+            seconds = float(self._random.lognormal(0.0, SIGMA)) * items / ITEMS
+            self._clock.worked += seconds
+            self._count += 1
+            heapq.heappush(self._running, (self._clock.now + seconds, self._count, key, job))
+
+    def wait(self) -> tuple[Hashable, Answer]:
+        self._clock.now, _, key, job = heapq.heappop(self._running)
+        self._start()
+        self._inner.submit(key, job)  # type: ignore[attr-defined]
+        found: tuple[Hashable, Answer] = self._inner.wait()  # type: ignore[attr-defined]
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+def run(surrogate: Surrogate, names: tuple[str, ...], seed: int, budget: int, workers: int, asynchronous: bool,
+        population: int) -> tuple[float, float, float]:  # fmt: skip
+    """One search. Returns (share of the time that workers worked, simulated time, held-out score at the end)."""
+    clock = Clock()
+    trials = replay(
+        surrogate, names, seed, budget,
+        lambda p, s: make_optimizer("cma", p, s, population=population, asynchronous=asynchronous), BOUNDED, None,
+        pool=lambda inner: TimedPool(inner, workers, seed, clock), asynchronous=asynchronous,
+    )  # fmt: skip
+    scores: list[float] = curve(surrogate, trials, seed)[1]
+    return clock.worked / (workers * clock.now), clock.now, scores[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--budget", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=10)
+    args = parser.parse_args()
+    surrogate, names, _ = load(RECORDED)
+    print(f"{args.workers} workers, {args.budget} candidates, log-normal times (sigma {SIGMA:g}), {args.seeds} seeds")
+    for name, asynchronous, population in (
+        ("generations of 64", False, 64), ("generations of 128", False, 128), ("--async", True, 64),
+        ("--async, lambda 16", True, 16),
+    ):  # fmt: skip
+        found: Numbers = np.array([
+            run(surrogate, names, seed, args.budget, args.workers, asynchronous, population)
+            for seed in range(args.seeds)
+        ])  # fmt: skip
+        busy, time, score = found.T
+        print(
+            f"{name:20} busy {busy.mean():5.1%} ({busy.min():.1%} .. {busy.max():.1%})   time {time.mean():7.1f} median "
+            f"evaluations   held-out {score.mean():.3f} ({score.min():.3f} .. {score.max():.3f})", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

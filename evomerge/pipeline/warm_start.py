@@ -1,0 +1,85 @@
+"""The best of another study, for `--warm-start`: read once, and kept with the study that begins from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, StudyError, choose
+from evomerge.score import Trial, Value
+from evomerge.study.candidates import best
+from evomerge.study.store import Store, Study, differences
+
+# Kept with a study: the parameters that it begins from, best first.
+NOTE = "warm_start"
+# The share of another search's candidates that count as its best (the paper's gamma), and how few are too few.
+SHARE = 0.1
+FEWEST = 4
+# Of a space's fingerprint, what does not change what its parameters mean.
+LOOSE = ("dtype", "out_dtype", "tokenizer_source")
+
+
+def read(where: str, name: str, storage: str, space: Mapping[str, Any]) -> list[dict[str, Value]]:
+    """Parameters of the best candidates of another study, the best first; as they were when this one began.
+
+    Args:
+        where: Its output folder, or its name where it is in the same database.
+        name: Name of the study that begins, or goes on.
+        storage: URL of that one's database.
+        space: That one's fingerprint of its space.
+
+    Raises:
+        InputError: there is no such study, it searched another space, or has no candidate with a score.
+    """
+    kept = _kept(name, storage)
+    if kept is not None:
+        return kept
+    study = _open(where, storage)
+    theirs, ours = ({k: v for k, v in s.items() if k not in LOOSE} for s in (study.fingerprint["space"], space))
+    different = differences(theirs, ours)
+    if different:
+        raise InputError(
+            f'--warm-start {where}: study "{study.name}" searched another space: {"; ".join(different[:3])}; expected '
+            "one with the same sources, method, granularity and ranges"
+        )
+    trials = study.trials()
+    complete = [t for t in best(trials) if not t.violation]
+    if not complete:
+        raise InputError(f'--warm-start {where}: study "{study.name}" has no candidate with a score yet')
+    return [dict(t.params) for t in complete[: _count(trials)]]
+
+
+def _count(trials: list[Trial]) -> int:
+    return max(FEWEST, math.ceil(SHARE * len(trials)))
+
+
+def _kept(name: str, storage: str) -> list[dict[str, Value]] | None:
+    """What a study that has begun keeps; None where it has not."""
+    try:
+        store = Store(storage)
+    except StudyError:
+        return None
+    return store.open(name).notes().get(NOTE) if name in store.names() else None
+
+
+def _open(where: str, storage: str) -> Study:
+    """The study of an output folder, or of that name."""
+    database = Path(where) / "study.db"
+    try:
+        if database.is_file():
+            store = Store(f"sqlite:///{database.resolve()}")
+            names = [n for n in store.names() if "/" not in n]
+            if len(names) != 1:
+                raise InputError(f"--warm-start {where}: holds {len(names)} studies; expected one")
+            return store.open(names[0])
+        store = Store(storage)
+    except StudyError as e:
+        raise InputError(f"--warm-start {where}: no such folder with a study.db, and {e}") from None
+    if where not in store.names():
+        raise InputError(
+            f'--warm-start {where}: neither a folder with a study.db nor a study of {storage}; '
+            f"{choose(where, [n for n in store.names() if '/' not in n])}"
+        )
+    return store.open(where)

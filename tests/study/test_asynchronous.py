@@ -1,0 +1,182 @@
+"""The loop without generations: no worker waits, nothing is lost or counted twice, and what goes on goes on."""
+
+import random
+
+import numpy as np
+import pytest
+
+from evomerge.errors import StudyError
+from evomerge.evaluation.draw import Draw
+from evomerge.optimizers import OPTIMIZERS, make_optimizer
+from evomerge.score import Score, State, TaskScore, cost
+from evomerge.study.asynchronous import AFTER, TOLD
+from evomerge.study.budget import Budget
+from evomerge.study.candidates import best
+from evomerge.study.contest import RACED_OUT, SETTLED, Rules
+from evomerge.study.known import KnownResults
+from evomerge.study.loop import Search
+from evomerge.study.raced import Raced
+from evomerge.study.scoring import Scoring
+from evomerge.study.store import Store
+from evomerge.study.watcher import Silent
+from evomerge.study.window import Window
+from tests.study.shuffled import Killed
+from tests.study.test_race_loop import ITEMS, PARAMETERS, WEIGHTS, Pool, decode
+
+SAMPLERS = [n for n in OPTIMIZERS if n not in ("map-elites", "cma-me", "nsga3")]
+
+
+class Busy(Pool):
+    """Counts how many jobs it has whenever it is waited for."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.loads = []
+
+    def wait(self):
+        self.loads.append(len(self.jobs))
+        return super().wait()
+
+
+def search(url, budget, pool=None, name="s", sampler="cma", race=True, seed=7, asynchronous=True, **options):
+    study = Store(url, create=True).create(name, PARAMETERS, {})
+    draw = Draw.of(ITEMS, WEIGHTS, 0)
+    like = Score(tuple(TaskScore(t, "acc", 0.0, w) for t, w in WEIGHTS.items()))
+    known = KnownResults(study.results, draw, dict.fromkeys(ITEMS, "v"), like)
+    optimizer = make_optimizer(sampler, PARAMETERS, seed, asynchronous=asynchronous)
+    race = race and not optimizer.whole
+    return Search(
+        study, optimizer, decode, lambda r: r.hash(), Scoring(pool or Pool(), known), Budget.parse(str(budget)),
+        Silent(), race=Raced(draw, Rules.over(draw.weights)) if race else None, asynchronous=asynchronous, **options,
+    ).run()  # fmt: skip
+
+
+def check_record(trials):
+    """Every candidate ended once, in a recorded order; nothing was asked for before what it is said to know."""
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert all(t.state is not State.RUNNING for t in trials)
+    told = {t.attributes[TOLD]: t for t in trials}
+    assert sorted(told) == list(range(len(trials)))
+    for t in trials:
+        assert t.attributes[AFTER] <= t.attributes[TOLD]
+
+
+@pytest.mark.parametrize("race", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_spends_its_budget_and_no_worker_waits(url, sampler, race):
+    pool = Busy(5, seed=3)
+    trials, stopped = search(url, 30, pool, "one", sampler, race)
+    check_record(trials)
+    assert stopped == "budget" and 28.5 <= cost(trials) <= 30 + 1e-9
+    # One more than there are workers, until the budget is out.
+    assert min(pool.loads[: -len(trials) // 4]) >= 5
+    stored = Store(url).open("one").trials()
+    assert [(t.number, t.state, t.value) for t in stored] == [(t.number, t.state, t.value) for t in trials]
+
+
+@pytest.mark.parametrize("race", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_killed_anywhere_nothing_is_lost_or_counted_twice(url, sampler, race):
+    draw = random.Random(5)
+    before = []
+    for kill in range(5):
+        with pytest.raises(Killed):
+            search(url, 25, Pool(4, seed=kill, kill_after=draw.randrange(2, 12)), "s", sampler, race)
+        stored = Store(url).open("s").trials()
+        ended = [(t.number, dict(t.params), t.state, t.value, t.cost) for t in stored if t.state is not State.RUNNING]
+        assert all(e in ended for e in before) and [t.number for t in stored] == list(range(len(stored)))
+        before = ended
+    assert before
+    trials, _ = search(url, 25, Pool(3, seed=9), "s", sampler, race)
+    check_record(trials)
+    assert 23.5 <= cost(trials) <= 25 + 1e-9
+    found = [(t.number, dict(t.params), t.state, t.value, t.cost) for t in trials]
+    assert all(e in found for e in before)
+    # Finished, it is read, and not run.
+    pool = Pool(3)
+    again, _ = search(url, 25, pool, "s", sampler, race)
+    assert pool.run == 0 and len(again) == len(trials)
+
+
+def test_a_failed_candidate_is_told_and_costs_what_it_was_scored_on(url):
+    trials, _ = search(url, 20, Pool(3, fails=lambda w: "no" if w[0] > 0.6 else None), "s")
+    failed = [t for t in trials if t.state is State.FAIL]
+    assert failed and all(t.reason == "no" for t in failed)
+    check_record(trials)
+
+
+def test_it_finds_what_generations_find(url):
+    """Final values over seeds, in items of equal number."""
+    found = {}
+    for asynchronous in (True, False):
+        found[asynchronous] = [
+            best(search(url, 60, Pool(4, seed=s), f"{asynchronous}-{s}", seed=s, asynchronous=asynchronous)[0])[0].value
+            for s in range(5)
+        ]
+    assert abs(np.mean(found[True]) - np.mean(found[False])) < 0.08, found
+
+
+def test_the_other_way_is_refused(url):
+    search(url, 5, name="one")
+    with pytest.raises(StudyError, match="begun with --async, now it is without"):
+        search(url, 9, name="one", asynchronous=False)
+    search(url, 12, name="two", asynchronous=False)
+    with pytest.raises(StudyError, match="begun without --async, now it is with"):
+        search(url, 15, name="two")
+
+
+def test_equal_candidates_under_way_are_charged_once(url):
+    """Random draws on a grid of few points: twins are frequent, and cost nothing."""
+    trials, _ = search(url, 15, Pool(6), "s", race=False, sampler="random")
+    hashes = {}
+    for t in trials:
+        hashes.setdefault(t.attributes["recipe_hash"], []).append(t.cost)
+    assert all(sum(costs) <= 1 + 1e-9 for costs in hashes.values())
+
+
+def window(count=200, parents=2, size=6):
+    return Window(Rules.over(np.full(count, 1 / count)), size, parents)
+
+
+def test_a_window_stops_what_it_has_seen_enough_of():
+    random = np.random.default_rng(0)
+    ends = Rules.over(np.full(200, 1 / 200)).ends
+    levels = random.uniform(size=200)
+    table = {p: (levels < p).astype(float) for p in (0.2, 0.5, 0.8)}
+    found = window()
+    # The first ones have nobody to be compared with: they go on to the end.
+    for number, share in enumerate((0.5, 0.8, 0.8)):
+        runner = found.start(number)
+        start = 0
+        for end in ends:
+            why = found.see(number, table[share][start:end])
+            start = end
+            if why:
+                break
+        assert (runner.seen == 200) == (share > 0.2)
+        found.end(number)
+    # One that is worse on every item stops at the first look.
+    found.start(3)
+    assert found.see(3, table[0.2][: ends[0]]) in (SETTLED, RACED_OUT)
+    found.end(3)
+    # The best so far's equal goes on: it may be the best.
+    found.start(4)
+    assert found.see(4, table[0.8][: ends[0]]) is None
+
+
+def test_bets_in_a_window_are_against_those_that_have_all_items():
+    count = 400
+    random = np.random.default_rng(1)
+    rules = Rules.over(np.full(count, 1 / count), reliability=2.0)  # nothing is ever settled
+    found = Window(rules, 6, 2)
+    for _ in range(4):
+        found.add((random.uniform(size=count) < 0.8).astype(float))
+    found.start(0)
+    bad = (random.uniform(size=count) < 0.2).astype(float)
+    start, why = 0, None
+    for end in rules.ends:
+        why = found.see(0, bad[start:end])
+        start = end
+        if why:
+            break
+    assert why == RACED_OUT and start < count
