@@ -1,6 +1,6 @@
 """Ask and tell on typed parameters."""
 
 from evomerge.optimizers.protocol import Optimizer
-from evomerge.optimizers.table import OPTIMIZERS, default_optimizer, make_optimizer
+from evomerge.optimizers.table import OPTIMIZERS, default_optimizer, make_optimizer, restarts_of
 
-__all__ = ["OPTIMIZERS", "Optimizer", "default_optimizer", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "Optimizer", "default_optimizer", "make_optimizer", "restarts_of"]

@@ -10,7 +10,8 @@ import numpy as np
 
 from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, ranks
-from evomerge.optimizers.protocol import Told
+from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -27,12 +28,17 @@ class CatCma:
 
     Args:
         sigma: First standard deviation, as a share of every range; default 1/6.
-        population: Default 4 + floor(3 ln n).
+        population: Of the first run; default 4 + floor(3 ln n).
         initial: The first mean; default the parameters' own.
+        restarts: "none", "ipop" or "bipop" (the default), see `restarts`. The mean of a later run is drawn uniformly;
+            its categories are of equal probability again.
+        asynchronous: An update is made of every `generation` candidates that were told, also ones that were drawn
+            before the last update (cmaes has no way to shorten those), but not of an earlier run.
     """
 
     name = "catcma"
     elitist = False
+    whole = False
 
     def __init__(
         self,
@@ -42,38 +48,50 @@ class CatCma:
         population: int | None = None,
         sigma: float | None = None,
         initial: Mapping[str, Value] | None = None,
+        restarts: str | None = None,
+        asynchronous: bool = False,
     ) -> None:
-        from cmaes import CatCMAwM
-
         self._floats = [p for p in parameters if isinstance(p, Float) and p.step is None]
         self._grids: list[Float | Integer] = [
             p for p in parameters if isinstance(p, Integer) or (isinstance(p, Float) and p.step is not None)
         ]
         self._categories = [p for p in parameters if isinstance(p, Categorical)]
-        step = SIGMA if sigma is None else sigma
         start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
-        # The covariance is given: the library's own is zero for a mean that lies on a bound.
-        widths = [step] * len(self._floats)
-        widths += [max(step * (bins(p) - 1), LEAST_STEP) for p in self._grids]
-        self.generation = population or 4 + math.floor(3 * math.log(len(parameters)))
+        size = population or 4 + math.floor(3 * math.log(len(parameters)))
+        self._seed = seed
+        # Another stream than that of the points, so that these are the same with restarts and without.
+        self._random = np.random.default_rng([seed, 1])
+        self._restarts = BIPOP if restarts is None else restarts
+        self._schedule = Schedule(self._restarts, size, SIGMA if sigma is None else sigma, self._random)
+        self._flight: Generation[Any] = Generation(parameters, size, asynchronous=asynchronous)
+        self._done = False
+        self._begin(self._schedule.first, self._mean(start))
+
+    def _begin(self, run: Run, mean: Any) -> None:
+        from cmaes import CatCMAwM
+
         self._solution: Any = CatCMAwM.Solution
+        # The covariance is given: the library's own is zero for a mean that lies on a bound.
+        widths = [run.sigma] * len(self._floats)
+        widths += [max(run.sigma * (bins(p) - 1), LEAST_STEP) for p in self._grids]
         self._es = CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._floats) or None,
             z_space=[_numbers(p) for p in self._grids] or None,
             c_space=[len(p.choices) for p in self._categories] or None,
-            population_size=self.generation,
-            mean=self._mean(start) if widths else None,
+            population_size=run.population,
+            mean=mean if widths else None,
             sigma=1.0,
             cov=np.diag(np.square(widths)) if widths else None,
-            seed=seed % 2**32,
+            seed=self._seed % 2**32,
         )
-        self.parents = self.generation // 2
-        self._flight: Generation[Any] = Generation(parameters, self.generation)
-        self._done = False
+        self._spent = 0
+        self._stagnation = Stagnation(len(self._flight.parameters), run.population)
+        self.generation = run.population
+        self.parents = run.population // 2
 
     @property
     def done(self) -> bool:
-        """Whether the numbers have converged (cmaes' criteria, which do not look at categories)."""
+        """Without restarts: whether the numbers have converged (cmaes' criteria, which do not look at categories)."""
         return self._done
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
@@ -84,20 +102,42 @@ class CatCma:
         """See `Optimizer.ask`."""
         flight = self._flight
         flight.open(n)
-        given, flight.queue = flight.queue[:n], flight.queue[n:]
+        given = flight.take(n)
         candidates = [(params, self._encode(params)) for params in given]
         while len(candidates) < n:
             solution = self._es.ask()
             candidates.append((self._decode(solution), solution))
         return flight.ask(candidates)
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
+    def tell(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
         """See `Optimizer.tell`. A generation of nothing but ties teaches nothing and leaves the distribution alone."""
-        solutions, told = self._flight.tell(params, scores)
-        if len(set(told)) < 2:
-            return
-        self._es.tell(list(zip(solutions, ranks(told).tolist(), strict=True)))
-        self._done = bool((self._floats or self._grids) and self._es.should_stop())
+        for solutions, told in self._flight.complete(params, scores):
+            converged = False
+            if len(set(told)) > 1:
+                self._es.tell(list(zip(solutions, ranks(told).tolist(), strict=True)))
+                converged = bool((self._floats or self._grids) and self._es.should_stop())
+            self._spent += len(told)
+            stuck = self._stagnation.hear(told)
+            if self._restarts == NONE:
+                self._done = self._done or converged
+            elif converged or stuck or self._spent >= self._schedule.now.limit:
+                self._again()
+
+    def _again(self) -> None:
+        run = self._schedule.after(self._spent)
+        assert run is not None
+        self._seed = int(self._random.integers(2**32))
+        mean = [
+            *self._random.uniform(size=len(self._floats)),
+            *(float(self._random.choice(_numbers(p))) for p in self._grids),
+        ]
+        self._flight.renew(run.population)
+        self._begin(run, np.array(mean))
 
     def _mean(self, params: Mapping[str, Value]) -> Any:
         point = [to_unit(p, float(params[p.name])) for p in self._floats]

@@ -16,7 +16,7 @@ import numpy as np
 from evomerge.optimizers.coordinates import bins
 from evomerge.optimizers.domination import best_first
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Told
+from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Integer, Parameter
 
@@ -47,11 +47,13 @@ class Evolution:
         population: Children per generation; default 8.
         initial: The start; default the parameters' own.
         objectives: Number of values that a candidate is told with; more than one as a tuple.
+        asynchronous: Parents are chosen anew at every telling.
     """
 
     name = "evolution"
     parents = PARENTS
     elitist = True
+    whole = False
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Evolution:
         sigma: float | None = None,
         initial: Mapping[str, Value] | None = None,
         objectives: int = 1,
+        asynchronous: bool = False,
     ) -> None:
         self.generation = population or GENERATION
         self._random = np.random.default_rng(seed)
@@ -71,7 +74,7 @@ class Evolution:
         self._kinds = [list(genes) for _, genes in groupby(by_kind, key=_kind)]
         self._parents: list[tuple[tuple[float, ...] | None, Params]] = []
         self._seen: set[str] = set()
-        self._flight: Generation[None] = Generation(parameters, self.generation, objectives)
+        self._flight: Generation[None] = Generation(parameters, self.generation, objectives, asynchronous)
 
     @property
     def done(self) -> bool:
@@ -86,7 +89,7 @@ class Evolution:
         """See `Optimizer.ask`."""
         flight = self._flight
         flight.open(n)
-        given, flight.queue = flight.queue[:n], flight.queue[n:]
+        given = flight.take(n)
         self._seen.update(_key(p) for p in given)
         if len(given) < n and _key(self._start) not in self._seen:
             given.append(self._start)
@@ -95,7 +98,12 @@ class Evolution:
             given.append(self._new())
         return flight.ask([(params, None) for params in given])
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
+    def tell(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
         """See `Optimizer.tell`. A failed one is a parent only where fewer than `PARENTS` others are known."""
         _, told = self._flight.tell_all(params, scores)
         young = [(score, dict(p)) for p, score in zip(params, told, strict=True)]

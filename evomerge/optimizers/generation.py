@@ -1,4 +1,4 @@
-"""The generation in flight: what was asked, and what each told score is worth.
+"""The candidates in flight: what was asked, what is told of it, and what each told score is worth.
 
 Every optimizer holds one `Generation`; the state that they share in form lives here, not in a base class.
 """
@@ -6,7 +6,8 @@ Every optimizer holds one `Generation`; the state that they share in form lives 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,10 +20,23 @@ from evomerge.space.parameters import Parameter, check
 
 T = TypeVar("T")
 Params = dict[str, Value]
+Values = tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[T]):
+    """One candidate that is out, what the optimizer keeps of it, and in which of its runs it was drawn."""
+
+    params: Params
+    kept: T
+    run: int
 
 
 class Generation(Generic[T]):
     """Candidates asked and not yet told, each with what the optimizer keeps of it, and those enqueued.
+
+    One generation after the other: all are told at once, in the order of the asks. Asynchronous: any number is asked
+    and told at any time; who needs whole generations takes them from `complete`, as many as have come together.
 
     Args:
         parameters: What candidates consist of.
@@ -30,12 +44,17 @@ class Generation(Generic[T]):
         objectives: Number of values that each is told with.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], size: int, objectives: int = 1) -> None:
+    def __init__(
+        self, parameters: Sequence[Parameter], size: int, objectives: int = 1, asynchronous: bool = False
+    ) -> None:
         self.parameters = tuple(parameters)
         self.size = size
         self.objectives = objectives
+        self.asynchronous = asynchronous
         self.queue: list[Params] = []
-        self._asked: list[tuple[Params, T]] | None = None
+        self._out: list[_Asked[T]] = []
+        self._heard: list[tuple[T, Values]] = []
+        self._run = 0
         self._started = False
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
@@ -45,42 +64,91 @@ class Generation(Generic[T]):
         self.queue.append(check(self.parameters, params))
 
     def open(self, n: int) -> None:
-        """Check that a generation of n can be asked for now."""
-        if self._asked is not None:
+        """Check that n candidates can be asked for now."""
+        if self.asynchronous:
+            if n < 1:
+                raise EvoMergeError(f"{n} candidates were asked for, expected 1 or more")
+        elif self._out:
             raise EvoMergeError("the generation asked last has not been told")
-        if n != self.size:
+        elif n != self.size:
             raise EvoMergeError(f"a generation has {self.size} candidates, {n} were asked for")
         self._started = True
 
-    def ask(self, candidates: list[tuple[Params, T]]) -> list[Params]:
+    def take(self, n: int) -> list[Params]:
+        """The next of those enqueued, at most n."""
+        given, self.queue = self.queue[: max(n, 0)], self.queue[max(n, 0) :]
+        return given
+
+    def ask(self, candidates: Sequence[tuple[Params, T]]) -> list[Params]:
         """Remember the candidates; what goes out are copies."""
-        self._asked = candidates
+        self._out += [_Asked(params, kept, self._run) for params, kept in candidates]
         return [dict(params) for params, _ in candidates]
 
     def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[float | None]]:
-        """What was kept of each candidate with its one score, in the order of the asks (None: failed)."""
+        """What was kept of each candidate with its one score, in the order told (None: failed)."""
         kept, told = self.tell_all(params, scores)
         return kept, [None if values is None else values[0] for values in told]
 
-    def tell_all(
-        self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
-    ) -> tuple[list[T], list[tuple[float, ...] | None]]:
+    def tell_all(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Values]]:
         """The same with the values of all objectives."""
-        if self._asked is None:
+        found = self._found(params, scores)
+        return [asked.kept for asked, _ in found], [values for _, values in found]
+
+    def complete(
+        self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
+    ) -> Iterator[tuple[list[T], list[float | None]]]:
+        """Whole generations, as `tell` has them: with this telling one, or, asynchronously, none or several.
+
+        Candidates of an earlier run (see `renew`) take no part.
+        """
+        found = self._found(params, scores)
+        self._heard += [(asked.kept, values) for asked, values in found if asked.run == self._run]
+        while len(self._heard) >= self.size:
+            whole, self._heard = self._heard[: self.size], self._heard[self.size :]
+            yield [kept for kept, _ in whole], [None if values is None else values[0] for _, values in whole]
+
+    def renew(self, size: int) -> None:
+        """A new run, of another size of generations, begins: what is out or told so far is none of its business."""
+        self.size = size
+        self._run += 1
+        self._heard = []
+
+    def _found(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> list[tuple[_Asked[T], Values]]:
+        """The candidates told, no longer out, with their values; None where one of these is not a finite number."""
+        if not self._out:
             raise EvoMergeError("no generation is asked for: nothing to tell")
-        if len(params) != len(scores) or [dict(p) for p in params] != [p for p, _ in self._asked]:
-            raise EvoMergeError(
-                f"told {len(params)} candidates and {len(scores)} scores, expected the {self.size} asked last, in order"
-            )
+        given = [dict(p) for p in params]
+        if self.asynchronous:
+            places = self._places(given, scores)
+        else:
+            places = list(range(len(self._out)))
+            if len(given) != len(scores) or given != [asked.params for asked in self._out]:
+                raise EvoMergeError(
+                    f"told {len(given)} candidates and {len(scores)} scores, expected the {self.size} asked last, "
+                    "in order"
+                )
         values = [None if s is None else s if isinstance(s, tuple) else (s,) for s in scores]
         for told in values:
             if told is not None and len(told) != self.objectives:
                 raise EvoMergeError(f"told {len(told)} values of a candidate, expected {self.objectives}")
-        kept = [k for _, k in self._asked]
-        self._asked = None
-        return kept, [
+        found = [self._out[place] for place in places]
+        self._out = [asked for place, asked in enumerate(self._out) if place not in set(places)]
+        finite = [
             None if told is None or not all(map(math.isfinite, told)) else tuple(map(float, told)) for told in values
         ]
+        return list(zip(found, finite, strict=True))
+
+    def _places(self, given: Sequence[Params], scores: Sequence[Told]) -> list[int]:
+        """Which of those that are out are told: of twins the one that was asked first."""
+        if len(given) != len(scores):
+            raise EvoMergeError(f"told {len(given)} candidates and {len(scores)} scores, expected one of each")
+        places: list[int] = []
+        for params in given:
+            place = next((i for i, a in enumerate(self._out) if a.params == params and i not in places), None)
+            if place is None:
+                raise EvoMergeError(f"told {params}: not asked for, or told before")
+            places.append(place)
+        return places
 
 
 def losses(scores: Sequence[float | None]) -> npt.NDArray[np.float64]:

@@ -1,18 +1,20 @@
 """Optuna's samplers behind ask and tell, each made afresh per ask from (seed, trial number).
 
-The study inside lives in memory and holds nothing but values: the record of a search is elsewhere.
+The study inside lives in memory and holds nothing but values: the record of a search is elsewhere. What a sampler keeps
+beyond one ask (NSGA's generations and parents) it keeps in that study.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Told
+from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -22,13 +24,26 @@ if TYPE_CHECKING:
 
 # Constant, so that any number of workers gives the same sequence.
 GENERATION = 8
+# Of NSGA the population too: at least the ten directions in which NSGA-III looks for trade-offs of three objectives.
+POPULATION = 16
 
 
 class _Sampled:
-    """What both samplers share: a study in memory that is asked and told in generations."""
+    """What the samplers share: a study in memory that is asked and told.
+
+    Args:
+        population: Candidates per generation; default 8 (NSGA: 16).
+        initial: The first candidate; default the parameters' own start (of random search: none).
+        objectives: Number of values that a candidate is told with; more than one as a tuple.
+        asynchronous: Samplers hear of every candidate as it is told, and know which ones are not told yet.
+    """
 
     name: str
     elitist = True
+    whole = False
+    size = GENERATION
+    # Whether the first candidate is the start.
+    starts = True
 
     def __init__(
         self,
@@ -38,22 +53,21 @@ class _Sampled:
         population: int | None = None,
         sigma: float | None = None,
         initial: Mapping[str, Value] | None = None,
+        objectives: int = 1,
+        asynchronous: bool = False,
     ) -> None:
         import optuna
 
-        self.generation = population or GENERATION
+        self.generation = population or self.size
         self._seed = seed
         self._number = 0
         self._distributions = {p.name: _distribution(p) for p in parameters}
-        self._flight: Generation[Any] = Generation(parameters, self.generation)
-        level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            self._study = optuna.create_study(study_name=self.name, direction="maximize")
-        finally:
-            optuna.logging.set_verbosity(level)
-        if initial is not None:
-            self._flight.enqueue(initial)
+        self._flight: Generation[Any] = Generation(parameters, self.generation, objectives, asynchronous)
+        with _silent():
+            self._study = optuna.create_study(study_name=self.name, directions=["maximize"] * objectives)
+        start = {p.name: p.init for p in parameters} if self.starts else None
+        if initial is not None or start is not None:
+            self._flight.enqueue(initial or start or {})
 
     @property
     def done(self) -> bool:
@@ -68,10 +82,9 @@ class _Sampled:
         """See `Optimizer.ask`."""
         flight = self._flight
         flight.open(n)
-        given, flight.queue = flight.queue[:n], flight.queue[n:]
+        given = flight.take(n)
         candidates: list[tuple[dict[str, Value], Any]] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "experimental" options
+        with _silent():
             for i in range(n):
                 if i < len(given):
                     self._study.enqueue_trial(given[i])
@@ -82,11 +95,18 @@ class _Sampled:
                 candidates.append((given[i] if i < len(given) else params, trial))
         return flight.ask(candidates)
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
+    def tell(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
         """See `Optimizer.tell`. Optuna would forget a failed trial: it is told at minus infinity instead."""
-        trials, told = self._flight.tell(params, scores)
-        for trial, score in zip(trials, told, strict=True):
-            self._study.tell(trial, float("-inf") if score is None else score)
+        trials, told = self._flight.tell_all(params, scores)
+        worst = (float("-inf"),) * self._flight.objectives
+        with _silent():
+            for trial, values in zip(trials, told, strict=True):
+                self._study.tell(trial, worst if values is None else values)
 
     def _sampler(self, seed: int) -> BaseSampler:
         raise NotImplementedError
@@ -95,29 +115,68 @@ class _Sampled:
 class Tpe(_Sampled):
     """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate; ten random candidates come first.
 
-    Its first candidate is the parameters' start (or `initial`).
+    Of several objectives what counts as good are the fronts that none dominates, of the last one those that add most to
+    the volume dominated (Ozaki et al. 2022).
     """
 
     name = "tpe"
     # The most that it counts as good (Optuna's default).
     parents = 25
 
-    def __init__(
-        self,
-        parameters: Sequence[Parameter],
-        seed: int,
-        *,
-        population: int | None = None,
-        sigma: float | None = None,
-        initial: Mapping[str, Value] | None = None,
-    ) -> None:
-        start = initial if initial is not None else {p.name: p.init for p in parameters}
-        super().__init__(parameters, seed, population=population, sigma=sigma, initial=start)
-
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import TPESampler
 
         return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+class Gp(_Sampled):
+    """Bayesian optimisation: a Gaussian process (Matérn 5/2, a length scale for each parameter) fitted to all scores.
+
+    The next candidate is where the logarithm of the expected improvement is largest (Ament et al. 2023), given those
+    that are not told yet; of several objectives, of the volume dominated (Daulton et al. 2020). Ten random candidates
+    come first. It learns from values, not ranks: a failed candidate counts like the worst that did not fail. Proposing
+    one takes a quarter of a second, with several objectives more.
+    """
+
+    name = "gp"
+    # All are learned from; what matters is how the best compare.
+    parents = 25
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        from optuna.samplers import GPSampler
+
+        return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+class Nsga2(_Sampled):
+    """NSGA-II (Deb et al. 2002) by Optuna: uniform crossover, and mutation by a uniform draw of one parameter or so.
+
+    With one objective it is a genetic algorithm that keeps the best.
+    """
+
+    name = "nsga2"
+    size = POPULATION
+
+    @property
+    def parents(self) -> int:
+        """As many as children."""
+        return self.generation
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        from optuna.samplers import NSGAIISampler
+
+        return NSGAIISampler(seed=seed, population_size=self.generation)
+
+
+class Nsga3(Nsga2):
+    """NSGA-III (Deb and Jain 2014) by Optuna: NSGA-II that spreads over directions; for three objectives and more."""
+
+    name = "nsga3"
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        from optuna.samplers import NSGAIIISampler
+
+        return NSGAIIISampler(seed=seed, population_size=self.generation)
 
 
 class Random(_Sampled):
@@ -126,11 +185,27 @@ class Random(_Sampled):
     name = "random"
     # It learns nothing; what can be chosen in the end are the best few.
     parents = 5
+    starts = False
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import RandomSampler
 
         return RandomSampler(seed=seed)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without "experimental", clipped infinities and the like; Optuna's own level of messages is put back."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def _value(parameter: Parameter, drawn: Any) -> Value:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from evomerge.errors import SpaceError, choose
 from evomerge.optimizers.protocol import Optimizer
+from evomerge.optimizers.restarts import BIPOP, NONE, RESTARTS
 from evomerge.score import Value
 from evomerge.space.parameters import OFF_GRID, Categorical, Float, Integer, Parameter, check, default_sampler
 
@@ -23,6 +24,8 @@ class Entry:
         categorical: Whether it takes categorical parameters.
         least: Smallest population that its update can use.
         several: Whether it takes several objectives.
+        restarts: Whether it starts again where it has converged.
+        starts: Whether its first candidate is the start anyway.
     """
 
     cls: str
@@ -30,15 +33,41 @@ class Entry:
     least: int
     summary: str
     several: bool = False
+    restarts: bool = False
+    starts: bool = False
 
 
+_OPTUNA = "evomerge.optimizers.optuna_samplers"
 OPTIMIZERS: dict[str, Entry] = {
-    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers"),
-    "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too"),
-    "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths", several=True),
-    "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)"),
-    "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, 1, "uniform random search (Optuna)"),
+    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers", restarts=True),
+    "catcma": Entry(
+        "evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too", restarts=True
+    ),
+    "evolution": Entry(
+        "evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths", several=True, starts=True
+    ),
+    "tpe": Entry(f"{_OPTUNA}:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)", several=True, starts=True),
+    "gp": Entry(f"{_OPTUNA}:Gp", True, 1, "Gaussian process, for few candidates (Optuna)", several=True, starts=True),
+    "nsga2": Entry(f"{_OPTUNA}:Nsga2", True, 2, "NSGA-II: several objectives (Optuna)", several=True, starts=True),
+    "nsga3": Entry(f"{_OPTUNA}:Nsga3", True, 2, "NSGA-III: three or more (Optuna)", several=True, starts=True),
+    "random": Entry(f"{_OPTUNA}:Random", True, 1, "uniform random search (Optuna)", several=True),
 }
+
+
+def restarts_of(name: str, asked: str | None) -> str | None:
+    """How an optimizer starts again where none or this is asked for; None where it cannot.
+
+    Raises:
+        SpaceError: an unknown way, or one where it has none.
+    """
+    if asked is not None and asked not in RESTARTS:
+        raise SpaceError(f'restarts "{asked}" are unknown; {choose(asked, RESTARTS)}')
+    if OPTIMIZERS[name].restarts:
+        return BIPOP if asked is None else asked
+    if asked not in (None, NONE):
+        can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.restarts)
+        raise SpaceError(f'optimizer "{name}" has no restarts, "{asked}" is asked for; these have: {can}')
+    return None
 
 
 def default_optimizer(parameters: Sequence[Parameter]) -> str:
@@ -55,6 +84,8 @@ def make_optimizer(
     sigma: float | None = None,
     initial: Mapping[str, Value] | None = None,
     objectives: int = 1,
+    restarts: str | None = None,
+    asynchronous: bool = False,
 ) -> Optimizer:
     """An optimizer by name ("auto": the default for these parameters).
 
@@ -63,6 +94,8 @@ def make_optimizer(
         sigma: First standard deviation as a share of each range (cma, catcma, evolution; the others have none).
         initial: Where to start; default the parameters' own start.
         objectives: Number of values that candidates are told with.
+        restarts: "none", "ipop" or "bipop": what follows a run that has converged (cma, catcma); default "bipop".
+        asynchronous: Whether any number can be asked and told at any time.
 
     Raises:
         SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.
@@ -74,12 +107,13 @@ def make_optimizer(
     if objectives > 1 and not OPTIMIZERS[name].several:
         can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.several)
         raise SpaceError(f'optimizer "{name}" has one objective, {objectives} are asked for; these can: {can}')
+    again = restarts_of(name, restarts)
     if initial is not None:
         initial = check(parameters, initial)
     module, _, cls = OPTIMIZERS[name].cls.partition(":")
     made: Optimizer = getattr(importlib.import_module(module), cls)(
-        parameters, seed, population=population, sigma=sigma, initial=initial,
-        **({"objectives": objectives} if objectives > 1 else {}),
+        parameters, seed, population=population, sigma=sigma, initial=initial, asynchronous=asynchronous,
+        **({"objectives": objectives} if objectives > 1 else {}), **({"restarts": again} if again else {}),
     )  # fmt: skip
     return made
 

@@ -37,7 +37,7 @@ def test_initial_moves_the_mean() -> None:
 
 
 def test_converges_and_says_so() -> None:
-    optimizer = make_optimizer("cma", TEN[:4], seed=1)
+    optimizer = make_optimizer("cma", TEN[:4], seed=1, restarts="none")
     asked = 0
     while not optimizer.done and asked < 4000:
         candidates = optimizer.ask(optimizer.generation)
@@ -49,7 +49,7 @@ def test_converges_and_says_so() -> None:
 
 def test_a_plateau_is_no_convergence() -> None:
     """Accuracies on a few items tie for many generations."""
-    optimizer = make_optimizer("cma", TEN, seed=1)
+    optimizer = make_optimizer("cma", TEN, seed=1, restarts="none")
     for _ in range(60):
         candidates = optimizer.ask(optimizer.generation)
         optimizer.tell(candidates, [0.25] * len(candidates))
