@@ -23,6 +23,8 @@ class Entry:
         categorical: Whether it takes categorical parameters.
         least: Smallest population that its update can use.
         several: Whether it takes several objectives.
+        tasks: Least and largest number of tasks that count for which it is made; None: any number.
+        batches: Whether it must be told whole generations, so that it cannot be asynchronous.
     """
 
     cls: str
@@ -30,6 +32,8 @@ class Entry:
     least: int
     summary: str
     several: bool = False
+    tasks: tuple[int, int] | None = None
+    batches: bool = False
 
 
 OPTIMIZERS: dict[str, Entry] = {
@@ -38,6 +42,15 @@ OPTIMIZERS: dict[str, Entry] = {
     "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths", several=True),
     "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)"),
     "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, 1, "uniform random search (Optuna)"),
+    "map-elites": Entry(
+        "evomerge.optimizers.quality_diversity:MapElites", True, 2, "best of each mix of 2 to 4 tasks' values (pyribs)",
+        tasks=(2, 4),
+    ),
+    "cma-me": Entry(
+        "evomerge.optimizers.quality_diversity:CmaMe", False, 4, "the same by several CMA-ES (pyribs): no categories",
+        tasks=(2, 4), batches=True,
+    ),
+    "m2n2": Entry("evomerge.optimizers.m2n2:M2N2", True, 1, "competition for items, mates that complement each other"),
 }
 
 
@@ -55,14 +68,16 @@ def make_optimizer(
     sigma: float | None = None,
     initial: Mapping[str, Value] | None = None,
     objectives: int = 1,
+    tasks: int = 1,
 ) -> Optimizer:
     """An optimizer by name ("auto": the default for these parameters).
 
     Args:
         population: Candidates per generation; default the optimizer's own.
-        sigma: First standard deviation as a share of each range (cma, catcma, evolution; the others have none).
+        sigma: First standard deviation as a share of each range (tpe and random have none).
         initial: Where to start; default the parameters' own start.
         objectives: Number of values that candidates are told with.
+        tasks: Number of tasks that count, of which behaviours have a value each.
 
     Raises:
         SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.
@@ -70,7 +85,7 @@ def make_optimizer(
     name = default_optimizer(parameters) if name == AUTO else name
     if name not in OPTIMIZERS:
         raise SpaceError(f'unknown optimizer "{name}"; {choose(name, [AUTO, *OPTIMIZERS])}')
-    _check(name, parameters, seed, population, sigma)
+    _check(name, parameters, seed, population, sigma, tasks)
     if objectives > 1 and not OPTIMIZERS[name].several:
         can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.several)
         raise SpaceError(f'optimizer "{name}" has one objective, {objectives} are asked for; these can: {can}')
@@ -80,12 +95,20 @@ def make_optimizer(
     made: Optimizer = getattr(importlib.import_module(module), cls)(
         parameters, seed, population=population, sigma=sigma, initial=initial,
         **({"objectives": objectives} if objectives > 1 else {}),
+        **({"tasks": tasks} if OPTIMIZERS[name].tasks is not None else {}),
     )  # fmt: skip
     return made
 
 
-def _check(name: str, parameters: Sequence[Parameter], seed: int, population: int | None, sigma: float | None) -> None:
+def _check(
+    name: str, parameters: Sequence[Parameter], seed: int, population: int | None, sigma: float | None, tasks: int
+) -> None:
     problems: list[str] = []
+    if (made_for := OPTIMIZERS[name].tasks) and not made_for[0] <= tasks <= made_for[1]:
+        problems.append(
+            f'optimizer "{name}" keeps the best of each mix of the values in {made_for[0]} to {made_for[1]} tasks that '
+            f'count, the evaluator has {tasks}; "m2n2" keeps diversity over the items of any number'
+        )
     if not parameters:
         problems.append("the space has nothing to search: every parameter is fixed")
     categorical = [p.name for p in parameters if isinstance(p, Categorical)]

@@ -75,12 +75,12 @@ class Space:
             taken, bounds = self.config.taken(gene.parameter), gene.range
             assert taken is not None and bounds.low is not None and bounds.high is not None
             for source in self.names if "source" in gene.axes else ("",):
-                for position in self.grid.positions(gene.axes):
+                for position, place in self.grid.places(gene.axes).items():
                     name = gene.name(source, position)
                     if taken.kind == "int":
-                        yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start))
+                        yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start), place)
                     else:
-                        yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log)
+                        yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log, place=place)
 
     @property
     def sampler(self) -> str:
