@@ -19,7 +19,7 @@ CHOSEN, OTHERS = 0.6, 0.4
 class Cube:
     """Numbers have one coordinate each (see `coordinates`); a category has a key for each choice, the highest wins.
 
-    Keys make a choice a matter of reals (random keys, Bean 1994): steps and lines between points move them like numbers.
+    Keys make a choice a matter of reals (random keys, Bean 1994): steps and lines between points move it like numbers.
 
     Attributes:
         size: Number of coordinates.

@@ -24,6 +24,7 @@ class Entry:
         least: Smallest population that its update can use.
         several: Whether it takes several objectives.
         tasks: Least and largest number of tasks that count for which it is made; None: any number.
+        whole: Whether it needs each candidate's behaviour (see `Optimizer.whole`).
         batches: Whether it must be told whole generations, so that it cannot be asynchronous.
     """
 
@@ -33,6 +34,7 @@ class Entry:
     summary: str
     several: bool = False
     tasks: tuple[int, int] | None = None
+    whole: bool = False
     batches: bool = False
 
 
@@ -43,14 +45,25 @@ OPTIMIZERS: dict[str, Entry] = {
     "tpe": Entry("evomerge.optimizers.optuna_samplers:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)"),
     "random": Entry("evomerge.optimizers.optuna_samplers:Random", True, 1, "uniform random search (Optuna)"),
     "map-elites": Entry(
-        "evomerge.optimizers.quality_diversity:MapElites", True, 2, "best of each mix of 2 to 4 tasks' values (pyribs)",
+        "evomerge.optimizers.quality_diversity:MapElites",
+        True,
+        1,
+        "best of each mix of 2 to 4 tasks' values (pyribs)",
         tasks=(2, 4),
+        whole=True,
     ),
     "cma-me": Entry(
-        "evomerge.optimizers.quality_diversity:CmaMe", False, 4, "the same by several CMA-ES (pyribs): no categories",
-        tasks=(2, 4), batches=True,
+        "evomerge.optimizers.quality_diversity:CmaMe",
+        False,
+        4,
+        "the same by several CMA-ES (pyribs): no categories",
+        tasks=(2, 4),
+        whole=True,
+        batches=True,
     ),
-    "m2n2": Entry("evomerge.optimizers.m2n2:M2N2", True, 1, "competition for items, mates that complement each other"),
+    "m2n2": Entry(
+        "evomerge.optimizers.m2n2:M2N2", True, 1, "competition for items, mates that complement each other", whole=True
+    ),
 }
 
 

@@ -56,7 +56,10 @@ class SlotSpace:
         own = self.pool.num_layers[self.names[0]]
         self.indicators = tuple(
             Float(
-                f"slot.{t // len(layers) + 1}.{name}.{layer}", -1.0, 1.0, START if t < own else -START,
+                f"slot.{t // len(layers) + 1}.{name}.{layer}",
+                -1.0,
+                1.0,
+                START if t < own else -START,
                 place=layer / self.pool.num_layers[name],
             )
             for t, (name, layer) in enumerate(self.slots)
