@@ -385,7 +385,8 @@ def test_default() -> None:
     [
         (
             {"name": "cmaes"},
-            'unknown optimizer "cmaes"; did you mean "cma"? Valid: auto, cma, catcma, evolution, tpe, random, map-elites, cma-me, m2n2',
+            'unknown optimizer "cmaes"; did you mean "cma"? Valid: auto, cma, catcma, evolution, tpe, random,'
+            " map-elites, cma-me, m2n2",
         ),
         ({"parameters": ()}, "the space has nothing to search: every parameter is fixed"),
         ({"population": 1}, 'population = 1: optimizer "cma" needs at least 4'),

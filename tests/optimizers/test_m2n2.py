@@ -13,7 +13,7 @@ from evomerge.optimizers import make_optimizer
 from evomerge.optimizers.protocol import Behaviour
 from evomerge.optimizers.sharing import EPSILON, Scale, attraction, competition, fitness
 from evomerge.score import Value
-from evomerge.space import Categorical, Float, Integer, Parameter, load_space
+from evomerge.space import Categorical, Float, Integer, Parameter, SpaceConfig, load_space
 from tests.optimizers.specialists import SPACE, search, uniform
 
 TINY: tuple[Parameter, ...] = (Float("x", 0.0, 1.0, 0.5), Float("y", 0.0, 1.0, 0.5))
@@ -75,10 +75,12 @@ def given(optimizer: Any, members: list[tuple[dict[str, Value], list[float]]]) -
 
 def test_the_least_fit_goes_and_the_specialist_stays() -> None:
     """20 generalists solve items 0 to 8, one specialist item 9 alone: the worst by its mean, the best by f."""
-    generalists: list[list[float]] = [[1.0] * 9 + [0.0] for _ in range(20)]
+    generalists = [[1.0] * 9 + [0.0] for _ in range(20)]
     generalists[7][3] = 0.0  # the weakest: 8 shared items
     specialist = [0.0] * 9 + [1.0]
-    members = [({"x": k / 20, "y": 0.5}, s) for k, s in enumerate([specialist, *generalists])]
+    members: list[tuple[dict[str, Value], list[float]]] = [
+        ({"x": k / 20, "y": 0.5}, s) for k, s in enumerate([specialist, *generalists])
+    ]
     optimizer: Any = make_optimizer("m2n2", TINY, 0, population=21)
     optimizer.size = 20
     given(optimizer, members)
@@ -211,10 +213,9 @@ def test_finds_what_plain_search_finds_and_keeps_both_tasks_best() -> None:
 
 
 def test_the_presets_know_where_their_parameters_act() -> None:
-    from evomerge.space import Space
-
-    space = load_space("task_arithmetic_layerwise").bind(4)
-    assert isinstance(space, Space)
+    config = load_space("task_arithmetic_layerwise")
+    assert isinstance(config, SpaceConfig)
+    space = config.bind(4)
     places = {p.name.removeprefix("weight.maths."): p.place for p in space.parameters if ".maths." in p.name}
     assert places == {
         "embeddings": None,  # with the head, so on both ends
