@@ -12,6 +12,7 @@ from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, ranks
 from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
+from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -34,6 +35,8 @@ class CatCma:
             its categories are of equal probability again.
         asynchronous: An update is made of every `generation` candidates that were told, also ones that were drawn
             before the last update (cmaes has no way to shorten those), but not of an earlier run.
+        warm: The best of another search: the first run begins from the normal distribution nearest to their numbers,
+            and from how often they have each category.
     """
 
     name = "catcma"
@@ -50,6 +53,7 @@ class CatCma:
         initial: Mapping[str, Value] | None = None,
         restarts: str | None = None,
         asynchronous: bool = False,
+        warm: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         self._floats = [p for p in parameters if isinstance(p, Float) and p.step is None]
         self._grids: list[Float | Integer] = [
@@ -65,9 +69,32 @@ class CatCma:
         self._schedule = Schedule(self._restarts, size, SIGMA if sigma is None else sigma, self._random)
         self._flight: Generation[Any] = Generation(parameters, size, asynchronous=asynchronous)
         self._done = False
-        self._begin(self._schedule.first, self._mean(start))
+        if warm:
+            self._warm(warm)
+        else:
+            self._begin(self._schedule.first, self._mean(start))
 
-    def _begin(self, run: Run, mean: Any) -> None:
+    def _warm(self, warm: Sequence[Mapping[str, Value]]) -> None:
+        numbers: list[Float | Integer] = [*self._floats, *self._grids]
+        mean = covariance = shares = None
+        if numbers:
+            units = [[to_unit(p, float(params[p.name])) for p in numbers] for params in warm]
+            _, step, shape = promising(units)
+            # Of a grid in its numbers; at least as wide as when nothing is known.
+            widths = np.array([1.0] * len(self._floats) + [float(bins(p) - 1) for p in self._grids])
+            covariance = step**2 * shape * np.outer(widths, widths)
+            least = np.array([0.0] * len(self._floats) + [LEAST_STEP] * len(self._grids))
+            covariance += np.diag(np.maximum(least**2 - np.diag(covariance), 0.0))
+            mean = np.mean([self._mean(params) for params in warm], axis=0)
+        if self._categories:
+            shares = np.zeros((len(self._categories), max(len(p.choices) for p in self._categories)))
+            for i, p in enumerate(self._categories):
+                # Once more than they have it, so that none is left out.
+                counts = [1 + sum(params[p.name] == c for params in warm) for c in p.choices]
+                shares[i, : len(counts)] = np.array(counts) / sum(counts)
+        self._begin(self._schedule.first, mean, covariance, shares)
+
+    def _begin(self, run: Run, mean: Any, covariance: Any = None, shares: Any = None) -> None:
         from cmaes import CatCMAwM
 
         self._solution: Any = CatCMAwM.Solution
@@ -81,7 +108,8 @@ class CatCma:
             population_size=run.population,
             mean=mean if widths else None,
             sigma=1.0,
-            cov=np.diag(np.square(widths)) if widths else None,
+            cov=(np.diag(np.square(widths)) if covariance is None else covariance) if widths else None,
+            cat_param=shares,
             seed=self._seed % 2**32,
         )
         self._spent = 0

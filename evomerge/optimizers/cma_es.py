@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
 from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
+from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
@@ -82,6 +83,8 @@ class CmaEs:
         asynchronous: An update is made of every `generation` candidates that were told. Those that were drawn in an
             earlier iteration are shortened where they are further away than ones of now are likely to be (Hansen 2011,
             Injecting external solutions into CMA-ES); those of an earlier run are not learned from.
+        warm: The best of another search: the first run begins from the normal distribution nearest to them instead of
+            `initial` and `sigma`.
     """
 
     name = "cma"
@@ -98,6 +101,7 @@ class CmaEs:
         initial: Mapping[str, Value] | None = None,
         restarts: str | None = None,
         asynchronous: bool = False,
+        warm: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         self._numbers: list[Float | Integer] = [p for p in parameters if not isinstance(p, Categorical)]
         # pycma is not made for one dimension: a second one, which nothing depends on, stands beside it.
@@ -111,9 +115,13 @@ class CmaEs:
         self._schedule = Schedule(self._restarts, size, SIGMA if sigma is None else sigma, self._random)
         self._flight: Generation[_Drawn] = Generation(parameters, size, asynchronous=asynchronous)
         self._done = False
-        self._begin(self._schedule.first, self._point(start))
+        if warm:
+            middle, step, covariance = promising([self._units(p) for p in warm])
+            self._begin(replace(self._schedule.first, sigma=step), self._places(middle), covariance)
+        else:
+            self._begin(self._schedule.first, self._point(start))
 
-    def _begin(self, run: Run, mean: Point) -> None:
+    def _begin(self, run: Run, mean: Point, covariance: Point | None = None) -> None:
         import cma
         from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
 
@@ -143,7 +151,14 @@ class CmaEs:
                 "bounds": [(-half).tolist(), (widths - half).tolist()],
                 "CMA_stds": widths.astype(float).tolist(),
             }
+        if covariance is not None and separable:
+            options["CMA_stds"] = (np.sqrt(np.diag(covariance)) * options.get("CMA_stds", 1.0)).tolist()
         self._es: Any = cma.CMAEvolutionStrategy(mean, run.sigma, options)
+        if covariance is not None and not separable:
+            # As pycma itself does where it goes on from a record (feed_for_resume).
+            self._es.sm.C = covariance
+            self._es.sm.update_now(-1)
+            self._es._updateBDfromSM(self._es.sm)
         self._open = False
         self._spent = 0
         self._stagnation = Stagnation(len(mean), run.population)
@@ -220,8 +235,11 @@ class CmaEs:
         self._open = False
 
     def _point(self, params: Mapping[str, Value]) -> Point:
+        return self._places(self._units(params))
+
+    def _units(self, params: Mapping[str, Value]) -> Point:
         units = [to_unit(p, float(params[p.name])) for p in self._numbers]
-        return self._places(np.array(units if len(units) > 1 else [*units, 0.5]))
+        return np.array(units if len(units) > 1 else [*units, 0.5])
 
     def _places(self, units: Point) -> Point:
         """From the unit cube to pycma's coordinates: where there are bins, the k-th one's middle is k."""

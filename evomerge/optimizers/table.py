@@ -26,6 +26,10 @@ class Entry:
         several: Whether it takes several objectives.
         restarts: Whether it starts again where it has converged.
         starts: Whether its first candidate is the start anyway.
+        tasks: Least and largest number of tasks that count for which it is made; None: any number.
+        whole: Whether it needs each candidate's behaviour (see `Optimizer.whole`).
+        batches: Whether it must be told whole generations, so that it cannot be asynchronous.
+        warm: Whether it begins from a distribution around another search's best.
     """
 
     cls: str
@@ -35,23 +39,33 @@ class Entry:
     several: bool = False
     restarts: bool = False
     starts: bool = False
+    tasks: tuple[int, int] | None = None
+    whole: bool = False
+    batches: bool = False
+    warm: bool = False
 
 
+_PYRIBS = "evomerge.optimizers.quality_diversity"
 _OPTUNA = "evomerge.optimizers.optuna_samplers"
 OPTIMIZERS: dict[str, Entry] = {
-    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers", restarts=True),
-    "catcma": Entry(
-        "evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too", restarts=True
-    ),
-    "evolution": Entry(
-        "evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths", several=True, starts=True
-    ),
+    "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers",
+                 restarts=True, warm=True),
+    "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too",
+                    restarts=True, warm=True),
+    "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths",
+                       several=True, starts=True),
     "tpe": Entry(f"{_OPTUNA}:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)", several=True, starts=True),
     "gp": Entry(f"{_OPTUNA}:Gp", True, 1, "Gaussian process, for few candidates (Optuna)", several=True, starts=True),
     "nsga2": Entry(f"{_OPTUNA}:Nsga2", True, 2, "NSGA-II: several objectives (Optuna)", several=True, starts=True),
     "nsga3": Entry(f"{_OPTUNA}:Nsga3", True, 2, "NSGA-III: three or more (Optuna)", several=True, starts=True),
     "random": Entry(f"{_OPTUNA}:Random", True, 1, "uniform random search (Optuna)", several=True),
-}
+    "map-elites": Entry(f"{_PYRIBS}:MapElites", True, 1, "the best of each mix of 2 to 4 tasks' values (pyribs)",
+                        tasks=(2, 4), whole=True),
+    "cma-me": Entry(f"{_PYRIBS}:CmaMe", False, 4, "the same by several CMA-ES (pyribs): no categories",
+                    tasks=(2, 4), whole=True, batches=True),
+    "m2n2": Entry("evomerge.optimizers.m2n2:M2N2", True, 1, "competition for items, mates that complement each other",
+                  whole=True),
+}  # fmt: skip
 
 
 def restarts_of(name: str, asked: str | None) -> str | None:
@@ -86,16 +100,21 @@ def make_optimizer(
     objectives: int = 1,
     restarts: str | None = None,
     asynchronous: bool = False,
+    tasks: int = 1,
+    warm: Sequence[Mapping[str, Value]] = (),
 ) -> Optimizer:
     """An optimizer by name ("auto": the default for these parameters).
 
     Args:
         population: Candidates per generation; default the optimizer's own.
-        sigma: First standard deviation as a share of each range (cma, catcma, evolution; the others have none).
+        sigma: First standard deviation as a share of each range (tpe and random have none).
         initial: Where to start; default the parameters' own start.
         objectives: Number of values that candidates are told with.
         restarts: "none", "ipop" or "bipop": what follows a run that has converged (cma, catcma); default "bipop".
         asynchronous: Whether any number can be asked and told at any time.
+        tasks: Number of tasks that count, of which behaviours have a value each.
+        warm: The best of another search, the best first: cma and catcma begin from the normal distribution nearest to
+            them (see `warm_start`), the others are given the best half of a generation of them first.
 
     Raises:
         SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.
@@ -103,10 +122,13 @@ def make_optimizer(
     name = default_optimizer(parameters) if name == AUTO else name
     if name not in OPTIMIZERS:
         raise SpaceError(f'unknown optimizer "{name}"; {choose(name, [AUTO, *OPTIMIZERS])}')
-    _check(name, parameters, seed, population, sigma)
+    _check(name, parameters, seed, population, sigma, tasks)
     if objectives > 1 and not OPTIMIZERS[name].several:
         can = ", ".join(n for n, entry in OPTIMIZERS.items() if entry.several)
         raise SpaceError(f'optimizer "{name}" has one objective, {objectives} are asked for; these can: {can}')
+    if asynchronous and OPTIMIZERS[name].batches:
+        can = ", ".join(n for n, entry in OPTIMIZERS.items() if not entry.batches)
+        raise SpaceError(f'optimizer "{name}" must be told whole generations; these can be asynchronous: {can}')
     again = restarts_of(name, restarts)
     if initial is not None:
         initial = check(parameters, initial)
@@ -114,12 +136,24 @@ def make_optimizer(
     made: Optimizer = getattr(importlib.import_module(module), cls)(
         parameters, seed, population=population, sigma=sigma, initial=initial, asynchronous=asynchronous,
         **({"objectives": objectives} if objectives > 1 else {}), **({"restarts": again} if again else {}),
+        **({"tasks": tasks} if OPTIMIZERS[name].tasks is not None else {}),
+        **({"warm": warm} if OPTIMIZERS[name].warm else {}),
     )  # fmt: skip
+    if warm and not OPTIMIZERS[name].warm:
+        for params in warm[: max(1, made.generation // 2)]:
+            made.enqueue(params)
     return made
 
 
-def _check(name: str, parameters: Sequence[Parameter], seed: int, population: int | None, sigma: float | None) -> None:
+def _check(
+    name: str, parameters: Sequence[Parameter], seed: int, population: int | None, sigma: float | None, tasks: int
+) -> None:
     problems: list[str] = []
+    if (made_for := OPTIMIZERS[name].tasks) and not made_for[0] <= tasks <= made_for[1]:
+        problems.append(
+            f'optimizer "{name}" keeps the best of each mix of the values in {made_for[0]} to {made_for[1]} tasks that '
+            f'count, the evaluator has {tasks}; "m2n2" keeps diversity over the items of any number'
+        )
     if not parameters:
         problems.append("the space has nothing to search: every parameter is fixed")
     categorical = [p.name for p in parameters if isinstance(p, Categorical)]

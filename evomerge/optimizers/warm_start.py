@@ -13,7 +13,7 @@ Numbers = npt.NDArray[np.float64]
 ALPHA = 0.1
 
 
-def promising(points: Sequence[Sequence[float]]) -> tuple[Numbers, float, Numbers]:
+def promising(points: Sequence[Sequence[float] | Numbers]) -> tuple[Numbers, float, Numbers]:
     """The normal distribution nearest to a mixture of equal ones around each of the best candidates (eq. 6).
 
     Args:

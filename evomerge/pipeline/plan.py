@@ -153,6 +153,8 @@ class Plan:
     @property
     def no_race(self) -> str | None:
         """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored."""
+        if OPTIMIZERS[self.sampler].whole:
+            return f"sampler {self.sampler} needs the result of every item of each candidate"
         if not self.goals.plain:
             return "the search has other objectives or constraints than the score"
         own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
@@ -215,7 +217,7 @@ class Plan:
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
         return make_optimizer(
             sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
-            asynchronous=options.asynchronous, warm=warm,
+            asynchronous=options.asynchronous, warm=warm, tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
         )  # fmt: skip
 
     def control_searches(self) -> list[Control]:

@@ -10,7 +10,7 @@ from evomerge.recipe import Recipe
 from evomerge.score import Value
 from evomerge.space.align import Departures, align
 from evomerge.space.dataflow import DataflowConfig
-from evomerge.space.grid import LayerGroup, layer_groups
+from evomerge.space.grid import PLACE, LayerGroup, layer_groups
 from evomerge.space.parameters import Categorical, Integer, Parameter, check, initial
 from evomerge.space.pool import Layer, Pool
 from evomerge.space.shape import Shape
@@ -59,7 +59,7 @@ class CompactSpace:
         self.insertable: dict[str, tuple[Layer, ...]] = {
             f"{name}:{_label(group)}": _layers(name, group) for name in self.names for group in self._groups(name)
         }
-        self.parameters: tuple[Parameter, ...] = tuple(self._parameters())
+        self.parameters: tuple[Parameter, ...] = tuple(self._parameters(places))
         middle = (len(self.positions) - 1) / 2
         self._outwards = sorted(range(len(self.positions)), key=lambda p: (abs(p - middle), -p))
         self._check_depth()
@@ -92,13 +92,13 @@ class CompactSpace:
                 f"{depth.low + max(sizes) - 1}"
             )
 
-    def _parameters(self) -> Iterator[Parameter]:
+    def _parameters(self, places: list[float]) -> Iterator[Parameter]:
         labels = [_label(group) for group in self.positions]
-        for label, names in zip(labels, self.choices, strict=True):
+        for label, names, place in zip(labels, self.choices, places, strict=True):
             if len(names) > 1:
-                yield Categorical(f"source.{label}", names, names[0])
-        for label in labels:
-            yield Integer(f"times.{label}", 0, self.config.repeats, 1)
+                yield Categorical(f"source.{label}", names, names[0], place)
+        for label, place in zip(labels, places, strict=True):
+            yield Integer(f"times.{label}", 0, self.config.repeats, 1, place)
         yield from (p for p in self.scales if p is not None)
         count, last = self.config.insertions, len(self.positions) - 1
         for k in range(1, count + 1):
@@ -106,7 +106,7 @@ class CompactSpace:
                 yield Integer(f"insertion.{k}.after", 0, last, k * last // (count + 1))
             yield Categorical(f"insertion.{k}.layer", (NONE, *self.insertable), NONE)
         for end, names in self.pool.choices.items():
-            yield Categorical(end, names, names[0])
+            yield Categorical(end, names, names[0], PLACE[end])
 
     def initial(self) -> dict[str, Value]:
         """The starting value of every parameter, in their order: the first source's own path."""

@@ -158,8 +158,9 @@ class SpaceConfig(Frozen):
             SpaceError: more layer groups than layers, or a module without tensors.
         """
         from evomerge.space.space import Space
+        from evomerge.space.splits import SplitSpace
 
-        return Space(self, num_layers, tensors)
+        return (Space if self.granularity.splits is None else SplitSpace)(self, num_layers, tensors)
 
     def bind_models(self, shapes: Mapping[str, Shape]) -> Space:
         """The space for models of these shapes, by reference; all are as deep as the first (see `bind`)."""

@@ -26,6 +26,7 @@ class Granularity(Frozen):
         embeddings: `own`: input embeddings, and final norm with head, are two groups of their own; `together`: they
             are one; `layers`: they go with the first and the last layer group. Default: own where the layers are
             more than one group or are cut into modules, else layers.
+        splits: Or how many points of the depth, searched too, cut the layers into segments (one more than points).
         smooth: Interpolate between the groups' values over the layers (mergekit's gradients) instead of steps.
     """
 
@@ -34,6 +35,7 @@ class Granularity(Frozen):
     modules: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     embeddings: Literal["own", "together", "layers"] | None = None
     smooth: bool = False
+    splits: int | None = Field(default=None, ge=1)
 
     @field_validator("modules", mode="before")
     @classmethod
@@ -54,6 +56,9 @@ class Granularity(Frozen):
     def _consistent(self) -> Granularity:
         if self.layer_groups is not None and self.layers_per_group is not None:
             raise ValueError('"layer_groups" and "layers_per_group" cannot both be given')
+        given = [k for k in ("layer_groups", "layers_per_group", "smooth") if getattr(self, k)]
+        if self.splits is not None and given:
+            raise ValueError(f'"splits" and "{given[0]}" cannot both be given')
         problems = list(self._module_problems())
         if problems:
             raise ValueError("; ".join(problems))

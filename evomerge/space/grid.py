@@ -19,6 +19,8 @@ from evomerge.errors import SpaceError
 EMBEDDING_FILTERS = ("embed", "wte", "wpe")
 HEAD_FILTERS = ("lm_head", "embed_out", "model.norm", "final_layer", "ln_f")
 EMBEDDINGS, HEAD, OTHER = "embeddings", "head", "other"
+# Where these lie along depth.
+PLACE = {EMBEDDINGS: 0.0, HEAD: 1.0}
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,20 @@ class Grid:
         names += [self.position(axes, g, part) for g in range(len(self.groups)) for part in self.parts]
         names += [self.position(axes, 0, HEAD)] if HEAD in edge else []
         return tuple(dict.fromkeys(names))
+
+    def places(self, axes: Collection[str]) -> dict[str, float | None]:
+        """Where each of `positions` lies along depth: 0 embeddings, 1 the head, between them layers and their modules.
+
+        None where a position is all over the model.
+        """
+        found: dict[str, float | None] = dict.fromkeys(self.positions(axes))
+        if not {"layers", "modules"} & set(axes):
+            return found
+        span, cut = len(self.groups) + 1, len(self.groups) > 1
+        if "layers" in axes or not cut:
+            for g in range(len(self.groups)):
+                for k, part in reversed([*enumerate(self.parts)]):  # a place begins with its first module
+                    found[self.position(axes, g, part)] = (g + 1 + cut * k / len(self.parts)) / span
+        if self.edges == "own":
+            found |= {end: place for end, place in PLACE.items() if end in found}
+        return found

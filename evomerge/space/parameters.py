@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evomerge.errors import SpaceError, choose
 from evomerge.score import Value
@@ -19,6 +19,8 @@ class Float:
 
     Attributes:
         step: Only low + k x step may be had, high being one of them; not together with `log`.
+        place: Where in the model it acts, from 0 (input) to 1 (output), in the order of depth; None: everywhere. All
+            kinds have it; it is no part of what the parameter is.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Float:
     init: float
     log: bool = False
     step: float | None = None
+    place: float | None = field(default=None, compare=False)
 
     @property
     def count(self) -> int | None:
@@ -66,6 +69,7 @@ class Integer:
     low: int
     high: int
     init: int
+    place: float | None = field(default=None, compare=False)
 
     def problem(self, value: Value) -> str | None:
         """Why a value is not one of this parameter's, or None."""
@@ -81,6 +85,7 @@ class Categorical:
     name: str
     choices: tuple[str, ...]
     init: str
+    place: float | None = field(default=None, compare=False)
 
     def problem(self, value: Value) -> str | None:
         """Why a value is not one of this parameter's, or None."""

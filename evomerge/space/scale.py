@@ -77,7 +77,7 @@ class Scale(Frozen):
         """The optimizer's parameter of a hop that begins at a share `place` of the layers; None where it is fixed."""
         if self.value is not None:
             return None
-        return Float(name, self.low, self.high, self.init, step=self.step if place < self.early else None)
+        return Float(name, self.low, self.high, self.init, step=self.step if place < self.early else None, place=place)
 
     @staticmethod
     def encoded(parameter: Float | None, scale: float) -> float | None:

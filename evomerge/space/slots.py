@@ -13,6 +13,7 @@ from evomerge.errors import SpaceError
 from evomerge.recipe import Recipe
 from evomerge.score import Value
 from evomerge.space.dataflow import DataflowConfig
+from evomerge.space.grid import PLACE
 from evomerge.space.parameters import Float, Parameter, check, initial
 from evomerge.space.pool import Pool
 from evomerge.space.scale import Scale, unfit
@@ -55,7 +56,13 @@ class SlotSpace:
             raise SpaceError(f"depth.low = {config.depth.low}: there are {len(self.slots)} slots")
         own = self.pool.num_layers[self.names[0]]
         self.indicators = tuple(
-            Float(f"slot.{t // len(layers) + 1}.{name}.{layer}", -1.0, 1.0, START if t < own else -START)
+            Float(
+                f"slot.{t // len(layers) + 1}.{name}.{layer}",
+                -1.0,
+                1.0,
+                START if t < own else -START,
+                place=layer / self.pool.num_layers[name],
+            )
             for t, (name, layer) in enumerate(self.slots)
         )
         self.scales = {
@@ -65,7 +72,9 @@ class SlotSpace:
         }
         scales = [p for p in self.scales.values() if p is not None]
         self.ends = {
-            end: {n: Float(f"{end}.{n}", -1.0, 1.0, START if n == names[0] else -START) for n in names}
+            end: {
+                n: Float(f"{end}.{n}", -1.0, 1.0, START if n == names[0] else -START, place=PLACE[end]) for n in names
+            }
             for end, names in self.pool.choices.items()
         }
         ends = [p for parameters in self.ends.values() for p in parameters.values()]

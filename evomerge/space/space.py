@@ -10,7 +10,7 @@ from evomerge.methods import METHODS, Method
 from evomerge.recipe import Condition, Extras, InputModel, InputSlice, OutputSlice, Parameters, Recipe, Scalar, Setting
 from evomerge.score import Value
 from evomerge.space.config import SpaceConfig
-from evomerge.space.grid import Grid, layer_groups
+from evomerge.space.grid import Grid, LayerGroup, layer_groups
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, default_sampler, initial
 from evomerge.space.range import Range
 from evomerge.space.starts import Start, merge_starts
@@ -50,9 +50,15 @@ class Space:
         parameters: What the optimizer varies.
     """
 
-    def __init__(self, config: SpaceConfig, num_layers: int, tensors: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: SpaceConfig,
+        num_layers: int,
+        tensors: Collection[str] | None = None,
+        groups: tuple[LayerGroup, ...] | None = None,
+    ) -> None:
         cut = config.granularity
-        groups = layer_groups(num_layers, cut.layer_groups, cut.layers_per_group)
+        groups = groups or layer_groups(num_layers, cut.layer_groups, cut.layers_per_group)
         self.config = config
         self.num_layers = num_layers
         self.grid = Grid.cut(groups, cut.modules, cut.edges, cut.smooth, tensors)
@@ -76,12 +82,12 @@ class Space:
             taken, bounds = self.config.taken(gene.parameter), gene.range
             assert taken is not None and bounds.low is not None and bounds.high is not None
             for source in self.names if "source" in gene.axes else ("",):
-                for position in self.grid.positions(gene.axes):
+                for position, place in self.grid.places(gene.axes).items():
                     name = gene.name(source, position)
                     if taken.kind == "int":
-                        yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start))
+                        yield Integer(name, int(bounds.low), int(bounds.high), round(bounds.start), place)
                     else:
-                        yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log)
+                        yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log, place=place)
 
     @property
     def sampler(self) -> str:
@@ -193,6 +199,8 @@ class Space:
     def fingerprint(self) -> dict[str, Any]:
         """What makes this space this space, as plain data; the file's name and way of writing do not count."""
         config = self.config.model_dump(mode="json", exclude={"name"})
+        if config["granularity"]["splits"] is None:  # fingerprints that were stored before there were any
+            del config["granularity"]["splits"]
         return {
             "num_layers": self.num_layers,
             **config,
@@ -207,6 +215,7 @@ class Space:
         if config.base_model:
             words += f" on {config.base_model}"
         counts = [f"{METHOD} (1 of {len(config.method)})"] if len(config.method) > 1 else []
+        counts += [f"split ({splits} points)"] if (splits := config.granularity.splits) else []
         for gene in self.genes.values():
             positions = self.grid.positions(gene.axes)
             sources = [f"{len(self.names)} sources"] if "source" in gene.axes and len(self.names) > 1 else []

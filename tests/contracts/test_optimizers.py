@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from evomerge.errors import EvoMergeError, SpaceError
-from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer
+from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer
+from evomerge.optimizers import make_optimizer as make
+from evomerge.optimizers.protocol import Behaviour
 from evomerge.score import Value
 from evomerge.space import Categorical, Float, Integer, Parameter
 
@@ -39,6 +41,13 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
     "mixed": MIXED,
     "category": MIXED[:1],
 }
+
+
+def make_optimizer(name: str, parameters: Sequence[Parameter], seed: int, **keys: Any) -> Optimizer:
+    """As made for two tasks that count."""
+    if keys.get("asynchronous") and OPTIMIZERS[name].batches:
+        pytest.skip("must be told whole generations")
+    return make(name, parameters, seed, **{"tasks": 2, **keys})
 
 
 def takes(name: str, space: str) -> bool:
@@ -74,6 +83,25 @@ def quality(params: Mapping[str, Value]) -> float:
 
 
 Log = list[tuple[dict[str, Value], float | None]]
+THRESHOLDS = -np.geomspace(0.003, 4.0, 12)
+
+
+def behaviour(params: Mapping[str, Value], score: float | None) -> Behaviour | None:
+    """Two tasks whose mean is the score, and items that ask for more and more of either; which of them, a wave says."""
+    if score is None or not math.isfinite(score):
+        return None
+    lean = 0.2 * math.sin(3 * sum(len(v) if isinstance(v, str) else v for v in params.values()))
+    tasks = (score + lean, score - lean)
+    items = np.concatenate([value > THRESHOLDS for value in tasks]).astype(np.float32)
+    return Behaviour(tasks, items)
+
+
+def tell(optimizer: Optimizer, asked: Sequence[Mapping[str, Value]], scores: Sequence[float | None]) -> None:
+    """With behaviours, where the optimizer needs them."""
+    if OPTIMIZERS[optimizer.name].whole:
+        optimizer.tell(asked, scores, [behaviour(p, s) for p, s in zip(asked, scores, strict=True)])
+    else:
+        optimizer.tell(asked, scores)
 
 
 def run(
@@ -92,7 +120,7 @@ def run(
     for _ in range(generations):
         asked = optimizer.ask(optimizer.generation)
         scores = [score(p) for p in asked]
-        optimizer.tell(asked, scores)
+        tell(optimizer, asked, scores)
         log += zip(asked, scores, strict=True)
     return log
 
@@ -113,7 +141,7 @@ def shuffled(
         out += asks[-1]
         back = [out.pop(draw.randrange(len(out))) for _ in range(min(len(out), draw.randint(1, 2)))]
         tells.append((back, [score(p) for p in back]))
-        optimizer.tell(*tells[-1])
+        tell(optimizer, *tells[-1])
         told += len(back)
     return asks, tells
 
@@ -135,7 +163,7 @@ def test_asks_in_bounds_order_and_type(name: str, space: str, asynchronous: bool
     optimizer = make_optimizer(name, parameters, seed=1, asynchronous=asynchronous)
     assert optimizer.name == name
     assert optimizer.generation >= 2
-    assert not optimizer.done and not (optimizer.whole and asynchronous)
+    assert not optimizer.done and optimizer.whole == OPTIMIZERS[name].whole
     log = run(optimizer, 6, asynchronous=asynchronous)
     assert len(log) >= 6 * optimizer.generation
     for params, _ in log:
@@ -159,10 +187,10 @@ def test_same_seed_same_sequence_other_seed_other(name: str, space: str) -> None
 def sequences(name: str) -> dict[str, Any]:
     """What it asks in both modes, with failures."""
     space = SPACES["mixed" if OPTIMIZERS[name].categorical else "numbers"]
-    return {
-        "in turn": run(make_optimizer(name, space, seed=5), 4, sometimes),
-        "asynchronous": shuffled(make_optimizer(name, space, seed=5, asynchronous=True), 35, sometimes),
-    }
+    found: dict[str, Any] = {"in turn": run(make_optimizer(name, space, seed=5), 4, sometimes)}
+    if not OPTIMIZERS[name].batches:
+        found["asynchronous"] = shuffled(make_optimizer(name, space, seed=5, asynchronous=True), 35, sometimes)
+    return found
 
 
 @cache
@@ -196,7 +224,7 @@ def test_replay_equals_continued(name: str, space: str) -> None:
         asked = replayed.ask(replayed.generation)
         stored = [next(told) for _ in asked]
         assert [p for p, _ in stored] == asked
-        replayed.tell([p for p, _ in stored], [s for _, s in stored])
+        tell(replayed, [p for p, _ in stored], [s for _, s in stored])
     assert run(whole, 3) == run(replayed, 3)
 
 
@@ -207,7 +235,7 @@ def test_replay_equals_continued_asynchronously(name: str, space: str) -> None:
     asks, tells = shuffled(whole, 40, sometimes)
     for asked, told in json.loads(json.dumps(list(zip(asks, tells, strict=True)))):
         assert replayed.ask(len(asked)) == asked
-        replayed.tell(*told)
+        tell(replayed, *told)
     assert [whole.ask(2) for _ in range(3)] == [replayed.ask(2) for _ in range(3)]
     if name != "random" and space not in ("category", "integer"):
         other = make_optimizer(name, SPACES[space], seed=2, asynchronous=True)
@@ -221,7 +249,7 @@ def test_pickles_mid_generation(name: str, space: str) -> None:
     asked = one.ask(one.generation)
     two: Optimizer = pickle.loads(pickle.dumps(one))
     for optimizer in (one, two):
-        optimizer.tell(asked, [quality(p) for p in asked])
+        tell(optimizer, asked, [quality(p) for p in asked])
     assert run(one, 2) == run(two, 2)
 
 
@@ -259,15 +287,18 @@ def test_a_failure_is_told_as_worse_than_every_score(name: str, space: str, asyn
     if name == "random":
         assert failed == sequence(1e3)
         return
-    # A Gaussian process learns from values: as if told the worst of those that did not fail.
-    assert name == "gp" or failed == sequence(-1e3)
-    assert failed != sequence(1e3) or space in ("category", "integer") or name in ALONE and space == "one float"
+    # A Gaussian process learns from values: as if told the worst of those that did not fail. An archive over the tasks
+    # keeps a bad candidate that is alone in its cell, a failed one never.
+    assert name == "gp" or OPTIMIZERS[name].tasks or failed == sequence(-1e3)
+    assert failed != sequence(1e3) or space in ("category", "integer") or (name in ALONE and space == "one float")
 
 
 @each
 def test_failures_are_avoided(name: str) -> None:
     if name == "random":
         pytest.skip("random search learns nothing")
+    if name == "cma-me":
+        pytest.skip("where nothing is new it starts again from any elite; tests/optimizers/test_quality_diversity.py")
 
     def score(params: Mapping[str, Value]) -> float | None:
         return None if float(params["weight.a"]) < 0.2 else 0.5  # half the space fails, the rest ties
@@ -306,7 +337,7 @@ def test_enqueued_come_first_as_they_are_and_are_told(name: str, space: str) -> 
     given = mine
     asked = optimizer.ask(6)
     assert asked[: len(given)] == given
-    optimizer.tell(asked, [quality(p) for p in asked])
+    tell(optimizer, asked, [quality(p) for p in asked])
     log = run(optimizer, 2)
     assert all(p.problem(params[p.name]) is None for params, _ in log for p in parameters)
     with pytest.raises(EvoMergeError, match="before the first generation"):
@@ -317,7 +348,7 @@ def test_enqueued_come_first_as_they_are_and_are_told(name: str, space: str) -> 
     first = [one_by_one.ask(1)[0] for _ in range(8)]
     assert first[: len(given)] == given
     for params in reversed(first):
-        one_by_one.tell([params], [quality(params)])
+        tell(one_by_one, [params], [quality(params)])
     assert all(p.problem(params[p.name]) is None for params in one_by_one.ask(4) for p in parameters)
 
 
@@ -357,7 +388,7 @@ def test_ask_and_tell_take_turns(name: str) -> None:
         optimizer.tell([*asked[:-1], {**asked[-1], "weight.b": 0.123}], [0.0] * n)
     asked_copy = [dict(p) for p in asked]
     asked[0].clear()  # the caller's copy is the caller's
-    optimizer.tell(asked_copy, [0.0] * n)
+    tell(optimizer, asked_copy, [0.0] * n)
 
 
 @each
@@ -375,14 +406,14 @@ def test_asynchronously_any_number_is_asked_and_told_at_any_time(name: str) -> N
         optimizer.tell([asked[1], {**asked[0], "weight.b": 0.123}], [0.0, 0.0])
     with pytest.raises(EvoMergeError, match="told 2 values of a candidate, expected 1"):
         optimizer.tell(asked[:1], [(0.0, 1.0)])
-    optimizer.tell(asked[1:2], [0.0])  # what was refused left it as it was
+    tell(optimizer, asked[1:2], [0.0])  # what was refused left it as it was
     with pytest.raises(EvoMergeError, match="not asked for, or told before"):
         optimizer.tell(asked[1:2], [0.0])
     # The last ones first, and none for a while: it asks on whatever is out.
     for params in reversed(asked[2:]):
-        optimizer.tell([params], [quality(params)])
+        tell(optimizer, [params], [quality(params)])
     later = optimizer.ask(5)
-    optimizer.tell([*later[3:], asked[0]], [0.5, None, float("nan")])
+    tell(optimizer, [*later[3:], asked[0]], [0.5, None, float("nan")])
     assert len(optimizer.ask(3)) == 3
 
 
@@ -398,7 +429,7 @@ def test_asynchronously_twins_are_interchangeable(name: str) -> None:
         assert asked.count(twin) == 2
         twins = [i for i, p in enumerate(asked) if p == twin]
         for i in [twins[k] for k in order] + [i for i in range(8) if i not in twins]:
-            optimizer.tell([asked[i]], [quality(asked[i])])
+            tell(optimizer, [asked[i]], [quality(asked[i])])
         with pytest.raises(EvoMergeError, match="nothing to tell"):
             optimizer.tell([twin], [0.0])
         return optimizer.ask(3)
@@ -446,7 +477,7 @@ def test_objectives_that_all_fail_or_tie(name: str, objectives: int) -> None:
     for generation in range(7):
         asked = optimizer.ask(optimizer.generation)
         tie = 0.5 if objectives == 1 else (0.5,) * objectives
-        optimizer.tell(asked, [None if generation < 3 else tie] * len(asked))
+        tell(optimizer, asked, [None if generation < 3 else tie] * len(asked))
     assert all(p.problem(params[p.name]) is None for params in asked for p in FLOATS)
 
 
@@ -454,7 +485,10 @@ def test_objectives_that_all_fail_or_tie(name: str, objectives: int) -> None:
 @pytest.mark.parametrize("space", ["floats", "mixed"])
 @both
 def test_improves(name: str, space: str, asynchronous: bool) -> None:
-    """The search gets nearer than uniform draws do at equal budget (but random search itself)."""
+    """The search gets nearer than uniform draws do at equal budget.
+
+    But random search itself, and archives over tasks, whose candidates go to all cells (they have a test of their own).
+    """
     if not takes(name, space):
         pytest.skip("refuses categories")
     budget, seeds = 160, range(1 if name in SLOW else 3)
@@ -465,7 +499,7 @@ def test_improves(name: str, space: str, asynchronous: bool) -> None:
 
     found = np.median([reached(name, seed) for seed in seeds])
     assert found > quality({p.name: p.init for p in SPACES[space]}) / 2
-    if name != "random":
+    if name != "random" and not OPTIMIZERS[name].tasks:
         assert found > np.median([reached("random", seed) for seed in seeds])
 
 
@@ -499,6 +533,27 @@ def test_categories_are_refused_with_who_can_take_them() -> None:
         )
 
 
+@pytest.mark.parametrize("name", [n for n, entry in OPTIMIZERS.items() if entry.whole])
+def test_behaviours_are_asked_for_and_elites_known(name: str) -> None:
+    optimizer: Any = make_optimizer(name, FLOATS, seed=1)
+    assert optimizer.whole and optimizer.elites() == []
+    asked = optimizer.ask(optimizer.generation)
+    with pytest.raises(EvoMergeError, match=f"expected the behaviours of all {len(asked)} candidates, got none"):
+        pickle.loads(pickle.dumps(optimizer)).tell(asked, [0.5] * len(asked))
+    with pytest.raises(EvoMergeError, match="a candidate that has a score has no behaviour"):
+        pickle.loads(pickle.dumps(optimizer)).tell(asked, [0.5] * len(asked), [None] * len(asked))
+    scores = [sometimes(p) for p in asked]
+    tell(optimizer, asked, scores)
+    log = [*zip(asked, scores, strict=True), *run(optimizer, 4, sometimes)]
+    elites = optimizer.elites()
+    assert [e.score for e in elites] == sorted((e.score for e in elites), reverse=True)
+    assert elites[0].score == best(log)
+    for elite in elites:  # none that failed, each as it was told
+        assert (elite.params, elite.score) in log
+        assert elite.tasks == behaviour(elite.params, elite.score).tasks  # type: ignore[union-attr]
+    assert len({json.dumps(e.params) for e in elites}) == len(elites)
+
+
 def test_default() -> None:
     assert default_optimizer(FLOATS) == default_optimizer(NUMBERS) == "cma"
     assert default_optimizer(MIXED) == "catcma"  # a space may know better: its `sampler`
@@ -530,6 +585,16 @@ def test_default() -> None:
             "w: step = 0.1: a parameter whose logarithm is searched has no grid",
         ),
         ({"parameters": (Float("w", 0.5, 1.5, 1.0, step=0.0),)}, "w: step = 0: expected a number above 0"),
+        (
+            {"name": "map-elites", "tasks": 1},
+            'optimizer "map-elites" keeps the best of each mix of the values in 2 to 4 tasks that count, the evaluator'
+            ' has 1; "m2n2" keeps diversity over the items of any number',
+        ),
+        (
+            {"name": "cma-me", "tasks": 5},
+            'optimizer "cma-me" keeps the best of each mix of the values in 2 to 4 tasks that count, the evaluator'
+            ' has 5; "m2n2" keeps diversity over the items of any number',
+        ),
         (
             {"objectives": 2},
             'optimizer "cma" has one objective, 2 are asked for; these can: '

@@ -68,7 +68,8 @@ def test_a_limit_that_keeps_a_share_of_what_the_base_or_the_best_source_has():
 
 def test_those_that_keep_the_constraints_come_first():
     goals = Goals(("score",), (), (Limit("b", low=0.5),))
-    trials = [trial(0, goals, 0.9, 0.1), trial(1, goals, 0.2, 0.6), trial(2, goals, 0.8, 0.4), trial(3, goals, 0.3, 0.5)]
+    pairs = [(0.9, 0.1), (0.2, 0.6), (0.8, 0.4), (0.3, 0.5)]
+    trials = [trial(i, goals, a, b) for i, (a, b) in enumerate(pairs)]
     assert [t.number for t in best(trials)] == [3, 1, 2, 0]
 
 

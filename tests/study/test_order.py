@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from evomerge.evaluation.goals import DEPTH
 from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.score import State, Trial
-from evomerge.evaluation.goals import DEPTH
 from evomerge.study.candidates import LAYERS, layer_evaluations, path_front
 from evomerge.study.job import Answer
 from evomerge.study.loop import ROUNDS, dealt, path_order

@@ -1,0 +1,115 @@
+"""The archive of MAP-Elites (Mouret and Clune 2015) over the tasks' values, by pyribs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evomerge.optimizers.behaviours import Elite, best_first
+from evomerge.optimizers.cube import Point
+from evomerge.score import Value
+
+# Cells along each task's axis, by the number of tasks: about as many cells as a search has candidates.
+CELLS = {2: 10, 3: 5, 4: 4}
+MOST_TASKS = max(CELLS)
+# How far beyond a value that left the grid it is laid anew, as a share of what is seen: records come in small steps.
+MARGIN = 0.1
+# At least, so that a task in which all have one value has a range.
+NARROW = 1e-6
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate as it is put into the archive: its place in the cube, its score, its value in each task."""
+
+    point: Point
+    params: Mapping[str, Value]
+    score: float
+    tasks: tuple[float, ...]
+
+
+class TaskArchive:
+    """A grid over the values in each task; in each cell the candidate of the highest score.
+
+    The values' range is not known ahead (accuracies of merges lie close together, likelihoods anywhere), so the grid
+    spans what is seen. Where a value falls outside, the grid is laid anew, a tenth wider (not beyond [0, 1] where all
+    values of a task are in it), and filled from all that was ever added: an elite that loses its cell goes, another
+    candidate may come back.
+
+    Attributes:
+        ribs: pyribs' `GridArchive`, over [0, 1] in each task; its field `number` counts what was added.
+        ranges: Lowest and highest value of the grid in each task, shape (2, tasks).
+    """
+
+    def __init__(self, size: int, tasks: int, seed: int) -> None:
+        from ribs.archives import GridArchive
+
+        self.ribs: Any = GridArchive(
+            solution_dim=size,
+            dims=[CELLS[tasks]] * tasks,
+            ranges=[(0.0, 1.0)] * tasks,
+            seed=seed,
+            extra_fields={"number": ((), np.int64)},
+        )
+        self.ranges: npt.NDArray[np.float64] | None = None
+        self._seen: list[Found] = []
+
+    def add(self, found: Sequence[Found]) -> list[tuple[int, float]]:
+        """Put candidates in, one after the other.
+
+        Returns:
+            Of each its status (2: in a new cell, 1: in the place of a worse one, 0: not in), and by how much it is
+            better than the one that it met (in a new cell: its score).
+        """
+        if not found:
+            return []
+        self._cover(np.array([f.tasks for f in found]))
+        return [self._put(f) for f in found]
+
+    def elites(self) -> list[Elite]:
+        """Those in the cells, the best first; of equal ones the earlier."""
+        kept = [self._seen[i] for i in sorted(self.ribs.data("number").tolist())]
+        return best_first([Elite(dict(f.params), f.score, f.tasks) for f in kept])
+
+    @property
+    def coverage(self) -> float:
+        """Share of the cells that have a candidate."""
+        return float(self.ribs.stats.coverage)
+
+    @property
+    def qd_score(self) -> float:
+        """Sum over the cells of their scores (Pugh et al. 2016), above the lowest ever added where that is negative."""
+        offset = min((f.score for f in self._seen), default=0.0)
+        return float(np.sum(self.ribs.data("objective") - min(offset, 0.0)))
+
+    def _put(self, found: Found) -> tuple[int, float]:
+        assert self.ranges is not None
+        low, high = self.ranges
+        # One at a time: adding a batch compiles with numba, which takes longer than a search's additions together.
+        info = self.ribs.add_single(
+            solution=found.point,
+            objective=found.score,
+            measures=(np.array(found.tasks) - low) / (high - low),
+            number=len(self._seen),
+        )
+        self._seen.append(found)
+        return int(info["status"]), float(info["value"])
+
+    def _cover(self, values: npt.NDArray[np.float64]) -> None:
+        """Lay the grid anew where some values (candidates, tasks) fall outside."""
+        if self.ranges is not None and np.all(values >= self.ranges[0]) and np.all(values <= self.ranges[1]):
+            return
+        seen = np.array([*(f.tasks for f in self._seen), *values])
+        low, high = seen.min(axis=0), seen.max(axis=0)
+        margin = np.maximum(MARGIN * (high - low), NARROW)
+        ranges = np.stack([low - margin, high + margin])
+        share = (low >= 0.0) & (high <= 1.0)
+        self.ranges = np.where(share, np.clip(ranges, 0.0, 1.0), ranges)
+        again, self._seen = self._seen, []
+        self.ribs.clear()
+        for f in again:
+            self._put(f)
