@@ -61,6 +61,9 @@ def test_results_outside_0_to_1_are_scaled_by_item() -> None:
     for row in told:
         scale.see(row)
     assert scale(told).tolist() == [[1, 0.25, 0, 0, 0], [0, 0.5, 1, 0, 0], [1, 0.5, 0, 0, 1]]
+    rounded = Scale()
+    rounded.see(np.array([1.0 + 1e-7]))
+    assert rounded(np.array([[0.5], [1.0 + 1e-7]])).tolist() == [[0.5], [1.0]]
 
 
 def given(optimizer: Any, members: list[tuple[dict[str, Value], list[float]]]) -> None:
