@@ -116,7 +116,7 @@ def test_two_specialists_live_through_a_search() -> None:
         everything += [(s, p["x"]) for (s, _), p in zip(known, asked, strict=True)]
         optimizer.tell(asked, [s for s, _ in known], [b for _, b in known])
     assert ends([e.params["x"] for e in optimizer.elites()]) == (True, True)
-    best = [x for _, x in sorted(everything, reverse=True)[: optimizer.size]]  # of the same candidates, by their scores alone
+    best = [x for _, x in sorted(everything, reverse=True)[: optimizer.size]]  # by score alone
     assert ends(best) == (True, False)
 
 
