@@ -99,6 +99,7 @@ class M2N2:
         flight = self._flight
         flight.open(n)
         asked, flight.queue = flight.queue[:n], flight.queue[n:]
+        self._started = self._started or self._start in asked
         if len(asked) < n and not self._started:
             asked.append(self._start)
             self._started = True
