@@ -144,6 +144,7 @@ class MapElites(_Archived):
         """See `Optimizer.ask`."""
         self._flight.open(n)
         given = self._flight.take(n)
+        self._started = self._started or self._start in given
         if len(given) < n and not self._started:
             given.append(self._start)
             self._started = True

@@ -68,7 +68,7 @@ class Scale:
     def __call__(self, results: Array) -> Array:
         """The results of some candidates, scaled by all that was seen, shape (candidates, items)."""
         assert self._low is not None and self._high is not None
-        plain = (self._low >= 0.0) & (self._high <= 1.0)
+        plain = (self._low >= -EPSILON) & (self._high <= 1.0 + EPSILON)  # float32 shares may round beyond
         low, high = np.where(plain, 0.0, self._low), np.where(plain, 1.0, self._high)
         width = high - low
         known = np.isfinite(width) & (width > 0.0)

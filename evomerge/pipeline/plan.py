@@ -34,8 +34,6 @@ FINGERPRINT_VERSION = 1
 CONTROL_SEED = 1_000_003
 # The optimizer for several objectives where the space's own takes one.
 SEVERAL = "evolution"
-# Optimizers whose first candidate is the start anyway.
-STARTING = ("evolution", "tpe")
 # The control of paths that merges the same sources.
 PARAMETER_SPACE = "parameter space"
 # Files of a model beside its weights and its configuration.
@@ -197,12 +195,11 @@ class Plan:
             warm: The best candidates of another study, the best first: it begins from them, and the best comes first.
         """
         made = self._made(self.sampler, space, self.options.seed, warm)
-        first = [*self.enqueued, *warm[:1], *(s.params for s in space.starts() if starts)]
+        winner = [space.initial()] if self.first is not None else []
+        first = [*self.enqueued, *warm[:1], *winner, *(s.params for s in space.starts() if starts)]
         for i, params in enumerate(first):
             if params not in first[:i]:
                 made.enqueue(params)
-        if self.first is not None and self.sampler not in STARTING:
-            made.enqueue(space.initial())
         return made
 
     def control_optimizer(self, space: SearchSpace, sampler: str) -> Optimizer:

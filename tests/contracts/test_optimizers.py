@@ -305,7 +305,8 @@ def test_failures_are_avoided(name: str) -> None:
 
     log = run(make_optimizer(name, FLOATS, seed=0), 20, score)
     failed = [s is None for _, s in log]
-    assert sum(failed[len(failed) // 2 :]) < sum(failed[: len(failed) // 2])
+    early, late = sum(failed[: len(failed) // 2]), sum(failed[len(failed) // 2 :])
+    assert late < max(early, 0.1 * len(failed))  # or is far below what fails of the space from the beginning
 
 
 @every

@@ -61,6 +61,9 @@ def test_results_outside_0_to_1_are_scaled_by_item() -> None:
     for row in told:
         scale.see(row)
     assert scale(told).tolist() == [[1, 0.25, 0, 0, 0], [0, 0.5, 1, 0, 0], [1, 0.5, 0, 0, 1]]
+    rounded = Scale()
+    rounded.see(np.array([1.0 + 1e-7]))
+    assert rounded(np.array([[0.5], [1.0 + 1e-7]])).tolist() == [[0.5], [1.0]]
 
 
 def given(optimizer: Any, members: list[tuple[dict[str, Value], list[float]]]) -> None:
@@ -113,7 +116,7 @@ def test_two_specialists_live_through_a_search() -> None:
         everything += [(s, p["x"]) for (s, _), p in zip(known, asked, strict=True)]
         optimizer.tell(asked, [s for s, _ in known], [b for _, b in known])
     assert ends([e.params["x"] for e in optimizer.elites()]) == (True, True)
-    best = [x for _, x in sorted(everything, reverse=True)[:20]]  # of the same candidates, by their scores alone
+    best = [x for _, x in sorted(everything, reverse=True)[: optimizer.size]]  # by score alone
     assert ends(best) == (True, False)
 
 

@@ -201,3 +201,12 @@ def test_folded() -> None:
 def test_behaviours_of_the_little_merge_are_its_score() -> None:
     score, known = behaviour({p.name: 0.7 for p in SPACE})
     assert score == pytest.approx(float(known.items.mean())) and 0 < score < 1
+
+
+@pytest.mark.parametrize("name", ["map-elites", "m2n2"])
+def test_a_start_that_was_enqueued_is_asked_once(name: str) -> None:
+    optimizer = make_optimizer(name, FEW, 0, tasks=2)
+    start: dict[str, Value] = {"x": 0.5, "y": 0.5}
+    optimizer.enqueue({"x": 0.1, "y": 0.1})
+    optimizer.enqueue(start)
+    assert optimizer.ask(optimizer.generation).count(start) == 1
