@@ -100,8 +100,8 @@ class Plan:
         self.sampler = options.sampler_for(self.space)
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
-            restarts_of(self.sampler, options.restarts)
             self.optimizer(self.space)
+            restarts_of(self.sampler, options.restarts)
         evaluator = open_evaluator(self.evaluator)
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
@@ -175,7 +175,8 @@ class Plan:
 
     def restarts(self, sampler: str) -> str | None:
         """How this optimizer starts again; None where it cannot (a control may be of another kind)."""
-        return restarts_of(sampler, self.options.restarts) if OPTIMIZERS[sampler].restarts else None
+        entry = OPTIMIZERS.get(sampler)
+        return restarts_of(sampler, self.options.restarts) if entry is not None and entry.restarts else None
 
     def begin(self, store: Store) -> Study:
         """The study in a database, made where it is not there.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 
@@ -25,17 +23,16 @@ def test_of_more_than_200_only_variances_are_adapted(n: int) -> None:
         asked = optimizer.ask(optimizer.generation)
         optimizer.tell(asked, [-sum((float(v) - 0.3) ** 2 for v in p.values()) for p in asked])
     es = optimizer._es
-    full = es.sm.covariance_matrix if n <= FULL else es.sm.C
-    off = np.abs(full - np.diag(np.diag(full))).max() if np.ndim(full) == 2 else 0.0
-    assert (off > 0) == (n <= FULL)
+    assert hasattr(es.sm, "C") == (n <= FULL)  # else there is no matrix at all
+    assert n > FULL or np.abs(es.sm.C - np.diag(np.diag(es.sm.C))).max() > 0
     assert (np.ptp(es.sigma_vec.scaling * np.ones(n)) > 0) == (n > FULL)
 
 
-def test_it_gets_down_an_ellipsoid_of_300_parameters() -> None:
+def test_it_gets_down_an_ellipsoid_of_250_parameters() -> None:
     """Condition 10^4. In 1,500 candidates: far below the start, and below pycma with all covariances (its default)."""
     import cma
 
-    n, budget = 300, 1500
+    n, budget = 250, 1500
     scale = 10 ** np.linspace(0, 2, n)
     optimum = np.random.default_rng(5).uniform(0.3, 0.7, n)
 
@@ -79,26 +76,22 @@ def test_enqueued_ones_and_the_two_that_are_compared_keep_their_places() -> None
 
 def test_integers_keep_moving_and_their_best_is_found_with_the_floats() -> None:
     """Six switches and four floats, rotated: what equal bins alone take three times as long for (docs/decisions)."""
-    draw = np.random.default_rng(3)
-    q = np.linalg.qr(draw.standard_normal((10, 10)))[0]
-    scale, width = 10 ** np.linspace(0, 1, 10), np.array([1.0] * 4 + [0.5] * 6)
-    optimum = np.concatenate([draw.uniform(0.1, 0.9, 4), draw.integers(0, 2, 6)])
     space: tuple[Parameter, ...] = (
         *(Float(f"x{i}", 0.0, 1.0, 0.5) for i in range(4)),
         *(Integer(f"k{i}", 0, 1, 0) for i in range(6)),
     )
-
-    def score(params: Mapping[str, Value]) -> float:
-        x = np.array(list(params.values()), dtype=float)
-        return -float(np.sum((scale * (q @ ((x - optimum) * width))) ** 2))
-
+    scale, width = 10 ** np.linspace(0, 1, 10), np.array([1.0] * 4 + [0.5] * 6)
     bests = []
-    for seed in range(3):
+    for seed in range(5):
+        draw = np.random.default_rng(1000 + seed)
+        q = np.linalg.qr(draw.standard_normal((10, 10)))[0]
+        optimum = np.concatenate([draw.uniform(0.1, 0.9, 4), draw.integers(0, 2, 6)])
         optimizer = make_optimizer("cma", space, seed=seed)
         best = -np.inf
-        for _ in range(70):
+        for _ in range(80):
             asked = optimizer.ask(optimizer.generation)
-            scores = [score(p) for p in asked]
+            points = [np.array(list(p.values()), dtype=float) for p in asked]
+            scores = [-float(np.sum((scale * (q @ ((x - optimum) * width))) ** 2)) for x in points]
             optimizer.tell(asked, scores)
             best = max(best, *scores)
         bests.append(best)
