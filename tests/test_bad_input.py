@@ -74,6 +74,10 @@ def test_unknown_sampler(refused):
     refused("--sampler", "cmaes", words=["--sampler cmaes", 'did you mean "cma"'])
 
 
+def test_restarts_of_a_sampler_that_has_none(refused):
+    refused("--sampler", "tpe", "--restarts", "ipop", words=["--sampler tpe", "has no restarts", "cma, catcma"])
+
+
 def test_low_above_high(refused):
     refused(space=SPACE | {"parameters": {"weight": {"low": 2, "high": 1}}}, words=["low = 2 must be below high = 1"])
 

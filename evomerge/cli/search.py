@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "objectives: score, its tasks, depth (of paths), TASK.length; several: the front of those that no other beats",
     )  # fmt: skip
     how = parser.add_argument_group("how to search")
-    from evomerge.optimizers import OPTIMIZERS
+    from evomerge.optimizers import OPTIMIZERS, RESTARTS
 
     words = "; ".join(f"{name}: {entry.summary}" for name, entry in OPTIMIZERS.items())
     how.add_argument("--sampler", default="auto", metavar="NAME", help=f"{words} (default: auto)")
@@ -51,6 +51,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
     )
     how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
+    how.add_argument(
+        "--restarts", choices=RESTARTS,
+        help="cma, catcma: what follows where they have converged: another run from a random place, of twice as many "
+        "candidates per generation (ipop), in turn with small ones (bipop), or the end (none) (default: bipop)",
+    )  # fmt: skip
     how.add_argument(
         "--fidelity", choices=("auto", "full", "race"), default="auto",
         help="race: candidates stop where more items would not change what is learned from them, and cost the share of "
@@ -104,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
         budget=budget, space=args.space, models=args.models, base=args.base, evaluator=args.evaluator, tasks=args.tasks,
         study=args.study, storage=args.storage, out=args.out,
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
-        population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
-        enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
-        starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
+        population=args.population, sigma=args.sigma, restarts=args.restarts, controls=args.controls,
+        patience=args.patience, enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),
+        fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
         warm_start=args.warm_start,
     )  # fmt: skip
     with Progress() as progress:

@@ -64,7 +64,7 @@ class _Sampled:
         self._distributions = {p.name: _distribution(p) for p in parameters}
         self._flight: Generation[Any] = Generation(parameters, self.generation, objectives, asynchronous)
         with _silent():
-            self._study = optuna.create_study(study_name=self.name, directions=["maximize"] * objectives)
+            self._study: Any = optuna.create_study(study_name=self.name, directions=["maximize"] * objectives)
         start = {p.name: p.init for p in parameters} if self.starts else None
         if initial is not None or start is not None:
             self._flight.enqueue(initial or start or {})
@@ -91,6 +91,7 @@ class _Sampled:
                 self._study.sampler = self._sampler(_mix(self._seed, self._number))
                 self._number += 1
                 trial = self._study.ask(self._distributions)
+                self._asked(trial.number)
                 params = {p.name: _value(p, trial.params[p.name]) for p in flight.parameters}
                 candidates.append((given[i] if i < len(given) else params, trial))
         return flight.ask(candidates)
@@ -110,6 +111,9 @@ class _Sampled:
 
     def _sampler(self, seed: int) -> BaseSampler:
         raise NotImplementedError
+
+    def _asked(self, number: int) -> None:
+        """Hears of every candidate that is asked."""
 
 
 class Tpe(_Sampled):
@@ -166,6 +170,10 @@ class Nsga2(_Sampled):
         from optuna.samplers import NSGAIISampler
 
         return NSGAIISampler(seed=seed, population_size=self.generation)
+
+    def _asked(self, number: int) -> None:
+        """To one that is enqueued Optuna gives no generation: its population would lack one and be filled up again."""
+        self._study.sampler.get_trial_generation(self._study, self._study.get_trials(deepcopy=False)[number])
 
 
 class Nsga3(Nsga2):

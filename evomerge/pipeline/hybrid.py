@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evomerge.errors import InputError, StudyError
-from evomerge.optimizers import make_optimizer
+from evomerge.optimizers import OPTIMIZERS, make_optimizer
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.models import live_of, second_space, told_of
 from evomerge.pipeline.one_space import check_alone, opened, run, searched, spent
@@ -49,7 +49,7 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
     options = replace(options, study=name, out=out)
     # All of both stages that can be told now is, before anything is written.
     models = open_sources(config.references(), root=asked.root, weights=False)
-    _check_second(config, models[live_of(config.parameter)], options, asked.root)
+    sampler = _check_second(config, models[live_of(config.parameter)], options, asked.root)
     place.check(out, storage, [f for s in models.values() for f in s.folders], name)
     _check_names(storage, None if options.storage else out, name)
     share = _share(options.budget, config.share)
@@ -65,7 +65,9 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
     rest = _rest(options.budget, stage)
     watcher.say("the second stage: paths over the layers of the merge and its sources")
     second = Asked(config.dataflow(stage.model), asked.evaluator, asked.root)
-    plan = Plan(replace(options, budget=rest), second, stage)
+    # Where its optimizer has none, restarts are those of the first stage.
+    restarts = options.restarts if OPTIMIZERS[sampler].restarts else None
+    plan = Plan(replace(options, budget=rest, restarts=restarts), second, stage)
     return run(plan, watcher)
 
 
@@ -107,20 +109,23 @@ def _rest(budget: Budget, stage: FirstStage) -> Budget:
     return Budget(candidates=max(budget.candidates - math.ceil(stage.cost - 1e-9), 1))
 
 
-def _check_second(config: HybridConfig, merge: Source, options: Options, root: Path | None) -> None:
+def _check_second(config: HybridConfig, merge: Source, options: Options, root: Path | None) -> str:
     """Bind the second stage's space, and make its optimizer, before the first stage takes any time.
 
     Args:
         merge: A model of the shape that the first stage's winner will have.
+
+    Returns:
+        The optimizer's name.
     """
     with told_of(options.space):
         space = second_space(config, merge, root)
     objectives = 2 if config.paths.depth.objective else 1
     with told_of(f"--sampler {options.sampler}"):
-        make_optimizer(
+        return make_optimizer(
             options.sampler_for(space), space.parameters, options.seed, population=options.population,
             sigma=options.sigma, objectives=objectives,
-        )  # fmt: skip
+        ).name  # fmt: skip
 
 
 def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
@@ -162,7 +167,7 @@ def _found(plan: Plan) -> Recipe | None:
     store = Store(plan.storage, create=True)
     if plan.name not in store.names():
         return None
-    study: Study = store.create(plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler))
+    study: Study = plan.begin(store)
     winner = study.notes().get("winner")
     if winner is None:
         return None

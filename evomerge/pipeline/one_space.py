@@ -79,9 +79,7 @@ def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
         store = Store(plan.storage, create=True)
         if plan.options.storage is None:
             check_alone(store, plan.out, plan.name)
-        study = store.create(
-            plan.name, plan.space.parameters, plan.fingerprint(plan.space, plan.sampler), plan.directions
-        )
+        study = plan.begin(store)
         plan.keep(study, plan.config)
         pool = _pool(plan, watcher)
         try:

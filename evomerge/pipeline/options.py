@@ -24,6 +24,7 @@ class Options:
     Attributes:
         space: A search space's file or preset; None with `models`: the default space over them.
         workers: 0 runs in this process, without Ray.
+        restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
     """
 
@@ -41,6 +42,7 @@ class Options:
     seed: int = 0
     population: int | None = None
     sigma: float | None = None
+    restarts: str | None = None
     controls: bool = False
     patience: int | None = None
     enqueue: Sequence[Path] = ()

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvaluatorError, InputError, choose
+from evomerge.errors import EvaluatorError, InputError, StudyError, choose
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.evaluation.goals import DEPTH, SCORE, measured
 from evomerge.evaluation.splits import content_id
-from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer
+from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
@@ -27,7 +27,7 @@ from evomerge.study import place
 from evomerge.study.final import Baseline
 from evomerge.study.goals import Goals, is_minimised
 from evomerge.study.loop import path_order
-from evomerge.study.store import Study
+from evomerge.study.store import Store, Study
 
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
@@ -38,6 +38,8 @@ SEVERAL = "evolution"
 PARAMETER_SPACE = "parameter space"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
+# Key of the fingerprint, and what it means where it has none.
+RESTARTS, NONE = "restarts", "none"
 # Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
 
@@ -106,6 +108,7 @@ class Plan:
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
+            restarts_of(self.sampler, options.restarts)
         evaluator = open_evaluator(self.evaluator)
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
         self._check_goals(evaluator)
@@ -214,8 +217,36 @@ class Plan:
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
         return make_optimizer(
             sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
-            asynchronous=options.asynchronous, warm=warm, tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
+            restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
+            tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
         )  # fmt: skip
+
+    def restarts(self, sampler: str) -> str | None:
+        """How this optimizer starts again; None where it cannot (a control may be of another kind)."""
+        entry = OPTIMIZERS.get(sampler)
+        return restarts_of(sampler, self.options.restarts) if entry is not None and entry.restarts else None
+
+    def begin(self, store: Store) -> Study:
+        """The study in a database, made where it is not there.
+
+        One that is there goes on as it was begun: with the restarts that it had (before 2026-11-29: none).
+
+        Raises:
+            StudyError: it was made with other settings.
+        """
+        restarts = self.restarts(self.sampler)
+        sampler = store.open(self.name).fingerprint["sampler"] if self.name in store.names() else {}
+        if restarts is not None and sampler.get("name") == self.sampler:
+            begun = sampler.get(RESTARTS, NONE)
+            if self.options.restarts not in (None, begun):
+                raise StudyError(
+                    f'study "{self.name}" was begun with --restarts {begun}, now it is {restarts}; give the same, or '
+                    "another --study name"
+                )
+            self.options = replace(self.options, restarts=begun)
+        return store.create(
+            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
+        )
 
     def control_searches(self) -> list[Control]:
         """The searched controls.
@@ -254,6 +285,8 @@ class Plan:
         """What makes two commands one study: resuming asks for the same."""
         options = self.options
         config = self.config
+        # Studies of before there were any have no such key.
+        again = {} if (restarts := self.restarts(sampler)) in (None, NONE) else {RESTARTS: restarts}
         return {
             "version": FINGERPRINT_VERSION,
             "space": self.fingerprint_of(space),
@@ -264,7 +297,7 @@ class Plan:
                 **({"base": self.contents[config.base_model]} if config.base_model else {}),
                 "named": {s.name: self.contents[s.model] for s in config.sources},
             },
-            "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma},
+            "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma} | again,
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
             **({"async": True} if options.asynchronous else {}),

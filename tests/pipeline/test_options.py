@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from evomerge import zoo
+from evomerge.study.store import Store
 from tests.study.recorded import sequence
 
 
@@ -15,6 +16,21 @@ def test_other_samplers_run_and_resume(here, small_evaluator, tmp_path, sampler)
     here(*args, "--budget", 11, "--out", tmp_path / "a")
     here(*args, "--budget", 11, "--out", tmp_path / "b")
     assert sequence(tmp_path / "a") == sequence(tmp_path / "b")
+
+
+def test_a_study_goes_on_with_the_restarts_that_it_was_begun_with(here, small_evaluator, tmp_path):
+    args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--study", "s", "--out", tmp_path)
+    url = f"sqlite:///{tmp_path}/study.db"
+    # As studies of before there were restarts: no such key.
+    here(*args, "--budget", 3, "--restarts", "none")
+    assert "restarts" not in Store(url).open("s").fingerprint["sampler"]
+    here(*args, "--budget", 4)
+    assert len(Store(url).open("s").trials()) == 4
+    done = here(*args, "--budget", 5, "--restarts", "ipop", check=False)
+    assert done.returncode == 2
+    assert "begun with --restarts none, now it is ipop" in done.stderr
+    here(*args[:-3], "t", "--out", tmp_path / "t", "--budget", 3)
+    assert Store(f"sqlite:///{tmp_path}/t/study.db").open("t").fingerprint["sampler"]["restarts"] == "bipop"
 
 
 def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):

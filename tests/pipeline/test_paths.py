@@ -242,7 +242,7 @@ dataflow: {depth: {low: 3, high: 7, objective: true}}
 
 
 @pytest.mark.parametrize(
-    ("sampler", "told"), [("cma", "cannot take categorical parameters"), ("tpe", "one objective, 2 are asked for")]
+    ("sampler", "told"), [("cma", "cannot take categorical parameters"), ("catcma", "one objective, 2 are asked for")]
 )
 def test_a_sampler_that_cannot_take_the_second_stage_is_refused_before_the_first(sampler, told, here, asked, tmp_path):
     space = tmp_path / "space.yaml"

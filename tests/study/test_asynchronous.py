@@ -143,10 +143,10 @@ def test_a_window_stops_what_it_has_seen_enough_of():
     random = np.random.default_rng(0)
     ends = Rules.over(np.full(200, 1 / 200)).ends
     levels = random.uniform(size=200)
-    table = {p: (levels < p).astype(float) for p in (0.2, 0.5, 0.8)}
+    table = {p: (levels < p).astype(float) for p in (0.2, 0.5, 0.65, 0.8, 0.95)}
     found = window()
-    # The first ones have nobody to be compared with: they go on to the end.
-    for number, share in enumerate((0.5, 0.8, 0.8)):
+    # Each of the first is better than all before it: they go on to the end.
+    for number, share in enumerate((0.5, 0.65, 0.8)):
         runner = found.start(number)
         start = 0
         for end in ends:
@@ -154,15 +154,18 @@ def test_a_window_stops_what_it_has_seen_enough_of():
             start = end
             if why:
                 break
-        assert (runner.seen == 200) == (share > 0.2)
+        assert runner.seen == 200
         found.end(number)
     # One that is worse on every item stops at the first look.
     found.start(3)
     assert found.see(3, table[0.2][: ends[0]]) in (SETTLED, RACED_OUT)
     found.end(3)
-    # The best so far's equal goes on: it may be the best.
+    # So does one that has just what the best so far has; one that may be better goes on.
     found.start(4)
-    assert found.see(4, table[0.8][: ends[0]]) is None
+    assert found.see(4, table[0.8][: ends[0]]) == SETTLED
+    found.end(4)
+    found.start(5)
+    assert found.see(5, table[0.95][: ends[0]]) is None
 
 
 def test_bets_in_a_window_are_against_those_that_have_all_items():
