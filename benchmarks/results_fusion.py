@@ -29,7 +29,7 @@ from evomerge.pipeline import FuseOptions, fuse
 from evomerge.pipeline.starts import SCE_SHARE, VARM_UNIT
 from evomerge.recipe import InputModel, Recipe
 from evomerge.report.fusion import write_fusion
-from evomerge.score import interval
+from evomerge.comparison import interval
 from evomerge.sources import open_source, open_sources
 from evomerge.study.builder import Builder
 from evomerge.study.fused import Fused

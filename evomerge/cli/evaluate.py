@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Score the model, print a line per task."""
     from evomerge.errors import CandidateError, InputError
     from evomerge.evaluation import evaluator_for, load_evaluator
-    from evomerge.score import interval
+    from evomerge.comparison import interval
     from evomerge.sources import open_source
 
     if args.tasks and args.evaluator:

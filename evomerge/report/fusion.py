@@ -16,7 +16,8 @@ from evomerge.report.model_card import common_licence, model_name, source_line, 
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
 from evomerge.report.table import verdict
-from evomerge.score import Interval, interval
+from evomerge.comparison import interval
+from evomerge.score import Interval
 from evomerge.study.fused import Fused, Model
 from evomerge.study.outcome import Outcome
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from evomerge.comparison import Difference, difference, excess, holm, interval, task_interval
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
-from evomerge.score import Score, Trial
+from evomerge.score import Interval, Score, Trial
 
 Role = Literal["base", "source", "uniform", "control", "best"]
 
@@ -33,6 +35,16 @@ class Measured:
     search: Score | None = None
     select: Score | None = None
     recipe: Recipe | Chain | None = None
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Its score on the test items with a confidence interval."""
+        return interval(self.test)
+
+    @cached_property
+    def tasks(self) -> Mapping[str, Interval]:
+        """The same of each task by name, the metric as its authors report it (an error rate stays one)."""
+        return {t.task: task_interval(t) for t in self.test.tasks}
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class Outcome:
         front: Of candidates that are paths: those that no other beats in both score and number of layers.
         path: The winner as a path over models that are there; None for a merge.
         depths: Number of layers of each source, by reference.
+        overlaps: What items of the splits have in common, and with texts that sources were trained on; see
+            `evaluation.overlaps`. None: not looked for.
     """
 
     study: str
@@ -81,8 +95,26 @@ class Outcome:
     front: tuple[Trial, ...] = ()
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, Any] | None = None
 
     @property
     def winner(self) -> Measured:
         """The winner as measured."""
         return self.measured[-1]
+
+    @cached_property
+    def differences(self) -> tuple[Difference | None, ...]:
+        """Of each measured model, the winner minus it on the test items, with the p-value corrected for all of them.
+
+        None for the winner.
+        """
+        return holm([None if m is self.winner else difference(self.winner.test, m.test) for m in self.measured])
+
+    @cached_property
+    def shrinkage(self) -> Mapping[str, Interval]:
+        """By how much the winner's score on the search items, and on those of select, lies above the one on test.
+
+        The first is overfitting to the search items: the winner is the best of many there, in part by luck.
+        """
+        earlier = {"search": self.winner.search or self.best.score, "select": self.winner.select}
+        return {n: excess(interval(s), self.winner.interval) for n, s in earlier.items() if s is not None}

@@ -10,7 +10,7 @@ import pytest
 
 from evomerge.report import items_frame, trials_frame
 from evomerge.report.frames import outcome_scores
-from evomerge.score import difference
+from evomerge.comparison import difference
 from evomerge.study.outcome import Outcome
 
 
