@@ -1,6 +1,6 @@
 """What scores prove: intervals, paired differences with their tests, and by how much a search flattered its winner.
 
-docs/statistics.md has the formulas in prose, and the simulations that chose between them. SciPy loads when it is needed.
+docs/statistics.md says it in prose, with the simulations that chose between formulas. SciPy loads when it is needed.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def _bootstrap(strata: Strata, method: str) -> tuple[float, float, Numbers]:
         return mean, mean, np.full(RESAMPLES, mean)
 
     def statistic(*samples: Numbers, axis: int = -1) -> Numbers:
-        return np.sum([share * x.mean(axis=axis) for (share, _), x in zip(strata, samples, strict=True)], axis=0)
+        means = [share * x.mean(axis=axis) for (share, _), x in zip(strata, samples, strict=True)]
+        return np.asarray(np.sum(means, axis=0))
 
     found = bootstrap(
         [x for _, x in strata], statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method,

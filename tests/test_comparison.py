@@ -50,13 +50,18 @@ def test_bootstrap_interval_of_weighted_tasks_is_bca() -> None:
     a, b = a.astype(np.float32).astype(float), b.astype(np.float32).astype(float)
     means = 0.75 * rng.choice(a, (200_000, 50)).mean(1) + 0.25 * rng.choice(b, (200_000, 30)).mean(1)
     value = 0.75 * a.mean() + 0.25 * b.mean()
-    left_out = [w * (x.mean() - (x.sum() - x) / (len(x) - 1)) * (len(x) - 1) / len(x) for w, x in ((0.75, a), (0.25, b))]
+    left_out = [
+        w * (x.mean() - (x.sum() - x) / (len(x) - 1)) * (len(x) - 1) / len(x) for w, x in ((0.75, a), (0.25, b))
+    ]
     u = np.concatenate(left_out)
     skew = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
     bias, z = stats.norm.ppf((means < value).mean()), stats.norm.ppf([0.025, 0.975])
     ends = np.quantile(means, stats.norm.cdf(bias + (bias + z) / (1 - skew * (bias + z))))
     width = ends[1] - ends[0]
-    assert (found.low, found.high) == (pytest.approx(ends[0], abs=0.04 * width), pytest.approx(ends[1], abs=0.04 * width))
+    assert (found.low, found.high) == (
+        pytest.approx(ends[0], abs=0.04 * width),
+        pytest.approx(ends[1], abs=0.04 * width),
+    )
     # It is another interval than the normal one, by more than that.
     error = math.sqrt(0.75**2 * a.var(ddof=1) / 50 + 0.25**2 * b.var(ddof=1) / 30)
     assert found.high - value > 1.08 * stats.norm.ppf(0.975) * error
@@ -74,7 +79,9 @@ def test_no_interval_without_items() -> None:
 def test_few_or_equal_results_have_a_finite_interval(results: list[float]) -> None:
     found = interval(Score((task("a", results),)))
     assert found.low is not None and found.high is not None
-    assert min(results) - 1e-6 <= found.low <= found.mean + 1e-6 and found.mean - 1e-6 <= found.high <= max(results) + 1e-6
+    assert (
+        min(results) - 1e-6 <= found.low <= found.mean + 1e-6 and found.mean - 1e-6 <= found.high <= max(results) + 1e-6
+    )
 
 
 def test_a_flipped_interval_stays_ordered() -> None:
@@ -98,7 +105,9 @@ def test_tangos_interval_is_as_published(gained: int, lost: int, items: int, low
     assert tango(lost, gained, items) == (pytest.approx(-high, abs=5e-5), pytest.approx(-low, abs=5e-5))
 
 
-@pytest.mark.parametrize(("gained", "lost", "items"), [(40, 20, 160), (5, 0, 40), (0, 3, 10), (9, 1, 10), (300, 280, 2000)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "items"), [(40, 20, 160), (5, 0, 40), (0, 3, 10), (9, 1, 10), (300, 280, 2000)]
+)
 def test_tangos_interval_ends_where_the_score_test_turns(gained: int, lost: int, items: int) -> None:
     """The likeliest share of lost items found by a search, not by Tango's closed form."""
     for end in tango(gained, lost, items):

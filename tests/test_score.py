@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.errors import EvoMergeError
 from evomerge.comparison import interval
+from evomerge.errors import EvoMergeError
 from evomerge.score import Score, State, TaskScore, Trial
 
 

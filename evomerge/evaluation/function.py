@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ class FunctionEvaluator:
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split (none where the function brings its own)."""
         return {t.name: tuple(i.id for i in self._split[split]) for t in self._config.tasks}
+
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """See `Evaluator.texts`: the strings and numbers of each item, in its order; every task has the same items."""
+        found = tuple(" ".join(_leaves(self._contents[i.index])) for i in self._split[split])
+        return {t.name: found for t in self._config.tasks}
 
     def definition(self) -> dict[str, str]:
         """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
@@ -129,6 +134,16 @@ class FunctionEvaluator:
                 raise EvaluatorError(f"{path}:{number}: expected a JSON object, got {_kind(content)}")
             contents.append(content)
         return contents
+
+
+def _leaves(content: Any) -> Iterator[str]:
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _leaves(part)
+    elif content is not None and not isinstance(content, bool):
+        yield str(content)
 
 
 def _kind(value: Any) -> str:

@@ -27,6 +27,7 @@ from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.obstacles import obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, Places, content_id, divide
+from evomerge.evaluation.texts import item_text, templates_compiled_once
 from evomerge.score import Score, TaskScore
 
 CPU_BATCH = 64
@@ -102,6 +103,15 @@ class HarnessEvaluator:
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
         return {t.name: tuple(i.id for i in t.items[split]) for t in self._tasks}
+
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """See `Evaluator.texts`."""
+        found = {}
+        with templates_compiled_once():
+            for t in self._tasks:
+                docs = t.task.eval_docs
+                found[t.name] = tuple(item_text(t.task, docs[i.index]) for i in t.items[split])
+        return found
 
     def definition(self) -> dict[str, str]:
         """Hash of each task as lm-eval has it (templates, functions' source, metrics), lm-eval's version included."""

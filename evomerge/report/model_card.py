@@ -15,7 +15,7 @@ from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
 from evomerge.report.result import Row, rows
-from evomerge.report.table import against, columns, looks, number, shrinkage, span, verdict
+from evomerge.report.table import against, caption, columns, number, span
 from evomerge.score import State
 from evomerge.study.outcome import Outcome
 
@@ -69,7 +69,7 @@ def _body(outcome: Outcome) -> str:
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
     also = ", ".join(f"{n} of them {what}" for n, what in ended if n)
     sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
-    notes = "\n\n".join([verdict(outcome), *shrinkage(outcome), *([looks(outcome)] if outcome.looks > 1 else [])])
+    notes = "\n\n".join(caption(outcome).splitlines())
     candidates = f"{len(counts)} candidates" + (f" ({also})" if also else "")
     if outcome.first_stage:
         candidates = f"{outcome.first_stage} candidates for the first stage, then {candidates}"

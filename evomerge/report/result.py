@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.comparison import Difference
 from evomerge.report.path import path_text
-from evomerge.score import Interval, State
+from evomerge.score import Interval, State, cost
 from evomerge.study.outcome import Measured, Outcome, Role
 
 
@@ -58,13 +58,14 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json.
 
     Returns:
-        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"},
+        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed", "cost"},
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"},
         "shrinkage": {"search": {"mean", "low", "high"}, "select": {...}}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high", "p", "holm", "test", "gained",
         "lost"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
-        A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
+        A control's entry in "baselines" has its "cost" too, in the same units as that of the candidates: candidates on
+        all search items. A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
         "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item: `p` by the `test` named, `holm`
@@ -87,6 +88,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
             "complete": states.count(State.COMPLETE),
             "pruned": states.count(State.PRUNED),
             "failed": states.count(State.FAIL),
+            "cost": round(cost(outcome.trials), 6),
         },
         "best": {
             "trial": outcome.best.number,
@@ -100,8 +102,11 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
             },
         },
         "baselines": {
-            r.name: {"test": r.test.to_dict("score"), "difference": _difference(r.difference)}
-            for r in shown
+            r.name: {
+                "test": r.test.to_dict("score"), "difference": _difference(r.difference),
+                **({"cost": round(m.cost, 6)} if m.cost is not None else {}),
+            }
+            for r, m in zip(shown, outcome.measured, strict=True)
             if r.difference is not None
         },
         "tasks": {

@@ -33,7 +33,7 @@ def table(outcome: Outcome, *, target_columns: bool = True, task_columns: bool =
     words = caption(outcome) if target_columns else None
     made = Table(title=title, caption=words, title_justify="left", caption_justify="left")
     made.add_column("model", no_wrap=True)
-    headers = [_folded(target), "95 %", "best minus it", "95 %", "p"] if target_columns else []
+    headers = [_folded(target), "95 %", "best\nminus it", "95 %", "p"] if target_columns else []
     for header in (*headers, *map(_folded, others if task_columns else [])):
         made.add_column(header, justify="right", no_wrap=True)
     for row in shown:
@@ -109,7 +109,7 @@ def columns(outcome: Outcome) -> tuple[str, list[str]]:
 
 def caption(outcome: Outcome) -> str:
     """What the table shows, in words."""
-    words = [verdict(outcome), *shrinkage(outcome)]
+    words = [verdict(outcome), *shrinkage(outcome), *shared_items(outcome)]
     if outcome.looks > 1:
         words.append(looks(outcome))
     return "\n".join(words)
@@ -156,6 +156,18 @@ def shrinkage(outcome: Outcome) -> list[str]:
         return [f"{words} (no interval)."]
     verdict = "too much for chance" if found.low > 0 else "no sign of it" if found.mean <= 0 else "may be chance"
     return [f"{words} ({span(found, sign=True)}): {verdict}."]
+
+
+def shared_items(outcome: Outcome) -> list[str]:
+    """In a sentence, which test items are elsewhere too; none where there are none, or nobody looked."""
+    found = [o for o in (outcome.overlaps or {}).get("found", ()) if o["split"] == "test"]
+    parts = []
+    for o in sorted(found, key=lambda o: -o["exact"] - o["near"])[:3]:
+        counts = [f"{o[kind]:,} {words}" for kind, words in (("exact", "exactly"), ("near", "nearly")) if o[kind]]
+        whose = f" of {o['also_task']}" if o["also_task"] not in (None, o["task"]) else ""
+        parts.append(f"{' and '.join(counts)} of {o['items']:,} of {o['task']} in {o['also']}{whose}")
+    more = "; more in result.json" if len(found) > 3 else ""
+    return [f"Test items that are elsewhere too: {'; '.join(parts)}{more}."] if parts else []
 
 
 def _list(names: list[str]) -> str:

@@ -27,6 +27,7 @@ class Measured:
         search: Its result on the search items, where it has one (controls and the winner).
         select: Its result on the select items, where it has one.
         recipe: How it was made; None for a source as it is.
+        cost: Of a control, what its search took of a budget like the main search's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Measured:
     search: Score | None = None
     select: Score | None = None
     recipe: Recipe | Chain | None = None
+    cost: float | None = None
 
     @cached_property
     def interval(self) -> Interval:

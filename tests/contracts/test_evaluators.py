@@ -62,6 +62,16 @@ def test_items_are_disjoint_between_splits(file):
     assert all(found) and len(set.union(*found)) == sum(map(len, found))
 
 
+def test_every_item_has_its_text(file):
+    """The same in a fresh evaluator, other texts for other items."""
+    evaluator = open_evaluator(file)
+    for split in SPLITS:
+        texts, items = evaluator.texts(split), evaluator.items(split)
+        assert {t: len(x) for t, x in texts.items()} == {t: len(x) for t, x in items.items()}
+        assert all(len(set(x)) == len(x) and all(x) for x in texts.values())
+        assert texts == open_evaluator(file).texts(split)
+
+
 def test_a_score_has_one_result_per_item(file, model, tokenizer):
     evaluator = open_evaluator(file)
     for split in SPLITS:

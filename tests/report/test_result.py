@@ -33,7 +33,7 @@ SCHEMA = exactly(
         "study": {"type": "string"},
         "storage": {"type": "string"},
         "seed": {"type": "integer"},
-        "candidates": exactly({k: {"type": "integer"} for k in ("complete", "pruned", "failed")}),
+        "candidates": exactly({**{k: {"type": "integer"} for k in ("complete", "pruned", "failed")}, "cost": NUMBER}),
         "best": exactly(
             {
                 "trial": {"type": "integer"},
@@ -73,7 +73,7 @@ def test_follows_the_schema_after_a_round_trip_through_strict_json(outcome: Outc
 
 def test_counts_and_best(outcome: Outcome) -> None:
     data = to_dict(outcome)
-    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1}
+    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1, "cost": 4.0}
     best = data["best"]
     assert (best["trial"], best["search"], best["select"]) == (3, 0.75, 0.5)
     wilson = stats.binomtest(49, 100).proportion_ci(0.95, method="wilson")
@@ -105,9 +105,11 @@ def test_shrinkage_is_from_search_and_select_to_test(outcome: Outcome) -> None:
 
 
 def test_controls_are_baselines_too(outcome: Outcome) -> None:
-    control = Measured("random search", "control", outcome.measured[0].test)
+    control = Measured("random search", "control", outcome.measured[0].test, cost=3.9)
     more = replace(outcome, measured=(*outcome.measured[:-1], control, outcome.winner))
-    assert list(to_dict(more)["baselines"]) == ["base", "maths", "kovesh", "uniform", "random search"]
+    found = to_dict(more)["baselines"]
+    assert list(found) == ["base", "maths", "kovesh", "uniform", "random search"]
+    assert found["random search"]["cost"] == 3.9 and "cost" not in found["uniform"]
 
 
 def test_tasks_keep_their_authors_direction(outcome: Outcome) -> None:
