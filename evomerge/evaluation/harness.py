@@ -24,7 +24,8 @@ from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import finite_logits
 from evomerge.evaluation.greedy import Drafts
-from evomerge.evaluation.obstacles import obstacles, right_answer
+from evomerge.evaluation.language import check_language, identifier_version, in_language
+from evomerge.evaluation.obstacles import language_obstacles, obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, Places, content_id, divide
 from evomerge.evaluation.texts import item_text, templates_compiled_once
@@ -40,6 +41,7 @@ class _Prepared:
     Attributes:
         greedy: Whether the search split is scored by greedy likelihood.
         drafts: For that, what is fixed while the live model is the same one.
+        language: The one that answers must be in to count, if any.
     """
 
     name: str
@@ -50,9 +52,15 @@ class _Prepared:
     higher: bool
     items: Mapping[Split, list[Item]]
     greedy: bool = False
+    language: str | None = None
     drafts: Drafts | None = None
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> str:
+        """What the share of answers in the language is called."""
+        return f"{self.name} in {self.language}"
 
     def chosen(self, split: Split, only: Places | None) -> tuple[list[Item], list[Any]]:
         """Some of a split's items (all where `only` is None), and their requests."""
@@ -102,7 +110,12 @@ class HarnessEvaluator:
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
-        return {t.name: tuple(i.id for i in t.items[split]) for t in self._tasks}
+        found = {}
+        for t in self._tasks:
+            found[t.name] = tuple(i.id for i in t.items[split])
+            if t.language is not None and split != "search":
+                found[t.share] = found[t.name]
+        return found
 
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """See `Evaluator.texts`."""
@@ -115,10 +128,12 @@ class HarnessEvaluator:
 
     def definition(self) -> dict[str, str]:
         """Hash of each task as lm-eval has it (templates, functions' source, metrics), lm-eval's version included."""
-        return {
-            t.name: content_id({"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()})
-            for t in self._tasks
-        }
+        found = {}
+        for t in self._tasks:
+            told = {"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()}
+            language = {"language": [t.language, identifier_version()]} if t.language is not None else {}
+            found[t.name] = content_id(told | language)
+        return found
 
     def versions(self) -> dict[str, str]:
         """See `Evaluator.versions`."""
@@ -154,7 +169,8 @@ class HarnessEvaluator:
                 for request, answer in zip(batch, answers, strict=True):
                     request.resps.append(answer)
             scores = {task.name: self._read(task, lm, only) for task in tasks if task.name in read}
-        return Score(tuple(scores[t.name] if t.name in scores else self._score(t, split, only) for t in tasks))
+        found = [(scores[t.name],) if t.name in scores else self._score(t, split, only) for t in tasks]
+        return Score(tuple(score for of_task in found for score in of_task))
 
     def _language_model(self, model: Any, tokenizer: Any) -> Any:
         """lm-eval's wrapper of a model; kept while the model is the same."""
@@ -233,13 +249,18 @@ class HarnessEvaluator:
         higher = entry.higher_is_better
         if higher is None:
             higher = bool(task.higher_is_better().get(metric, True))
+        if entry.language is not None:
+            where = f'{file.file}: task "{name}"'
+            check_language(entry.language, where)
+            if lines := list(language_obstacles(task, metric, higher)):
+                raise EvaluatorError("\n".join(f"{where}: language: {line}" for line in lines))
         docs, chosen = task.eval_docs, chosen or filters[0]
         items = divide(docs, config.splits, config.split_seed, name)
         if entry.greedy_likelihood:
             found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
             if found:
                 raise EvaluatorError("\n".join(f"{self._greedily(name)}: {line}" for line in found))
-        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood)
+        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood, entry.language)
 
     def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
         """lm-eval's requests for the items of a split."""
@@ -276,7 +297,8 @@ class HarnessEvaluator:
     def _greedily(self, name: str) -> str:
         return f'{self._file.file}: task "{name}": greedy_likelihood: true'
 
-    def _score(self, task: _Prepared, split: Split, only: Places | None) -> TaskScore:
+    def _score(self, task: _Prepared, split: Split, only: Places | None) -> tuple[TaskScore, ...]:
+        """A task's score; where a language is asked for also the share of answers in it, but not while searching."""
         items, requests = task.chosen(split, only)
         task.task._instances = requests
         task.task.apply_filters()
@@ -293,8 +315,17 @@ class HarnessEvaluator:
                         f'task "{task.name}" returned no "{task.metric}"; {choose(task.metric, list(found))}'
                     )
                 raw.append(found[task.metric])
-        return task_score(task.name, task.metric, raw, task.weight, task.higher, items,
-                          task.task.aggregation()[task.metric])  # fmt: skip
+        aggregate = task.task.aggregation()[task.metric]
+        if task.language is None:
+            return (task_score(task.name, task.metric, raw, task.weight, task.higher, items, aggregate),)
+        # The answer as it was generated: a filter may have left a bare number of it.
+        spoken = [in_language(by_item[place][0].resps[0], task.language) for place in sorted(by_item)]
+        raw = [result if there else 0.0 for result, there in zip(raw, spoken, strict=True)]
+        metric = f"{task.metric}, answers in {task.language}"
+        scores = [task_score(task.name, metric, raw, task.weight, task.higher, items, aggregate)]
+        if split != "search":
+            scores.append(task_score(task.share, "share of answers", spoken, 0.0, True, items, aggregate))
+        return tuple(scores)
 
 
 def task_score(

@@ -65,8 +65,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "lost"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
         A control's entry in "baselines" has its "cost" too, in the same units as that of the candidates: candidates on
-        all search items. A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
-        "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
+        all search items. A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path"
+        (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item: `p` by the `test` named, `holm`
         corrected for all baselines; where results are 0 or 1 and one task counts, `gained` and `lost` items. Shrinkage

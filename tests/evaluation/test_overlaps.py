@@ -10,7 +10,7 @@ import pytest
 from evomerge.evaluation import SPLITS, load_evaluator, open_evaluator
 from evomerge.evaluation.overlaps import Overlaps, grams, overlaps, plain
 
-WORDS = "river stone lamp winter copper garden whistle harbour velvet thunder pocket mirror orchard candle".split()
+WORDS = ["river", "stone", "lamp", "winter", "copper", "garden", "whistle", "harbour", "velvet", "thunder", "pocket"]
 
 
 def sentence(seed: int, words: int = 14) -> str:

@@ -59,7 +59,7 @@ def test_several_weighted_tasks_are_shown_each(outcome: Outcome) -> None:
     more = replace(outcome, measured=tuple(replace(m, test=both(m.test)) for m in outcome.measured))
     header = next(x for x in table_text(more).splitlines() if "model" in x)
     assert [c.strip() for c in header.split("┃")[1:-1]] == [
-        "model", "score", "95 %", "best", "95 %", "p", "target", "other",
+        "model", "score", "95 %", "minus it", "95 %", "p", "target", "other",
     ]  # fmt: skip
 
 
