@@ -37,7 +37,8 @@ class FunctionEvaluator:
         self._split: dict[Split, list[Item]] = {split: [] for split in SPLITS}
         if file.config.items:
             self._contents = self._read(file.config.items)
-            self._split = divide(self._contents, file.config.splits, file.config.split_seed, file.config.items)
+            where = f"{file.file}: items = {file.config.items}"
+            self._split = divide(self._contents, file.config.splits, file.config.split_seed, where)
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split (none where the function brings its own)."""
@@ -65,6 +66,7 @@ class FunctionEvaluator:
 
         Raises:
             EvaluatorError: some items are asked for, and the function brings its own.
+            CandidateError: what it returns is not a finite number for each item and task.
         """
         if only is not None and not self._config.items:
             raise EvaluatorError(f"{self._file.file}: function: it brings its own items, so no part of them can be run")
@@ -80,9 +82,9 @@ class FunctionEvaluator:
         if len(tasks) > 1:
             names = [t.name for t in tasks]
             if not isinstance(returned, Mapping) or any(n not in returned for n in names):
-                raise CandidateError(
-                    f"{self._config.function} returned {_kind(returned)}, expected a mapping with the tasks {names}"
-                )
+                missing = [n for n in names if isinstance(returned, Mapping) and n not in returned]
+                told = f'nothing for task "{missing[0]}"' if missing else _kind(returned)
+                raise self._wrong(f"{told}; expected a mapping with the tasks {', '.join(names)}")
             return Score(tuple(self._score(t, returned[t.name], split, items) for t in shown))
         named = isinstance(returned, Mapping) and set(returned) == {tasks[0].name}
         return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split, items),))
@@ -98,22 +100,28 @@ class FunctionEvaluator:
             if not self._config.items:
                 ids = tuple(f"{split}-{i}" for i in range(len(values)))
         elif self._config.items:
-            raise CandidateError(
-                f"{self._config.function} returned {_kind(returned)} for {len(ids)} items, expected one result per item"
-            )
+            raise self._wrong(f"{_kind(returned)} for {len(ids)} items; expected one result for each")
         else:
             ids, values = (), [returned]
         if ids and len(ids) != len(values):
-            raise CandidateError(f"{self._config.function} returned {len(values)} results for {len(ids)} items")
+            raise self._wrong(f"{len(values)} results for {len(ids)} items; expected one for each")
         try:
             numbers = np.array([float(v) for v in values])
         except (TypeError, ValueError):
-            raise CandidateError(f"{self._config.function} returned {_kind(returned)}, expected numbers") from None
-        if not len(numbers) or not np.isfinite(numbers).all():
-            raise CandidateError(f"{self._config.function} returned results that are not finite numbers")
+            raise self._wrong(f"{_kind(returned)}; expected numbers") from None
+        if not len(numbers):
+            raise self._wrong(f'no result for task "{task.name}"')
+        if not np.isfinite(numbers).all():
+            bad = int((~np.isfinite(numbers)).argmax())
+            which = f'{numbers[bad]} for task "{task.name}", item {bad + 1} of {len(numbers)}'
+            raise self._wrong(f"{which}; expected finite numbers")
         value = float(numbers.mean())
         results = (sign * numbers).astype(np.float32) if ids else np.zeros(0, np.float32)
         return TaskScore(task.name, task.metric or "score", sign * value, task.weight, ids, results, not higher)
+
+    def _wrong(self, words: str) -> CandidateError:
+        """Of a candidate, whose weights may be to blame; where a source as it is meets it, the search is refused."""
+        return CandidateError(f"{self._config.function} returned {words}")
 
     def _load(self, where: str) -> Callable[[Any, Any, Any], Any]:
         file, name = where.rsplit(":", 1)

@@ -255,7 +255,7 @@ class HarnessEvaluator:
             if lines := list(language_obstacles(task, metric, higher)):
                 raise EvaluatorError("\n".join(f"{where}: language: {line}" for line in lines))
         docs, chosen = task.eval_docs, chosen or filters[0]
-        items = divide(docs, config.splits, config.split_seed, name)
+        items = divide(docs, config.splits, config.split_seed, f'{file.file}: task "{name}"')
         if entry.greedy_likelihood:
             found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
             if found:

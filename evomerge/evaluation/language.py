@@ -11,12 +11,13 @@ several languages ("OK", "El total es 8"): ask for answers of a sentence or more
 
 from __future__ import annotations
 
+import difflib
 import functools
 import unicodedata
 from importlib.metadata import version
 from typing import Any
 
-from evomerge.errors import EvaluatorError, choose
+from evomerge.errors import EvaluatorError
 
 THRESHOLD = 0.5
 LIBRARY = "py3langid"
@@ -40,8 +41,13 @@ def check_language(code: str, where: str) -> None:
     """
     known = sorted(_identifier().labels)
     if code not in known:
+        # Of two letters `choose` finds none near; people write "japanese", "ja-JP", "jp".
+        begun = code[:2].lower()
+        near = [begun] if begun in known else difflib.get_close_matches(begun, known, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise EvaluatorError(
-            f'{where}: language = "{code}": expected an ISO 639-1 code that {LIBRARY} knows; {choose(code, known)}'
+            f'{where}: language = "{code}": expected an ISO 639-1 code that {LIBRARY} knows; {meant}'
+            f"Valid: {', '.join(known)}"
         )
 
 

@@ -67,6 +67,32 @@ def score_all(
     return {s: found[s] for s in jobs}
 
 
+def finalists(trials: list[Trial], identity: Callable[[Trial], str], beside: str | None = None) -> list[Trial]:
+    """Who is scored again: the best few on `search`, of equal ones the first; and one more, whatever it scored.
+
+    Args:
+        identity: What equal candidates have in common: the hash of their recipe.
+        beside: The identity of the one more, where there is one.
+    """
+    found: dict[str, Trial] = {}
+    ranked = best(trials)
+    for trial in ranked:
+        found.setdefault(identity(trial), trial)
+        if len(found) == FINALISTS:
+            break
+    for trial in ranked if beside is not None else ():
+        if identity(trial) == beside:
+            found.setdefault(beside, trial)
+            break
+    return list(found.values())
+
+
+def chosen(scored: Sequence[tuple[Trial, Score]]) -> tuple[Trial, Score]:
+    """The winner among finalists with their scores on `select`: the best; among equals the one better on `search`."""
+    # finalists() puts the higher search score first, and max keeps the first among equals.
+    return max(scored, key=lambda pair: pair[1].value)
+
+
 def choose_winner(
     pool: Pool,
     study: Study,
@@ -83,23 +109,14 @@ def choose_winner(
     Raises:
         EvoMergeError: none of them could be scored again.
     """
-    finalists: dict[str, Trial] = {}
-    for trial in best(trials):
-        finalists.setdefault(hash_(decode(trial.params)), trial)
-        if len(finalists) == FINALISTS:
-            break
-    if beside is not None:
-        wanted = hash_(beside)
-        found = next((t for t in best(trials) if t.attributes.get("recipe_hash") == wanted), None)
-        if found is not None:
-            finalists.setdefault(wanted, found)
-    jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in finalists.values()}
+    also = None if beside is None else hash_(beside)
+    last = finalists(trials, lambda trial: hash_(decode(trial.params)), also)
+    jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in last}
     scores = score_all(pool, study, "select", jobs)
-    scored = [(t, s) for t in finalists.values() if isinstance(s := scores[f"trial/{t.number}"], Score)]
+    scored = [(t, s) for t in last if isinstance(s := scores[f"trial/{t.number}"], Score)]
     if not scored:
         raise EvoMergeError(f"none of the best candidates could be scored again: {next(iter(scores.values()))}")
-    # best() put the higher search score first, and max keeps the first among equals.
-    return max(scored, key=lambda pair: pair[1].value)
+    return chosen(scored)
 
 
 def measure(

@@ -138,6 +138,7 @@ def test_results_of_another_language_are_not_used_again(told) -> None:
     [
         ({"language": "jp"}, 'task "mgsm_ja_steps": language = "jp": expected an ISO 639-1 code that py3langid knows'),
         ({"language": "wuu"}, 'language = "wuu"'),
+        ({"language": "Japanese"}, "did you mean ja? Valid: af, am,"),
         ({"language": "ja", "greedy_likelihood": True}, "language needs the answers, and greedy_likelihood generates"),
         ({"language": "ja", "higher_is_better": False}, "is better when lower; expected one that is 0 at the least"),
     ],
