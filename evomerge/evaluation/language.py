@@ -11,7 +11,6 @@ several languages ("OK", "El total es 8"): ask for answers of a sentence or more
 
 from __future__ import annotations
 
-import difflib
 import functools
 import unicodedata
 from importlib.metadata import version
@@ -41,9 +40,9 @@ def check_language(code: str, where: str) -> None:
     """
     known = sorted(_identifier().labels)
     if code not in known:
-        # Of two letters `choose` finds none near; people write "japanese", "ja-JP", "jp".
+        # `choose` finds none near to "jp", "Japanese" or "ja-JP".
         begun = code[:2].lower()
-        near = [begun] if begun in known else difflib.get_close_matches(begun, known, n=3, cutoff=0.5)
+        near = [begun] if begun in known else [c for c in known if c[0] == begun[:1]]
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise EvaluatorError(
             f'{where}: language = "{code}": expected an ISO 639-1 code that {LIBRARY} knows; {meant}'

@@ -58,15 +58,16 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json.
 
     Returns:
-        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed", "cost"},
+        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"}, "cost",
         "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"},
         "shrinkage": {"search": {"mean", "low", "high"}, "select": {...}}},
         "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high", "p", "holm", "test", "gained",
         "lost"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
-        A control's entry in "baselines" has its "cost" too, in the same units as that of the candidates: candidates on
-        all search items. A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path"
-        (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
+        "cost" is what the candidates took of the budget, in candidates on all search items; a control's entry in
+        "baselines" has that of its own search. A hybrid's "candidates" have "first_stage" too: how many there were
+        before. A path has "path" (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations":
+        {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
         authors report it. The difference is best minus baseline, paired by item: `p` by the `test` named, `holm`
         corrected for all baselines; where results are 0 or 1 and one task counts, `gained` and `lost` items. Shrinkage
@@ -88,8 +89,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
             "complete": states.count(State.COMPLETE),
             "pruned": states.count(State.PRUNED),
             "failed": states.count(State.FAIL),
-            "cost": round(cost(outcome.trials), 6),
         },
+        "cost": round(cost(outcome.trials), 6),
         "best": {
             "trial": outcome.best.number,
             "recipe_hash": outcome.recipe_hash,

@@ -33,7 +33,8 @@ SCHEMA = exactly(
         "study": {"type": "string"},
         "storage": {"type": "string"},
         "seed": {"type": "integer"},
-        "candidates": exactly({**{k: {"type": "integer"} for k in ("complete", "pruned", "failed")}, "cost": NUMBER}),
+        "candidates": exactly({k: {"type": "integer"} for k in ("complete", "pruned", "failed")}),
+        "cost": NUMBER,
         "best": exactly(
             {
                 "trial": {"type": "integer"},
@@ -73,7 +74,7 @@ def test_follows_the_schema_after_a_round_trip_through_strict_json(outcome: Outc
 
 def test_counts_and_best(outcome: Outcome) -> None:
     data = to_dict(outcome)
-    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1, "cost": 4.0}
+    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1} and data["cost"] == 4.0
     best = data["best"]
     assert (best["trial"], best["search"], best["select"]) == (3, 0.75, 0.5)
     wilson = stats.binomtest(49, 100).proportion_ci(0.95, method="wilson")
