@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from evomerge.evaluation import SPLITS, load_evaluator, open_evaluator
+from evomerge.evaluation import SPLITS, evaluator_for, open_evaluator
 from evomerge.evaluation.overlaps import Overlaps, grams, overlaps, plain
 
 WORDS = ["river", "stone", "lamp", "winter", "copper", "garden", "whistle", "harbour", "velvet", "thunder", "pocket"]
@@ -137,10 +137,10 @@ def test_grams_are_of_characters_each_once() -> None:
     assert set(grams("xyzabc", 3).tolist()) >= set(grams("abc", 3).tolist())
 
 
-def test_the_zoos_tasks_are_alike_and_do_not_cry_wolf(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = open_evaluator(load_evaluator("quickstart"))
-    texts = {s: {t: x for t, x in evaluator.texts(s).items() if "problems" in t} for s in SPLITS}
+def test_the_zoos_tasks_are_alike_and_do_not_cry_wolf() -> None:
+    evaluator = open_evaluator(evaluator_for(["kovesh_problems", "ambri_problems"]))
+    texts = {s: evaluator.texts(s) for s in SPLITS}
     total = sum(len(x) for of in texts.values() for x in of.values())
     found = overlaps(texts)
-    assert total > 5000 and sum(o.exact for o in found.found) == 0
+    assert total == found.items == 5500 and sum(o.exact for o in found.found) == 0
     assert sum(o.near for o in found.found) < total / 500

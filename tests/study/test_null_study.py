@@ -7,6 +7,7 @@ score is the mean over the population that they are drawn from.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,15 +44,16 @@ class Reported:
     shrinkage: Interval
 
 
+@functools.cache
+def ids(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
 def score(results: np.ndarray, tasks: int) -> Score:
     """One score of (items,) results, its items dealt to so many tasks of equal weight."""
-    parts = [results[t::tasks].astype(np.float32) for t in range(tasks)]
-    return Score(
-        tuple(
-            TaskScore(f"t{t}", "m", float(part.astype(np.float64).mean()), 1.0, tuple(map(str, range(len(part)))), part)
-            for t, part in enumerate(parts)
-        )
-    )
+    parts = [np.ascontiguousarray(results[t::tasks], np.float32) for t in range(tasks)]
+    found = [TaskScore(f"t{t}", "m", float(p.mean(dtype=float)), 1.0, ids(len(p)), p) for t, p in enumerate(parts)]
+    return Score(tuple(found))
 
 
 def study(seed: int, draw: Draw, tasks: int, sizes: tuple[int, int, int]) -> Reported:
