@@ -21,6 +21,7 @@ from results_shared import scored
 from evomerge import presets
 from evomerge.cli.fusing import Fusing
 from evomerge.cli.progress import Progress
+from evomerge.comparison import interval
 from evomerge.evaluation import load_evaluator
 from evomerge.fusion.measure import Measuring, measure
 from evomerge.fusion.prepared import HELD_OUT
@@ -29,7 +30,6 @@ from evomerge.pipeline import FuseOptions, fuse
 from evomerge.pipeline.starts import SCE_SHARE, VARM_UNIT
 from evomerge.recipe import InputModel, Recipe
 from evomerge.report.fusion import write_fusion
-from evomerge.score import interval
 from evomerge.sources import open_source, open_sources
 from evomerge.study.builder import Builder
 from evomerge.study.fused import Fused

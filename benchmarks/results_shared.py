@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.cli.progress import Progress
+from evomerge.comparison import difference, interval
 from evomerge.pipeline import Options, search
 from evomerge.report.result import to_dict
-from evomerge.score import Score, difference, interval
+from evomerge.score import Score
 from evomerge.study.builder import Builder
 from evomerge.study.job import Job
 from evomerge.study.outcome import Outcome

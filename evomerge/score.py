@@ -1,12 +1,11 @@
-"""What comes back from a candidate: scores per item, their sums, intervals and paired differences.
+"""What comes back from a candidate: scores per item and their sums.
 
 Inside the program higher is always better: the sign of a metric that is better when lower is flipped once, where the
-evaluator makes the `TaskScore`. No torch here; SciPy loads when an interval is asked for.
+evaluator makes the `TaskScore`. What scores prove is in evomerge/comparison.py. No torch here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,7 +18,6 @@ from evomerge.errors import EvoMergeError
 
 Results = npt.NDArray[np.float32]
 Value = float | int | str
-CONFIDENCE = 0.95
 # Attributes of a trial: what it cost where that is less than all search items, and how far it went in a race.
 COST, RACE = "cost", "race"
 # How far it misses the constraints of its search.
@@ -175,66 +173,3 @@ class Trial:
 def cost(trials: Iterable[Trial]) -> float:
     """What candidates took of the budget together."""
     return sum(t.cost for t in trials)
-
-
-def interval(score: Score) -> Interval:
-    """Confidence interval of a score.
-
-    Wilson's for one task with results 0 or 1; else normal, the variance of the weighted sum of independent means being
-    sum (w_t / W)^2 s_t^2 / n_t.
-    """
-    tasks = score.weighted
-    if not all(t.by_item for t in tasks):
-        return Interval(score.value, None, None, score.items)
-    if len(tasks) == 1 and np.isin(tasks[0].results, (0, 1)).all():
-        from scipy.stats import binomtest
-
-        results = tasks[0].results
-        found = binomtest(int(results.sum()), len(results)).proportion_ci(CONFIDENCE, method="wilson")
-        return Interval(score.value, float(found.low), float(found.high), len(results))
-    return _normal(score.value, [(t.weight, t.results) for t in tasks], score.items)
-
-
-def difference(a: Score, b: Score) -> Interval:
-    """Paired difference a - b of two scores over the items that both have, with a normal interval.
-
-    Raises:
-        EvoMergeError: the scores share no task or, in a task, no item.
-    """
-    pairs: list[tuple[float, npt.NDArray[np.float64]]] = []
-    mean, total, items, exact = 0.0, 0.0, 0, True
-    for left in a.weighted:
-        right = b.task(left.task)
-        if right is None:
-            raise EvoMergeError(f'the scores cannot be paired: one has no task "{left.task}"')
-        total += left.weight
-        if not (left.by_item and right.by_item):
-            exact = False
-            mean += left.weight * (left.value - right.value)
-            items += len(left.items)
-            continue
-        at = {item: i for i, item in enumerate(right.items)}
-        shared = [(i, at[item]) for i, item in enumerate(left.items) if item in at]
-        if not shared:
-            raise EvoMergeError(f'the scores cannot be paired: no item of task "{left.task}" is in both')
-        l_index, r_index = (list(side) for side in zip(*shared, strict=True))
-        d = left.results[l_index].astype(np.float64) - right.results[r_index].astype(np.float64)
-        pairs.append((left.weight, d))
-        mean += left.weight * float(d.mean())
-        items += len(d)
-    if not total:
-        raise EvoMergeError("the scores cannot be paired: no task counts")
-    if not exact:
-        return Interval(mean / total, None, None, items)
-    return _normal(mean / total, pairs, items)
-
-
-def _normal(mean: float, weighted: list[tuple[float, Any]], items: int) -> Interval:
-    from scipy.stats import norm
-
-    total = sum(w for w, _ in weighted)
-    if any(len(x) < 2 for _, x in weighted):
-        return Interval(mean, None, None, items)
-    variance = sum((w / total) ** 2 * float(np.var(x, ddof=1)) / len(x) for w, x in weighted)
-    half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, items)

@@ -112,6 +112,46 @@ def test_unknown_task_names_the_nearest(refused):
     )
 
 
+SCORES = """
+import math
+def nan(model, tokenizer, items): return [math.nan for _ in items]
+def one(model, tokenizer, items): return {"a": [1.0 for _ in items]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("nan", ['nan for task "a", item 1 of ', "expected finite numbers"]),
+        ("one", ['nothing for task "b"; expected a mapping with the tasks a, b']),
+    ],
+)
+def test_a_score_that_is_not_a_number_or_missing(here, tmp_path, monkeypatch, function, words):
+    """Only a model can show it: told by the first source, as it is, before any candidate."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(SCORES)
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"q": f"item {i}"}) for i in range(40)))
+    tasks = ["a"] if function == "nan" else ["a", "b"]
+    evaluator = {"kind": "python", "function": f"mine.py:{function}", "items": "items.jsonl", "tasks": tasks}
+    (tmp_path / "evaluator.yaml").write_text(yaml.safe_dump(evaluator))
+    done = here("search", "--evaluator", "evaluator.yaml", "--workers", 0, "--budget", 4, "--json", check=False)
+    message = done.result["error"]
+    assert done.returncode == 2 and len(message.splitlines()) == 1 and "Traceback" not in done.stderr
+    for word in ["cannot be scored by evaluator.yaml", f"mine.py:{function} returned", *words]:
+        assert word in message
+
+
+def test_a_split_of_more_items_than_there_are(refused):
+    splits = {"test": {"share": 0.5, "items": 5000}}
+    words = ["evaluator.yaml: task", "splits.test holds 2035 of the 4000 items, but items = 5000 are asked for"]
+    refused(evaluator=EVALUATOR | {"splits": splits}, words=words)
+
+
+def test_a_language_that_nobody_knows(refused):
+    task = [{"name": "kovesh_problems", "language": "jp"}]
+    refused(evaluator=EVALUATOR | {"tasks": task}, words=['language = "jp"', "did you mean ja or jv?"])
+
+
 def test_output_that_cannot_be_written(refused, tmp_path):
     (tmp_path / "file").write_text("")
     refused("--out", tmp_path / "file" / "out", words=["--out", "cannot be written"])

@@ -157,5 +157,12 @@ def _evaluator(path: Path) -> Facts:
     counts = {split: {task: len(ids) for task, ids in evaluator.items(split).items()} for split in SPLITS}
     lines = [f"{t.name}: weight {t.weight:g}" for t in file.config.tasks]
     lines += [f"{split}: " + ", ".join(f"{n} items of {task}" for task, n in counts[split].items()) for split in SPLITS]
-    facts = {"evaluator": file.config.kind, "tasks": [t.name for t in file.config.tasks], "items": counts}
+    from evomerge.evaluation.overlaps import overlaps
+
+    shared = overlaps({split: evaluator.texts(split) for split in SPLITS})
+    lines += [f"overlap: {line}" for line in shared.lines()]
+    facts = {
+        "evaluator": file.config.kind, "tasks": [t.name for t in file.config.tasks], "items": counts,
+        "overlaps": shared.to_dict(),
+    }  # fmt: skip
     return facts, "\n".join(lines)

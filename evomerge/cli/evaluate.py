@@ -29,9 +29,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the model, print a line per task."""
+    from evomerge.comparison import interval
     from evomerge.errors import CandidateError, InputError
     from evomerge.evaluation import evaluator_for, load_evaluator
-    from evomerge.score import interval
     from evomerge.sources import open_source
 
     if args.tasks and args.evaluator:

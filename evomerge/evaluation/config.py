@@ -35,6 +35,8 @@ class TaskConfig(Frozen):
         greedy_likelihood: For a generate_until task of lm-eval that is scored by exact_match against one right answer:
             on the search split, one forward pass over prompt and answer says whether greedy generation would give it.
             The results are generation's, for a fraction of the time; select and test generate all the same.
+        language: For a generate_until task of lm-eval: ISO 639-1 code of the language that an answer must be in to
+            count; see `evaluation.language`.
     """
 
     name: str
@@ -42,6 +44,15 @@ class TaskConfig(Frozen):
     weight: float = Field(default=1.0, ge=0)
     higher_is_better: bool | None = None
     greedy_likelihood: bool = False
+    language: str | None = None
+
+    @model_validator(mode="after")
+    def _answered(self) -> TaskConfig:
+        if self.language is not None and self.greedy_likelihood:
+            raise ValueError(
+                f'task "{self.name}": language needs the answers, and greedy_likelihood generates none; leave one out'
+            )
+        return self
 
 
 class SplitConfig(Frozen):
@@ -159,6 +170,11 @@ class EvaluatorConfig(Frozen):
                 raise ValueError(
                     f'task "{name}": greedy_likelihood generates no answers, whose {measure} {name}.{measure} is'
                 )
+        asked = [t.name for t in self.tasks if t.language is not None]
+        if asked and self.kind != "lm_eval":
+            raise ValueError(
+                f'task "{asked[0]}": language belongs to kind "lm_eval"; a function can look itself'
+            )
         if self.kind == "python" and (self.function is None or ":" not in self.function):
             raise ValueError('kind "python" needs function: file.py:function')
         if self.kind != "python" and (self.function or self.items):

@@ -28,6 +28,12 @@ class Evaluator(Protocol):
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
 
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """What a model is shown of each item, with the right answer, in the order of `items`; for `overlaps`.
+
+        Empty where that is not known.
+        """
+
     def definition(self) -> Mapping[str, str]:
         """Hash per task of what the evaluator's file does not hold (a task's own configuration and code)."""
 

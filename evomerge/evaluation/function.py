@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,17 @@ class FunctionEvaluator:
         self._split: dict[Split, list[Item]] = {split: [] for split in SPLITS}
         if file.config.items:
             self._contents = self._read(file.config.items)
-            self._split = divide(self._contents, file.config.splits, file.config.split_seed, file.config.items)
+            where = f"{file.file}: items = {file.config.items}"
+            self._split = divide(self._contents, file.config.splits, file.config.split_seed, where)
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split (none where the function brings its own)."""
         return {t.name: tuple(i.id for i in self._split[split]) for t in self._config.tasks}
+
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """See `Evaluator.texts`: the strings and numbers of each item, in its order; every task has the same items."""
+        found = tuple(" ".join(_leaves(self._contents[i.index])) for i in self._split[split])
+        return {t.name: found for t in self._config.tasks}
 
     def definition(self) -> dict[str, str]:
         """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
@@ -64,6 +70,7 @@ class FunctionEvaluator:
 
         Raises:
             EvaluatorError: some items are asked for, and the function brings its own.
+            CandidateError: what it returns is not a finite number for each item and task.
         """
         if only is not None and not self._config.items:
             raise EvaluatorError(f"{self._file.file}: function: it brings its own items, so no part of them can be run")
@@ -79,9 +86,9 @@ class FunctionEvaluator:
         if len(tasks) > 1:
             names = [t.name for t in tasks]
             if not isinstance(returned, Mapping) or any(n not in returned for n in names):
-                raise CandidateError(
-                    f"{self._config.function} returned {_kind(returned)}, expected a mapping with the tasks {names}"
-                )
+                missing = [n for n in names if isinstance(returned, Mapping) and n not in returned]
+                told = f'nothing for task "{missing[0]}"' if missing else _kind(returned)
+                raise self._wrong(f"{told}; expected a mapping with the tasks {', '.join(names)}")
             return Score(tuple(self._score(t, returned[t.name], split, items) for t in shown))
         named = isinstance(returned, Mapping) and set(returned) == {tasks[0].name}
         return Score((self._score(tasks[0], returned[tasks[0].name] if named else returned, split, items),))
@@ -97,22 +104,28 @@ class FunctionEvaluator:
             if not self._config.items:
                 ids = tuple(f"{split}-{i}" for i in range(len(values)))
         elif self._config.items:
-            raise CandidateError(
-                f"{self._config.function} returned {_kind(returned)} for {len(ids)} items, expected one result per item"
-            )
+            raise self._wrong(f"{_kind(returned)} for {len(ids)} items; expected one result for each")
         else:
             ids, values = (), [returned]
         if ids and len(ids) != len(values):
-            raise CandidateError(f"{self._config.function} returned {len(values)} results for {len(ids)} items")
+            raise self._wrong(f"{len(values)} results for {len(ids)} items; expected one for each")
         try:
             numbers = np.array([float(v) for v in values])
         except (TypeError, ValueError):
-            raise CandidateError(f"{self._config.function} returned {_kind(returned)}, expected numbers") from None
-        if not len(numbers) or not np.isfinite(numbers).all():
-            raise CandidateError(f"{self._config.function} returned results that are not finite numbers")
+            raise self._wrong(f"{_kind(returned)}; expected numbers") from None
+        if not len(numbers):
+            raise self._wrong(f'no result for task "{task.name}"')
+        if not np.isfinite(numbers).all():
+            bad = int((~np.isfinite(numbers)).argmax())
+            which = f'{numbers[bad]} for task "{task.name}", item {bad + 1} of {len(numbers)}'
+            raise self._wrong(f"{which}; expected finite numbers")
         value = float(numbers.mean())
         results = (sign * numbers).astype(np.float32) if ids else np.zeros(0, np.float32)
         return TaskScore(task.name, task.metric or "score", sign * value, task.weight, ids, results, not higher)
+
+    def _wrong(self, words: str) -> CandidateError:
+        """Of a candidate, whose weights may be to blame; where a source as it is meets it, the search is refused."""
+        return CandidateError(f"{self._config.function} returned {words}")
 
     def _load(self, where: str) -> Callable[[Any, Any, Any], Any]:
         file, name = where.rsplit(":", 1)
@@ -133,6 +146,16 @@ class FunctionEvaluator:
                 raise EvaluatorError(f"{path}:{number}: expected a JSON object, got {_kind(content)}")
             contents.append(content)
         return contents
+
+
+def _leaves(content: Any) -> Iterator[str]:
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _leaves(part)
+    elif content is not None and not isinstance(content, bool):
+        yield str(content)
 
 
 def _kind(value: Any) -> str:

@@ -23,11 +23,13 @@ from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import finite_logits
-from evomerge.evaluation.goals import LENGTH
+from evomerge.evaluation.goals import LANGUAGE, LENGTH
 from evomerge.evaluation.greedy import Drafts
-from evomerge.evaluation.obstacles import obstacles, right_answer
+from evomerge.evaluation.language import check_language, identifier_version, in_language
+from evomerge.evaluation.obstacles import language_obstacles, obstacles, right_answer
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, Places, content_id, divide
+from evomerge.evaluation.texts import item_text, templates_compiled_once
 from evomerge.score import Score, TaskScore
 
 CPU_BATCH = 64
@@ -42,6 +44,7 @@ class _Prepared:
         drafts: For that, what is fixed while the live model is the same one.
         searched: Whether it is run on the search split.
         measures: What is measured of its answers beside the metric.
+        language: The one that answers must be in to count, if any.
     """
 
     name: str
@@ -52,11 +55,17 @@ class _Prepared:
     higher: bool
     items: Mapping[Split, list[Item]]
     greedy: bool = False
+    language: str | None = None
     drafts: Drafts | None = None
     searched: bool = True
     measures: Sequence[str] = ()
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> str:
+        """What the share of answers in the language is called."""
+        return f"{self.name} in {self.language}"
 
     def chosen(self, split: Split, only: Places | None) -> tuple[list[Item], list[Any]]:
         """Some of a split's items (all where `only` is None), and their requests."""
@@ -106,20 +115,38 @@ class HarnessEvaluator:
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
-        return {t.name: tuple(i.id for i in t.items[split]) for t in self._tasks}
+        found = {}
+        for t in self._tasks:
+            found[t.name] = tuple(i.id for i in t.items[split])
+            if t.language is not None and split != "search":
+                found[t.share] = found[t.name]
+        return found
+
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """See `Evaluator.texts`."""
+        found = {}
+        with templates_compiled_once():
+            for t in self._tasks:
+                docs = t.task.eval_docs
+                found[t.name] = tuple(item_text(t.task, docs[i.index]) for i in t.items[split])
+        return found
 
     def definition(self) -> dict[str, str]:
         """Hash of each task as lm-eval has it (templates, functions' source, metrics), lm-eval's version included."""
-        return {
-            t.name: content_id({"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()})
-            for t in self._tasks
-        }
+        found = {}
+        for t in self._tasks:
+            told = {"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()}
+            language = {"language": [t.language, identifier_version()]} if t.language is not None else {}
+            found[t.name] = content_id(told | language)
+        return found
 
     def measures(self, task: str) -> Sequence[str]:
-        """Of generated answers their length."""
+        """Of generated answers their length, and the share in the language where one is asked for."""
         found = next((t for t in self._tasks if t.name == task), None)
         generated = found is not None and not found.greedy and found.task.get_config("output_type") == "generate_until"
-        return (LENGTH,) if generated else ()
+        if found is None or not generated:
+            return ()
+        return (LENGTH,) if found.language is None else (LENGTH, LANGUAGE)
 
     def versions(self) -> dict[str, str]:
         """See `Evaluator.versions`."""
@@ -235,8 +262,13 @@ class HarnessEvaluator:
         higher = entry.higher_is_better
         if higher is None:
             higher = bool(task.higher_is_better().get(metric, True))
+        if entry.language is not None:
+            where = f'{file.file}: task "{name}"'
+            check_language(entry.language, where)
+            if lines := list(language_obstacles(task, metric, higher)):
+                raise EvaluatorError("\n".join(f"{where}: language: {line}" for line in lines))
         docs, chosen = task.eval_docs, chosen or filters[0]
-        items = divide(docs, config.splits, config.split_seed, name)
+        items = divide(docs, config.splits, config.split_seed, f'{file.file}: task "{name}"')
         if entry.greedy_likelihood:
             found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
             if found:
@@ -247,7 +279,7 @@ class HarnessEvaluator:
                 f'{file.file}: {entry.name}.{measures[0]}: task "{name}" is {task.get_config("output_type")}; only '
                 "generated answers (generate_until) have one"
             )
-        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood,
+        return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood, entry.language,
                          searched=config.searched(entry), measures=measures)  # fmt: skip
 
     def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
@@ -286,7 +318,10 @@ class HarnessEvaluator:
         return f'{self._file.file}: task "{name}": greedy_likelihood: true'
 
     def _scores(self, task: _Prepared, split: Split, only: Places | None) -> list[TaskScore]:
-        """A task's score from its requests, and what else is measured of its answers."""
+        """A task's score from its requests, and what else is measured of its answers.
+
+        Where a language is asked for that is the share of answers in it, but not while searching.
+        """
         items, requests = task.chosen(split, only)
         task.task._instances = requests
         task.task.apply_filters()
@@ -305,23 +340,38 @@ class HarnessEvaluator:
                     )
                 raw.append(found[task.metric])
                 texts.append([str(text) for r in answers for text in r.resps])
-        score = task_score(task.name, task.metric, raw, task.weight, task.higher, items,
-                           task.task.aggregation()[task.metric])  # fmt: skip
-        return [score, *(measure_of(task.name, m, texts, items) for m in task.measures)]
+        aggregate = task.task.aggregation()[task.metric]
+        metric, shares = task.metric, []
+        if task.language is not None:
+            # The answer as it was generated: a filter may have left a bare number of it.
+            spoken = [in_language(answers[0], task.language) for answers in texts]
+            raw = [result if there else 0.0 for result, there in zip(raw, spoken, strict=True)]
+            metric = f"{task.metric}, answers in {task.language}"
+            if split != "search":
+                shares.append(task_score(task.share, "share of answers", spoken, 0.0, True, items, aggregate))
+        score = task_score(task.name, metric, raw, task.weight, task.higher, items, aggregate)
+        return [score, *shares, *(measure_of(task.name, m, texts, items, task.language) for m in task.measures)]
 
 
-def measure_of(task: str, measure: str, texts: Sequence[Sequence[str]], items: Sequence[Item]) -> TaskScore:
+def measure_of(
+    task: str, measure: str, texts: Sequence[Sequence[str]], items: Sequence[Item], language: str | None
+) -> TaskScore:
     """What is measured of a task's answers, as a score of weight 0.
 
     Args:
         texts: The answers to each item as they were generated.
+        language: The one that the task asks for.
     """
-    assert measure == LENGTH
-    lengths = np.array([np.mean([len(text) for text in answers]) for answers in texts], np.float32)
     ids = tuple(i.id for i in items)
-    value = float(lengths.astype(np.float64).mean())
-    # Told as one that is better when lower, as an objective it is.
-    return TaskScore(f"{task}.{measure}", measure, -value, 0.0, ids, -lengths, flipped=True)
+    if measure == LANGUAGE:
+        assert language is not None
+        found = np.array([np.mean([in_language(text, language) for text in answers]) for answers in texts])
+    else:
+        # Told as one that is better when lower, as an objective it is.
+        found = -np.array([np.mean([len(text) for text in answers]) for answers in texts])
+    results = found.astype(np.float32)
+    value = float(results.astype(np.float64).mean())
+    return TaskScore(f"{task}.{measure}", measure, value, 0.0, ids, results, flipped=measure == LENGTH)
 
 
 def task_score(

@@ -1,4 +1,5 @@
-"""Where greedy likelihood would not be exact match of greedy generation: tasks that ask for something else."""
+"""What tasks must not ask for: where greedy likelihood would not be exact match of greedy generation, and where answers
+cannot be held to a language."""
 
 from __future__ import annotations
 
@@ -117,3 +118,23 @@ def _generation(task: Any) -> Iterator[str]:
     unknown = [k for k in options if k not in known]
     if unknown:
         yield f"generation_kwargs set {', '.join(unknown)}; expected until, max_gen_toks and do_sample alone"
+
+
+def language_obstacles(task: Any, metric: str, higher: bool) -> Iterator[str]:
+    """Why an answer of a task cannot count only where it is in a language, a line each; none: it can.
+
+    Args:
+        metric: The metric that counts; of an answer in another language it becomes 0, which must be the least.
+        higher: Whether it is better when higher.
+    """
+    kind = task.get_config("output_type") or task.OUTPUT_TYPE
+    if kind != "generate_until":
+        yield f"the task is {kind}; expected generate_until, for only there is an answer"
+        return
+    if getattr(task.aggregation()[metric], "__name__", "") != "mean":
+        yield f'metric "{metric}" is no mean over items; expected one that is'
+    if not higher:
+        yield f'metric "{metric}" is better when lower; expected one that is 0 at the least'
+    repeats = task.get_config("repeats") or 1
+    if repeats > 1:
+        yield f"repeats = {repeats}; expected one answer for each item"

@@ -45,13 +45,14 @@ def place(item: str, split_seed: int) -> float:
 
 
 def divide(
-    contents: Iterable[Mapping[str, Any]], splits: Splits, split_seed: int, task: str
+    contents: Iterable[Mapping[str, Any]], splits: Splits, split_seed: int, where: str
 ) -> dict[Split, list[Item]]:
     """Divide a task's items into search, select and test.
 
     Args:
         contents: The items in the order of the task's data.
         splits: Share and cap of each split. Where more fall into a split than its cap, the first by hash are kept.
+        where: What messages begin with.
 
     Returns:
         The items of each split in the order of the data. Items of equal content share a split; the repeated ones get
@@ -82,10 +83,10 @@ def divide(
         cap = splits.of(split).items
         has = len(found[split])
         if not has or (cap is not None and cap > total):
+            asked = f", but items = {cap} are asked for" if cap else ""
             raise EvaluatorError(
-                f'task "{task}": split "{split}" holds {has} of the {total} items'
-                + (f", but {cap} are asked for" if cap else "")
-                + f"; expected more items, a larger share than {splits.of(split).share:g}, or fewer items asked for"
+                f"{where}: splits.{split} holds {has} of the {total} items{asked}; expected more items, a larger share "
+                f"than {splits.of(split).share:g}, or fewer items asked for"
             )
         kept = sorted(found[split], key=lambda pair: (pair[0], pair[1].index))[:cap]
         out[split] = sorted((item for _, item in kept), key=lambda item: item.index)

@@ -268,6 +268,15 @@ def read_documents(file: Path) -> list[Document]:
     return found
 
 
+def learned_texts(folder: Path) -> Iterator[str] | None:
+    """What each document to learn from says, of a corpus that lies prepared in a folder; None where none does."""
+    manifest = read_json_object(folder / MANIFEST)
+    if manifest is None or not isinstance(manifest.get("shards"), list):
+        return None
+    files = [folder / shard["file"] for shard in manifest["shards"]]
+    return ("\n".join(d.contents) for file in files if file.is_file() for d in read_documents(file))
+
+
 def _write_manifest(folder: Path, key: str, shards: Sequence[Shard], counts: Counts, held: Counts) -> None:
     write_json(
         folder / MANIFEST,

@@ -115,7 +115,7 @@ class _Fusion:
             config=self.config, out=self.out, models=tuple(found), counts=corpus.counts,
             tokens=corpus.tokens(TARGET), held_out=len(corpus.held_out), targets=targets, trainings=trainings,
             cache_bytes=sum(c.size for c in caches.values()) / positions if positions else 0.0,
-            seconds=time.monotonic() - self.began, model=model, search=outcome,
+            seconds=time.monotonic() - self.began, model=model, search=outcome, overlaps=self._shared(),
         )  # fmt: skip
 
     def _by_preferences(self, config: PreferenceConfig, corpus: Prepared, tasks: Tasks) -> Fused:
@@ -163,7 +163,7 @@ class _Fusion:
             config=self.config, out=out, models=tuple(replace(m, answers=means[m.name]) for m in found),
             counts=corpus.counts, tokens=corpus.tokens(TARGET), held_out=len(corpus.held_out), targets={},
             trainings={}, cache_bytes=0.0, seconds=time.monotonic() - self.began, model=out / "model",
-            answers=Answers(len(pairs.sft), len(pairs.dpo), pairs.taken),
+            answers=Answers(len(pairs.sft), len(pairs.dpo), pairs.taken), overlaps=self._shared(),
         )  # fmt: skip
 
     def _tasks(self) -> Tasks:
@@ -193,22 +193,22 @@ class _Fusion:
     def _prepared(self) -> Prepared:
         plan = self.plan
         corpus = prepare(
-            self.config.corpus,
-            plan.root,
-            plan.readers,
-            plan.limit,
-            self.config.teachers.shard_tokens,
-            self.out / "corpus",
-            self.watcher.say,
-            lambda key: self.plan.record_corpus(self.out, key),
-        )
+            self.config.corpus, plan.root, plan.readers, plan.limit, self.config.teachers.shard_tokens,
+            self.out / "corpus", self.watcher.say, lambda key: self.plan.record_corpus(self.out, key),
+        )  # fmt: skip
         for line in (*corpus.counts.lines(), *corpus.held_counts.lines("held-out documents")):
             self.watcher.say(line)
         pieces, held = corpus.counts.pieces, len(corpus.held_out)
         self.watcher.say(
             f"{pieces:,} documents to learn from, {corpus.tokens(TARGET):,} tokens of the target; {held:,} held out"
         )
+        self.overlaps = plan.overlaps(corpus)
+        for line in self.overlaps.lines() if self.overlaps is not None else ():
+            self.watcher.say(f"overlap: {line}")
         return corpus
+
+    def _shared(self) -> dict[str, Any] | None:
+        return None if self.overlaps is None else self.overlaps.to_dict()
 
     def _taught(self) -> dict[str, Source]:
         """The models that say something of the text."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from evomerge.errors import InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
+from evomerge.evaluation.overlaps import Overlaps, overlaps
 from evomerge.fusion.config import MAPPED, TARGET, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
 from evomerge.fusion.files import read_json_object, sha256, write_json
@@ -95,7 +96,8 @@ class FusionPlan:
         self.space = self._check_search()
         # Opened now: unknown tasks and metrics are found before time is spent.
         evaluators = dict.fromkeys(e for e in (self.evaluator, self.search_evaluator) if e is not None)
-        self._definitions = {e: dict(open_evaluator(e).definition()) for e in evaluators}
+        self.opened = {e: open_evaluator(e) for e in evaluators}
+        self._definitions = {e: dict(opened.definition()) for e, opened in self.opened.items()}
         self.caches = self._caches()
 
     def _readers(self) -> dict[str, Reader]:
@@ -304,6 +306,13 @@ class FusionPlan:
                 self.config.corpus, self.root, self.readers, self.limit, self.config.teachers.shard_tokens, Path(folder)
             )
         return found, {name: found.tokens(name) for name in self.sources}
+
+    def overlaps(self, corpus: Prepared) -> Overlaps | None:
+        """Test items of the file's evaluator that stand in the text that is learned; None without an evaluator."""
+        if self.evaluator is None:
+            return None
+        learned = ("\n".join(d.contents) for i in range(len(corpus.shards)) for d in corpus.documents(i))
+        return overlaps({"test": self.opened[self.evaluator].texts("test")}, {"the corpus": learned})
 
     def cost(self, workers: int | None, tokens: Mapping[str, int] | None = None) -> list[str]:
         """What the fusion will take, in words."""

@@ -10,7 +10,7 @@ from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import NOTE, scoring_for
-from evomerge.pipeline.plan import Control, Plan
+from evomerge.pipeline.plan import OVERLAPS_NOTE, Control, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
@@ -57,6 +57,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
         measured[-1:-1] = controls
         signed = plan.signed(recipe, winner.number)
+        shared = study.notes().get(OVERLAPS_NOTE)
         model = plan.out / "model"
         watcher.say(f"writing {model}")
         write_checkpoint(plan.sources, recipe, signed, model, overwrite=True)
@@ -68,7 +69,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
         first_stage=plan.first.candidates if plan.first is not None else 0,
         layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()), path=plan.path(recipe),
-        depths={r: s.num_layers for r, s in plan.sources.items()},
+        depths={r: s.num_layers for r, s in plan.sources.items()}, overlaps=shared,
     )  # fmt: skip
 
 
@@ -81,11 +82,22 @@ def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
             check_alone(store, plan.out, plan.name)
         study = plan.begin(store)
         plan.keep(study, plan.config)
+        _note_overlaps(plan, study, watcher)
         pool = _pool(plan, watcher)
         try:
             yield store, study, pool
         finally:
             pool.close()
+
+
+def _note_overlaps(plan: Plan, study: Study, watcher: Watcher) -> None:
+    """Look for items that the splits share, before the first candidate; once for each study."""
+    if OVERLAPS_NOTE in study.notes():
+        return
+    study.note(OVERLAPS_NOTE, plan.overlaps.to_dict())
+    if plan.first is None:
+        for line in plan.overlaps.lines():
+            watcher.say(f"overlap: {line}")
 
 
 def check_alone(store: Store, out: object, name: str) -> None:
@@ -206,7 +218,7 @@ def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], go
     winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals)
     recipe = decode(winner.params)
     found, _ = final.measure(pool, study, [], winner, recipe, select)
-    return Measured(control.name, "control", found[-1].test, winner.score, select, recipe)
+    return Measured(control.name, "control", found[-1].test, winner.score, select, recipe, cost(trials))
 
 
 def _pool(plan: Plan, watcher: Watcher) -> Pool:

@@ -7,17 +7,20 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvaluatorError, InputError, StudyError, choose
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
 from evomerge.evaluation.goals import DEPTH, SCORE, measured
+from evomerge.evaluation.overlaps import Overlaps
 from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
+from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Value
@@ -42,6 +45,8 @@ SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "ch
 RESTARTS, NONE = "restarts", "none"
 # Kept with a study: its space, and, by reference, the recipes of models that an earlier stage made.
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
+# And what items of its splits have in common.
+OVERLAPS_NOTE = "overlaps"
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Plan:
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
             restarts_of(self.sampler, options.restarts)
-        evaluator = open_evaluator(self.evaluator)
+        evaluator = self._opened = open_evaluator(self.evaluator)
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
         self._check_goals(evaluator)
         self.items = _items(evaluator, self.evaluator)
@@ -130,6 +135,11 @@ class Plan:
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
         live = {"model": self.contents[self.live], "files": _spelling(self.sources[self.live].folders[0])}
         self.versions = {task: content_id({"version": v, "live": live}) for task, v in evaluator.versions().items()}
+
+    @cached_property
+    def overlaps(self) -> Overlaps:
+        """What items of the splits have in common, and with what fused sources learned from."""
+        return self.first.plan.overlaps if self.first else shared(self._opened, self.sources.values(), SPLITS)
 
     def _encoded(self, path: Path) -> dict[str, Value]:
         recipe = load_recipe(path)

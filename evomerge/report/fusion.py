@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from evomerge import __version__
+from evomerge.comparison import interval
 from evomerge.report.model_card import common_licence, model_name, source_line, table_line
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
 from evomerge.report.table import verdict
-from evomerge.score import Interval, interval
+from evomerge.score import Interval
 from evomerge.study.fused import Fused, Model
 from evomerge.study.outcome import Outcome
 
@@ -81,6 +82,7 @@ def fusion_dict(fused: Fused) -> dict[str, Any]:
             else {}
         ),
         "seconds": round(fused.seconds, 1),
+        **({"overlaps": dict(fused.overlaps)} if fused.overlaps is not None else {}),
         **({"search": to_dict(fused.search)} if fused.search is not None else {}),
     }  # fmt: skip
 

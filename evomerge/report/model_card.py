@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from evomerge import __version__
+from evomerge.comparison import BOOTSTRAP, MCNEMAR
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
 from evomerge.report.result import Row, rows
-from evomerge.report.table import columns, looks, number, signed, span, verdict
+from evomerge.report.table import against, caption, columns, number, span
 from evomerge.score import State
 from evomerge.study.outcome import Outcome
 
@@ -68,7 +69,7 @@ def _body(outcome: Outcome) -> str:
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
     also = ", ".join(f"{n} of them {what}" for n, what in ended if n)
     sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
-    warning = f"\n\n{looks(outcome)}" if outcome.looks > 1 else ""
+    notes = "\n\n".join(caption(outcome).splitlines())
     candidates = f"{len(counts)} candidates" + (f" ({also})" if also else "")
     if outcome.first_stage:
         candidates = f"{outcome.first_stage} candidates for the first stage, then {candidates}"
@@ -83,11 +84,11 @@ def _body(outcome: Outcome) -> str:
 ## Held-out results
 
 On {outcome.winner.test.items:,} items that the search never saw; in the same run, on the same items, its sources.
-Intervals are 95 %; the difference is this model minus the other, paired by item.
+Intervals are 95 %; the difference is this model minus the other, paired by item; p by {_tests(outcome)}.
 
 {_markdown(outcome)}
 
-{verdict(outcome)}{warning}
+{notes}
 
 ## Sources
 
@@ -117,6 +118,13 @@ It is {yaml_of} YAML:
 - {candidates} in {_duration(outcome.seconds)}; ended by: {outcome.stopped}
 - chosen: candidate {outcome.best.number}, {chosen}
 """
+
+
+def _tests(outcome: Outcome) -> str:
+    """The tests that the p-values are of."""
+    names = {MCNEMAR: "McNemar's exact test", BOOTSTRAP: "the paired bootstrap"}
+    used = dict.fromkeys(names[d.test] for d in outcome.differences if d is not None and d.test is not None)
+    return f"{' or '.join(used) or 'no test'}, corrected for all comparisons (Holm)"
 
 
 def _made(recipe: Recipe | Chain) -> str:
@@ -160,10 +168,10 @@ def _steps(recipe: Recipe | Chain) -> list[Recipe]:
 def _markdown(outcome: Outcome) -> str:
     shown: list[Row] = rows(outcome)
     target, others = columns(outcome)
-    head = ["model", target, "95 %", "best minus it", "95 %", *others]
+    head = ["model", target, "95 %", "best minus it", "95 %", "p", *others]
     lines = [table_line(head), table_line(["---"] + ["---:"] * (len(head) - 1))]
     for r in shown:
-        cells = [r.name, number(r.test.mean), span(r.test), signed(r.difference), span(r.difference, sign=True)]
+        cells = [r.name, number(r.test.mean), span(r.test), *against(r.difference)]
         cells += [number(r.tasks[t].mean) if t in r.tasks else "" for t in others]
         lines.append(table_line([f"**{c}**" if r.role == "best" and c else c for c in cells]))
     return "\n".join(lines)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from evomerge.comparison import Difference
 from evomerge.evaluation.goals import DEPTH
 from evomerge.report.path import path_text
-from evomerge.score import Interval, Score, State, TaskScore, Trial, difference, interval
+from evomerge.score import Interval, State, Trial, cost
 from evomerge.study.goals import Limit
 from evomerge.study.goals import shown as value_of
 from evomerge.study.outcome import Measured, Outcome, Role
@@ -22,15 +23,15 @@ class Row:
     Attributes:
         name: The model's name, unlike every other row's.
         test: Its weighted score on the test items.
-        difference: Paired difference, best minus this one; None for the best itself.
+        difference: Paired difference, best minus this one, with its test; None for the best itself.
         tasks: Each task's interval by task name, the metric as its authors report it (an error rate stays one).
     """
 
     name: str
     role: Role
     test: Interval
-    difference: Interval | None
-    tasks: dict[str, Interval]
+    difference: Difference | None
+    tasks: Mapping[str, Interval]
 
 
 def rows(outcome: Outcome) -> list[Row]:
@@ -39,18 +40,11 @@ def rows(outcome: Outcome) -> list[Row]:
 
 
 def _rows(outcome: Outcome) -> Iterator[Row]:
-    best = outcome.winner
     taken: set[str] = set()
-    for measured in outcome.measured:
+    for measured, against in zip(outcome.measured, outcome.differences, strict=True):
         name = _free(measured, taken)
         taken.add(name)
-        yield Row(
-            name,
-            measured.role,
-            interval(measured.test),
-            None if measured is best else difference(best.test, measured.test),
-            {t.task: task_interval(t) for t in measured.test.tasks},
-        )
+        yield Row(name, measured.role, measured.interval, against, measured.tasks)
 
 
 def _free(measured: Measured, taken: set[str]) -> str:
@@ -63,30 +57,28 @@ def _free(measured: Measured, taken: set[str]) -> str:
     return name
 
 
-def task_interval(task: TaskScore) -> Interval:
-    """A task's interval by itself, in the metric's own direction."""
-    found = interval(Score((replace(task, weight=1.0),)))
-    if not task.flipped:
-        return found
-    low, high = (None if x is None else -x for x in (found.high, found.low))
-    return Interval(-found.mean, low, high, found.items)
-
-
 def to_dict(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json.
 
     Returns:
-        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"},
-        "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"}},
-        "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high"}}},
+        {"study", "storage", "seed", "candidates": {"complete", "pruned", "failed"}, "cost",
+        "best": {"trial", "recipe_hash", "search", "select", "test": {"score", "low", "high", "items"},
+        "shrinkage": {"search": {"mean", "low", "high"}, "select": {...}}},
+        "baselines": {NAME: {"test": {...}, "difference": {"mean", "low", "high", "p", "holm", "test", "gained",
+        "lost"}}},
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
         With several objectives "objectives": [NAME], "front": [{"trial", "search", NAME: value}] and "hypervolume":
         {"reference": {NAME: value}, "value", "history": [[candidates, value]]}; with constraints "constraints":
         [{"of", "at_least" | "at_most", "search", "select", "test", "kept"}] of the winner.
-        A hybrid's "candidates" have "first_stage" too: how many there were before. A path has "path" (in words),
-        "front": [{"trial", "depth", "search"}] and "layer_evaluations": {"asked", "run", "saved"}.
+        "cost" is what the candidates took of the budget, in candidates on all search items; a control's entry in
+        "baselines" has that of its own search. A hybrid's "candidates" have "first_stage" too: how many there were
+        before. A path has "path" (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations":
+        {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
-        authors report it. The difference is best minus baseline, paired by item. What is unknown is null.
+        authors report it. The difference is best minus baseline, paired by item: `p` by the `test` named, `holm`
+        corrected for all baselines; where results are 0 or 1 and one task counts, `gained` and `lost` items. Shrinkage
+        is the winner's score on the search (select) items minus the one on test. "overlaps", where they were looked
+        for, is `evaluation.overlaps.Overlaps.to_dict`. What is unknown is null.
     """
     from evomerge.study import database
 
@@ -104,19 +96,24 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
             "pruned": states.count(State.PRUNED),
             "failed": states.count(State.FAIL),
         },
+        "cost": round(cost(outcome.trials), 6),
         "best": {
             "trial": outcome.best.number,
             "recipe_hash": outcome.recipe_hash,
             "search": None if search is None else search.value,
             "select": None if winner.select is None else winner.select.value,
             "test": shown[-1].test.to_dict("score"),
+            "shrinkage": {
+                split: {"mean": found.mean, "low": found.low, "high": found.high}
+                for split, found in outcome.shrinkage.items()
+            },
         },
         "baselines": {
             r.name: {
-                "test": r.test.to_dict("score"),
-                "difference": {"mean": r.difference.mean, "low": r.difference.low, "high": r.difference.high},
+                "test": r.test.to_dict("score"), "difference": _difference(r.difference),
+                **({"cost": round(m.cost, 6)} if m.cost is not None else {}),
             }
-            for r in shown
+            for r, m in zip(shown, outcome.measured, strict=True)
             if r.difference is not None
         },
         "tasks": {
@@ -135,6 +132,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     if outcome.layers is not None:
         asked, ran = outcome.layers
         data["layer_evaluations"] = {"asked": asked, "run": ran, "saved": 1 - ran / asked if asked else 0.0}
+    if outcome.overlaps is not None:
+        data["overlaps"] = dict(outcome.overlaps)
     finite: dict[str, Any] = _finite(data)
     return finite
 
@@ -168,6 +167,11 @@ def _kept(outcome: Outcome, limit: Limit) -> dict[str, Any]:
     values = {k: None if s is None else value_of(limit.of, s, attributes) for k, s in splits.items()}
     kept = values["test"] is not None and not limit.missed(values["test"])
     return {"of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept}
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    names = ("mean", "low", "high", "p", "holm", "test", "gained", "lost")
+    return {name: getattr(found, name) for name in names}
 
 
 def _finite(value: Any) -> Any:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from evomerge.comparison import Difference
 from evomerge.evaluation.goals import DEPTH
 from evomerge.report.result import rows
 from evomerge.score import Interval
@@ -23,7 +24,7 @@ def table(outcome: Outcome, *, target_columns: bool = True, task_columns: bool =
 
     Args:
         target_columns: Show the target skill (weighted score on the test items) with its 95 % interval, and the paired
-            difference of the winner minus the model with its interval.
+            difference of the winner minus the model with its interval and its p-value, corrected for all of them.
         task_columns: Show the value of every other task.
     """
     from rich.table import Table
@@ -34,11 +35,11 @@ def table(outcome: Outcome, *, target_columns: bool = True, task_columns: bool =
     words = caption(outcome) if target_columns else None
     made = Table(title=title, caption=words, title_justify="left", caption_justify="left")
     made.add_column("model", no_wrap=True)
-    headers = [_folded(target), "95 %", "best minus it", "95 %"] if target_columns else []
+    headers = [_folded(target), "95 %", "best\nminus it", "95 %", "p"] if target_columns else []
     for header in (*headers, *map(_folded, others if task_columns else [])):
         made.add_column(header, justify="right", no_wrap=True)
     for row in shown:
-        cells = [number(row.test.mean), span(row.test), signed(row.difference), span(row.difference, sign=True)]
+        cells = [number(row.test.mean), span(row.test), *against(row.difference)]
         tasks = [number(row.tasks[t].mean) if t in row.tasks else "" for t in others]
         cells = (cells if target_columns else []) + (tasks if task_columns else [])
         made.add_row(row.name, *cells, style="bold" if row.role == "best" else None, end_section=row is shown[-2])
@@ -119,7 +120,7 @@ def columns(outcome: Outcome) -> tuple[str, list[str]]:
 
 def caption(outcome: Outcome) -> str:
     """What the table shows, in words."""
-    words = [verdict(outcome)]
+    words = [verdict(outcome), *shrinkage(outcome), *shared_items(outcome)]
     if outcome.looks > 1:
         words.append(looks(outcome))
     return "\n".join(words)
@@ -131,21 +132,53 @@ def looks(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """One or two honest sentences: whom the winner beats beyond chance, whom it does not, who beats it."""
+    """One or two honest sentences: whom the winner beats beyond chance, whom it does not, who beats it.
+
+    By the paired tests, whose p-values are corrected for all comparisons (Holm): with ten models to compare with,
+    single intervals at 95 % would call a winner out of luck more often than not.
+    """
     others = [(r.name, r.difference) for r in rows(outcome) if r.difference is not None]
-    beaten = [name for name, d in others if d.low is not None and d.low > 0]
-    better = [name for name, d in others if d.high is not None and d.high < 0]
+    beaten = [name for name, d in others if d.proven and d.mean > 0]
+    better = [name for name, d in others if d.proven and d.mean < 0]
     open_ = [name for name, _ in others if name not in beaten and name not in better]
     if not others:
         return "Nothing was measured next to the best found."
+    tests = sum(d.p is not None for _, d in others)
+    corrected = f", corrected for {tests} tests" if tests > 1 else ""
     if len(beaten) == len(others):
-        return "The best found beats every model here, every paired interval above 0."
+        return f"The best found beats every model here beyond chance (each p at most .05{corrected})."
     words = [f"The best found beats {_list(beaten)}." if beaten else "The best found beats none of the models here."]
     if open_:
-        words.append(f"Not beyond chance, either way (no paired interval, or one around 0): {_list(open_)}.")
+        words.append(f"Not beyond chance, either way (p above .05{corrected}, or no test): {_list(open_)}.")
     if better:
         words.append(f"It is worse than {_list(better)}.")
     return " ".join(words)
+
+
+def shrinkage(outcome: Outcome) -> list[str]:
+    """In a sentence, how much of the winner's score on the search items was luck there; none where it is not known."""
+    found, score = outcome.shrinkage.get("search"), outcome.winner.search or outcome.best.score
+    if found is None or score is None:
+        return []
+    test = outcome.winner.test.value
+    words = f"Overfitting: {number(score.value)} on the search items, {number(test)} on the test items, shrinkage "
+    words += signed(found)
+    if found.low is None or found.high is None:
+        return [f"{words} (no interval)."]
+    verdict = "too much for chance" if found.low > 0 else "no sign of it" if found.mean <= 0 else "may be chance"
+    return [f"{words} ({span(found, sign=True)}): {verdict}."]
+
+
+def shared_items(outcome: Outcome) -> list[str]:
+    """In a sentence, which test items are elsewhere too; none where there are none, or nobody looked."""
+    found = [o for o in (outcome.overlaps or {}).get("found", ()) if o["split"] == "test"]
+    parts = []
+    for o in sorted(found, key=lambda o: -o["exact"] - o["near"])[:3]:
+        counts = [f"{o[kind]:,} {words}" for kind, words in (("exact", "exactly"), ("near", "nearly")) if o[kind]]
+        whose = f" of {o['also_task']}" if o["also_task"] not in (None, o["task"]) else ""
+        parts.append(f"{' and '.join(counts)} of {o['items']:,} of {o['task']} in {o['also']}{whose}")
+    more = "; more in result.json" if len(found) > 3 else ""
+    return [f"Test items that are elsewhere too: {'; '.join(parts)}{more}."] if parts else []
 
 
 def _list(names: list[str]) -> str:
@@ -160,6 +193,16 @@ def number(value: float) -> str:
 def signed(value: Interval | None) -> str:
     """A difference with its sign; nothing for the winner itself."""
     return "" if value is None else _signed(value.mean)
+
+
+def against(found: Difference | None) -> list[str]:
+    """Cells of a difference: mean, interval, corrected p-value; empty ones for the winner itself."""
+    return [signed(found), span(found, sign=True), probability(None if found is None else found.holm)]
+
+
+def probability(p: float | None) -> str:
+    """A p-value in three decimals; nothing where there is none."""
+    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def span(value: Interval | None, sign: bool = False) -> str:

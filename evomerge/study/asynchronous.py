@@ -63,7 +63,7 @@ class Asynchronous(Iterator[Ask]):
         self._ended: list[Trial] = []  # in the order of tells
         self._running: dict[int, _Running] = {}
         self._ready: deque[Ask] = deque()
-        self._again: deque[tuple[int, dict[str, Value]]] = deque()  # cut off in an earlier run
+        self._again: deque[tuple[int, dict[str, Value], dict[str, Any]]] = deque()  # cut off in an earlier run
         self._next = 0
         self._payers: dict[str, int] = {}
         self._known: set[str] = set()
@@ -97,7 +97,7 @@ class Asynchronous(Iterator[Ask]):
             (params,) = search.optimizer.ask(1)
             search.check_same(trial, params)
             if trial.state is State.RUNNING:
-                self._again.append((trial.number, params))
+                self._again.append((trial.number, params, {AFTER: trial.attributes[AFTER]}))
         while len(self._ended) < len(told):
             self._tell(told[len(self._ended)], replayed=True)
         self._next = len(stored)
@@ -107,8 +107,7 @@ class Asynchronous(Iterator[Ask]):
         if self._ready:
             return self._ready.popleft()
         if self._again:
-            number, params = self._again.popleft()
-            return self._start(number, params, {})
+            return self._start(*self._again.popleft())
         if not self._may_ask():
             raise StopIteration
         (params,) = self._search.optimizer.ask(1)

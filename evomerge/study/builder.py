@@ -56,7 +56,7 @@ class Builder:
             torch.set_num_threads(1)
         self._dtype = _compute_dtype(evaluator.config.dtype, self.device)
         self._trust = evaluator.config.trust_remote_code
-        self._evaluator = open_evaluator(evaluator)
+        self._evaluator, self._file = open_evaluator(evaluator), evaluator.file
         self._engine = Engine(self._sources, device=self.device)
         self._base = self._sources[base]
         self._prefix_bytes = prefix_bytes
@@ -80,6 +80,8 @@ class Builder:
         except InputError:
             raise
         except CandidateError as e:
+            if job.recipe is None:  # a source as it is: not a candidate's fault, but the model's or the evaluator's
+                raise InputError(f"{job.source} cannot be scored by {self._file}: {e}") from e
             return Answer(None, str(e), seconds)
         except Exception as e:  # whatever an evaluator raises is this candidate's failure, not the search's end
             return Answer(None, f"{type(e).__name__}: {e}".strip().splitlines()[0][:500], seconds)

@@ -68,6 +68,43 @@ def score_all(
     return {s: found[s] for s in jobs}
 
 
+def finalists(trials: list[Trial], identity: Callable[[Trial], str], beside: str | None = None) -> list[Trial]:
+    """Who is scored again: the best few on `search`, of equal ones the first; and one more, whatever it scored.
+
+    Where some keep the constraints, those few are such ones.
+
+    Args:
+        identity: What equal candidates have in common: the hash of their recipe.
+        beside: The identity of the one more, where there is one.
+    """
+    found: dict[str, Trial] = {}
+    ranked = best(trials)
+    kept = [t for t in ranked if not t.violation]
+    for trial in kept or ranked:
+        found.setdefault(identity(trial), trial)
+        if len(found) == FINALISTS:
+            break
+    for trial in ranked if beside is not None else ():
+        if identity(trial) == beside:
+            found.setdefault(beside, trial)
+            break
+    return list(found.values())
+
+
+def chosen(scored: Sequence[tuple[Trial, Score]], goals: Goals | None = None) -> tuple[Trial, Score]:
+    """The winner among finalists with their scores on `select`: the best; among equals the one better on `search`.
+
+    Those that keep the constraints there go first, then those that miss them least.
+    """
+
+    def worth(pair: tuple[Trial, Score]) -> tuple[float, float]:
+        trial, score = pair
+        return -(goals.violation(score, trial.attributes) if goals is not None else 0.0), score.value
+
+    # finalists() puts the higher search score first, and max keeps the first among equals.
+    return max(scored, key=worth)
+
+
 def choose_winner(
     pool: Pool,
     study: Study,
@@ -79,35 +116,20 @@ def choose_winner(
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.
 
-    Where some keep the constraints, only such are among those few; of those the ones that miss them least on `select`
-    go first.
-
     Args:
         beside: A recipe whose candidate, where there is one, is among those few whatever it scored.
 
     Raises:
         EvoMergeError: none of them could be scored again.
     """
-    finalists: dict[str, Trial] = {}
-    ranked = best(trials)
-    if ranked and not ranked[0].violation:
-        ranked = [t for t in ranked if not t.violation]
-    for trial in ranked:
-        finalists.setdefault(hash_(decode(trial.params)), trial)
-        if len(finalists) == FINALISTS:
-            break
-    if beside is not None:
-        wanted = hash_(beside)
-        found = next((t for t in best(trials) if t.attributes.get("recipe_hash") == wanted), None)
-        if found is not None:
-            finalists.setdefault(wanted, found)
-    jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in finalists.values()}
+    also = None if beside is None else hash_(beside)
+    last = finalists(trials, lambda trial: hash_(decode(trial.params)), also)
+    jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in last}
     scores = score_all(pool, study, "select", jobs)
-    scored = [(t, s) for t in finalists.values() if isinstance(s := scores[f"trial/{t.number}"], Score)]
+    scored = [(t, s) for t in last if isinstance(s := scores[f"trial/{t.number}"], Score)]
     if not scored:
         raise EvoMergeError(f"none of the best candidates could be scored again: {next(iter(scores.values()))}")
-    # best() put the higher search score first, and max keeps the first among equals.
-    return max(scored, key=lambda pair: (-goals.violation(pair[1], pair[0].attributes), pair[1].value))
+    return chosen(scored, goals)
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.fusion.config import FusionConfig
 from evomerge.fusion.cutting import Counts
@@ -67,6 +68,7 @@ class Fused:
         model: The checkpoint that came out.
         search: The search over the targets.
         answers: Of a fusion by preferences.
+        overlaps: Test items that stand in the text that was learned, see `evaluation.overlaps`; None: not scored.
     """
 
     config: FusionConfig
@@ -82,3 +84,4 @@ class Fused:
     model: Path
     search: Outcome | None = None
     answers: Answers | None = None
+    overlaps: Mapping[str, Any] | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from evomerge.comparison import Difference, difference, excess, holm, interval, task_interval
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
-from evomerge.score import Score, Trial
+from evomerge.score import Interval, Score, Trial
 from evomerge.study.candidates import path_front
 from evomerge.study.goals import Goals, front, hypervolume, is_minimised
 
@@ -27,6 +29,7 @@ class Measured:
         search: Its result on the search items, where it has one (controls and the winner).
         select: Its result on the select items, where it has one.
         recipe: How it was made; None for a source as it is.
+        cost: Of a control, what its search took of a budget like the main search's.
     """
 
     name: str
@@ -35,6 +38,17 @@ class Measured:
     search: Score | None = None
     select: Score | None = None
     recipe: Recipe | Chain | None = None
+    cost: float | None = None
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Its score on the test items with a confidence interval."""
+        return interval(self.test)
+
+    @cached_property
+    def tasks(self) -> Mapping[str, Interval]:
+        """The same of each task by name, the metric as its authors report it (an error rate stays one)."""
+        return {t.task: task_interval(t) for t in self.test.tasks}
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,8 @@ class Outcome:
         aims: What was searched for, and the front of those that no other candidate beats.
         path: The winner as a path over models that are there; None for a merge.
         depths: Number of layers of each source, by reference.
+        overlaps: What items of the splits have in common, and with texts that sources were trained on; see
+            `evaluation.overlaps`. None: not looked for.
     """
 
     study: str
@@ -128,8 +144,26 @@ class Outcome:
     aims: Aims = field(default_factory=lambda: Aims())
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, Any] | None = None
 
     @property
     def winner(self) -> Measured:
         """The winner as measured."""
         return self.measured[-1]
+
+    @cached_property
+    def differences(self) -> tuple[Difference | None, ...]:
+        """Of each measured model, the winner minus it on the test items, with the p-value corrected for all of them.
+
+        None for the winner.
+        """
+        return holm([None if m is self.winner else difference(self.winner.test, m.test) for m in self.measured])
+
+    @cached_property
+    def shrinkage(self) -> Mapping[str, Interval]:
+        """By how much the winner's score on the search items, and on those of select, lies above the one on test.
+
+        The first is overfitting to the search items: the winner is the best of many there, in part by luck.
+        """
+        earlier = {"search": self.winner.search or self.best.score, "select": self.winner.select}
+        return {n: excess(interval(s), self.winner.interval) for n, s in earlier.items() if s is not None}

@@ -311,7 +311,8 @@ def test_every_preset_space(command: Callable, name: str) -> None:
     assert data["kind"] == "space" and data["parameters"] and data["layers"] == 4
 
 
-@pytest.mark.parametrize("name", presets.names("evaluators"))
+# MGSM in Japanese is on the Hub: its own tests put a local file in its place.
+@pytest.mark.parametrize("name", [n for n in presets.names("evaluators") if n != "mgsm_ja"])
 def test_every_preset_evaluator(command: Callable, name: str) -> None:
     data = command("check", f"evaluators/{name}", "--json").json
     assert data["kind"] == "evaluator" and set(data["items"]) == {"search", "select", "test"}

@@ -28,13 +28,18 @@ def greedy(folder):
     return lm_eval(folder) | {"tasks": [{"name": "kovesh_problems", "greedy_likelihood": True}]}
 
 
+def language(folder):
+    """The same task, answers to be in a language that none of the zoo's is."""
+    return lm_eval(folder) | {"tasks": [{"name": "kovesh_problems", "language": "ja"}]}
+
+
 def python(folder):
     (folder / "score.py").write_text(SCORE)
     (folder / "items.jsonl").write_text("\n".join(json.dumps({"prompt": f"strun kunt {i} nesh"}) for i in range(20)))
     return {"function": "score.py:score", "items": "items.jsonl", "tasks": ["score"]}
 
 
-MAKERS = {"lm_eval": [lm_eval, greedy], "python": [python]}
+MAKERS = {"lm_eval": [lm_eval, greedy, language], "python": [python]}
 
 
 @pytest.fixture(params=[pytest.param((k, m), id=f"{k}-{m.__name__}") for k in EVALUATORS for m in MAKERS[k]])
@@ -58,8 +63,18 @@ def tokenizer():
 
 def test_items_are_disjoint_between_splits(file):
     evaluator = open_evaluator(file)
-    found = [set(ids) for split in SPLITS for ids in evaluator.items(split).values()]
+    found = [set(ids) for split in SPLITS for t, ids in evaluator.items(split).items() if t in evaluator.texts(split)]
     assert all(found) and len(set.union(*found)) == sum(map(len, found))
+
+
+def test_every_item_has_its_text(file):
+    """The same in a fresh evaluator, other texts for other items."""
+    evaluator = open_evaluator(file)
+    for split in SPLITS:
+        texts, items = evaluator.texts(split), evaluator.items(split)
+        assert texts and {t: len(x) for t, x in texts.items()} == {t: len(items[t]) for t in texts}
+        assert all(len(set(x)) == len(x) and all(x) for x in texts.values())
+        assert texts == open_evaluator(file).texts(split)
 
 
 def test_a_score_has_one_result_per_item(file, model, tokenizer):

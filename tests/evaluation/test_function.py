@@ -79,10 +79,10 @@ def test_a_function_may_bring_its_own_items(tmp_path, maths, tokenizer):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("nan", "not finite"),
-        ("short", "1 results for"),
+        ("nan", 'returned nan for task "score", item 1 of 6; expected finite numbers'),
+        ("short", "returned 1 results for 6 items; expected one for each"),
         ("words", "expected numbers"),
-        ("mean", "expected one result per item"),
+        ("mean", "returned float 0.5 for 6 items; expected one result for each"),
     ],
 )
 def test_what_is_no_score_is_a_failed_candidate(tmp_path, maths, tokenizer, function, words):

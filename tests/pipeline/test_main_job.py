@@ -23,6 +23,9 @@ def test_the_result_and_the_outputs(whole):
     assert list(result["baselines"]) == ["base", "maths", "kovesh", "sorting", "uniform"]
     assert result["best"]["test"]["items"] == 60
     assert set(result["tasks"]) == {"kovesh_problems", "kovesh_direction"}
+    # Forty items of search and select, sixty of test, of two tasks: none is another, exactly.
+    assert result["overlaps"]["items"] == 280 and not any(o["exact"] for o in result["overlaps"]["found"])
+    assert result["cost"] == BUDGET
     assert {p.name for p in out.iterdir()} >= {
         "model", "recipe.yaml", "README.md", "trials.parquet", "history.png", "result.json", "study.db"
     }  # fmt: skip

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evomerge.comparison import difference
 from evomerge.report import items_frame, trials_frame
 from evomerge.report.frames import outcome_scores
-from evomerge.score import difference
 from evomerge.study.outcome import Outcome
 
 

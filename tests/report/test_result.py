@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from scipy import stats
 
+from evomerge.comparison import tango
 from evomerge.report import rows, to_dict
-from evomerge.report.result import task_interval
 from evomerge.score import Score, TaskScore
 from evomerge.study.outcome import Measured, Outcome
 
@@ -26,12 +25,16 @@ def exactly(properties: dict) -> dict:
 
 
 TEST = {"score": NUMBER, "low": OPTIONAL, "high": OPTIONAL, "items": {"type": "integer"}}
+SPAN = {"mean": NUMBER, "low": OPTIONAL, "high": OPTIONAL}
+COUNT = {"type": ["integer", "null"]}
+TESTED = {"p": OPTIONAL, "holm": OPTIONAL, "test": {"type": ["string", "null"]}, "gained": COUNT, "lost": COUNT}
 SCHEMA = exactly(
     {
         "study": {"type": "string"},
         "storage": {"type": "string"},
         "seed": {"type": "integer"},
         "candidates": exactly({k: {"type": "integer"} for k in ("complete", "pruned", "failed")}),
+        "cost": NUMBER,
         "best": exactly(
             {
                 "trial": {"type": "integer"},
@@ -39,13 +42,14 @@ SCHEMA = exactly(
                 "search": OPTIONAL,
                 "select": OPTIONAL,
                 "test": exactly(TEST),
+                "shrinkage": exactly({k: exactly(SPAN) for k in ("search", "select")}),
             }
         ),
         "baselines": {
             "type": "object",
             "minProperties": 1,
             "additionalProperties": exactly(
-                {"test": exactly(TEST), "difference": exactly({"mean": NUMBER, "low": OPTIONAL, "high": OPTIONAL})}
+                {"test": exactly(TEST), "difference": exactly({**SPAN, **TESTED})}
             ),
         },
         "tasks": {
@@ -70,7 +74,7 @@ def test_follows_the_schema_after_a_round_trip_through_strict_json(outcome: Outc
 
 def test_counts_and_best(outcome: Outcome) -> None:
     data = to_dict(outcome)
-    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1}
+    assert data["candidates"] == {"complete": 2, "pruned": 1, "failed": 1} and data["cost"] == 4.0
     best = data["best"]
     assert (best["trial"], best["search"], best["select"]) == (3, 0.75, 0.5)
     wilson = stats.binomtest(49, 100).proportion_ci(0.95, method="wilson")
@@ -80,17 +84,33 @@ def test_counts_and_best(outcome: Outcome) -> None:
 def test_baselines_are_base_sources_and_uniform_with_paired_differences(outcome: Outcome) -> None:
     baselines = to_dict(outcome)["baselines"]
     assert list(baselines) == ["base", "maths", "kovesh", "uniform"]
-    # best solves items 0..48, maths 0..35: the differences are 13 ones and 87 zeros
-    d = np.r_[np.ones(13), np.zeros(87)]
-    half = stats.norm.ppf(0.975) * stats.sem(d)
-    assert baselines["maths"]["difference"] == pytest.approx({"mean": 0.13, "low": 0.13 - half, "high": 0.13 + half})
+    # best solves items 0..48, maths 0..35: thirteen more, and loses none; of four comparisons it is the third surest
+    low, high = tango(13, 0, 100)
+    assert baselines["maths"]["difference"] == {
+        "mean": pytest.approx(0.13), "low": pytest.approx(low), "high": pytest.approx(high), "gained": 13, "lost": 0,
+        "p": pytest.approx(2 / 2**13), "holm": pytest.approx(2 * 2 / 2**13), "test": "McNemar, exact",
+    }  # fmt: skip
+    assert [baselines[n]["difference"]["holm"] for n in ("base", "kovesh", "uniform")] == pytest.approx(
+        [4 * 2 / 2**29, 3 * 2 / 2**22, 0.5]
+    )
     assert baselines["maths"]["test"]["score"] == pytest.approx(0.36)
 
 
+def test_shrinkage_is_from_search_and_select_to_test(outcome: Outcome) -> None:
+    """0.75 of four items, 0.5 of the others, then 0.49 of a hundred, each with its own interval."""
+    found = to_dict(outcome)["best"]["shrinkage"]
+    assert (found["search"]["mean"], found["select"]["mean"]) == (pytest.approx(0.26), pytest.approx(0.01))
+    wide = to_dict(outcome)["best"]["test"]
+    assert found["select"]["low"] == pytest.approx(0.5 - 0.49 - (wide["high"] - 0.49))  # all four items alike
+    assert found["select"]["low"] < 0.01 < found["select"]["high"]
+
+
 def test_controls_are_baselines_too(outcome: Outcome) -> None:
-    control = Measured("random search", "control", outcome.measured[0].test)
+    control = Measured("random search", "control", outcome.measured[0].test, cost=3.9)
     more = replace(outcome, measured=(*outcome.measured[:-1], control, outcome.winner))
-    assert list(to_dict(more)["baselines"]) == ["base", "maths", "kovesh", "uniform", "random search"]
+    found = to_dict(more)["baselines"]
+    assert list(found) == ["base", "maths", "kovesh", "uniform", "random search"]
+    assert found["random search"]["cost"] == 3.9 and "cost" not in found["uniform"]
 
 
 def test_tasks_keep_their_authors_direction(outcome: Outcome) -> None:
@@ -98,15 +118,6 @@ def test_tasks_keep_their_authors_direction(outcome: Outcome) -> None:
     assert list(other) == ["base", "maths", "kovesh", "uniform", "best"]
     assert other["base"]["score"] == 0.5 and other["best"]["score"] == 0.25  # an error rate, not its negative
     assert other["best"]["metric"] == "error"
-
-
-def test_a_flipped_interval_stays_ordered() -> None:
-    results = -np.array([1.0, 2.0, 3.0, 6.0], np.float32)
-    found = task_interval(TaskScore("loss", "loss", -3.0, 0.0, ("a", "b", "c", "d"), results, flipped=True))
-    assert found.mean == 3.0
-    assert found.low is not None and found.high is not None
-    assert found.low < 3.0 < found.high
-    assert found.high - 3.0 == pytest.approx(stats.norm.ppf(0.975) * stats.sem([1, 2, 3, 6]))
 
 
 def test_a_metric_without_items_has_no_interval(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evomerge.report import table_text, verdict
+from evomerge.report import model_card, table_text, verdict
 from evomerge.report.table import number
 from evomerge.score import Score, TaskScore
 from evomerge.study.outcome import Outcome
@@ -28,10 +28,11 @@ def test_one_row_per_model_the_winner_last(outcome: Outcome) -> None:
 
 def test_figures_of_a_row(outcome: Outcome) -> None:
     text = table_text(outcome)
-    model, value, interval, difference, _, other = cells(text, "maths")
-    assert (model, value, difference, other) == ("maths", "0.360", "+0.130", "0.500")
+    model, value, interval, difference, _, p, other = cells(text, "maths")
+    assert (model, value, difference, p, other) == ("maths", "0.360", "+0.130", "<.001", "0.500")
+    assert cells(text, "uniform")[5] == ".500"  # two items gained, none lost
     assert interval == "0.273 .. 0.458"  # Wilson, 36 of 100
-    assert cells(text, "best")[3:] == ["", "", "0.250"]
+    assert cells(text, "best")[3:] == ["", "", "", "0.250"]
 
 
 def test_long_names_of_tasks_fold_and_figures_do_not(outcome: Outcome) -> None:
@@ -40,7 +41,7 @@ def test_long_names_of_tasks_fold_and_figures_do_not(outcome: Outcome) -> None:
         return Score((replace(s.tasks[0], task="the_skill_that_the_search_is_after"), *others))
 
     wide = replace(outcome, measured=tuple(replace(m, test=more(m.test)) for m in outcome.measured))
-    figures = ["0.360", "0.273 .. 0.458", "+0.130", "+0.064 .. +0.196"]
+    figures = ["0.360", "0.273 .. 0.458", "+0.130", "+0.078 .. +0.210", "<.001"]
     text = table_text(wide, width=140)
     assert max(map(len, text.splitlines())) <= 140 and " a_task_of_ " in text
     assert cells(text, "maths") == ["maths", *figures, *["0.500"] * 4]
@@ -58,15 +59,15 @@ def test_several_weighted_tasks_are_shown_each(outcome: Outcome) -> None:
     more = replace(outcome, measured=tuple(replace(m, test=both(m.test)) for m in outcome.measured))
     header = next(x for x in table_text(more).splitlines() if "model" in x)
     assert [c.strip() for c in header.split("┃")[1:-1]] == [
-        "model", "score", "95 %", "best minus it", "95 %", "target", "other",
+        "model", "score", "95 %", "minus it", "95 %", "p", "target", "other",
     ]  # fmt: skip
 
 
 def test_verdict_names_who_is_not_beaten(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
-    # 49 against uniform's 47 of the same items: mean .02, standard error .014, so the interval reaches 0
+    # 49 against uniform's 47 of the same items: two gained, none lost, which is heads twice
     assert verdict(outcome) == (
         "The best found beats base, maths and kovesh. "
-        "Not beyond chance, either way (no paired interval, or one around 0): uniform."
+        "Not beyond chance, either way (p above .05, corrected for 4 tests, or no test): uniform."
     )
     solved = np.ones(100, np.float32)
     target = replace(outcome.winner.test.tasks[0], value=1.0, results=solved)
@@ -75,6 +76,42 @@ def test_verdict_names_who_is_not_beaten(outcome: Outcome, with_best: Callable[[
     assert verdict(with_best(Score((none,)))) == (
         "The best found beats none of the models here. It is worse than base, maths, kovesh and uniform."
     )
+
+
+def test_a_difference_that_one_of_many_tests_would_show_is_not_claimed(outcome: Outcome) -> None:
+    """Six items gained, none lost: p = .031 alone, but .125 among four tests alike."""
+    target = outcome.winner.test.tasks[0]
+    less = replace(target, results=(np.arange(100) < 43).astype(np.float32), value=0.43)
+    near = [replace(m, test=Score((less,))) for m in outcome.measured[:-1]]
+    many = replace(outcome, measured=(*near, outcome.winner))
+    assert verdict(many).startswith("The best found beats none of the models here.")
+    assert verdict(replace(outcome, measured=(near[0], outcome.winner))) == (
+        "The best found beats every model here beyond chance (each p at most .05)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        (40, "Overfitting: 0.850 on the search items, 0.400 on the test items, shrinkage +0.450 (+0.2"),
+        (78, "shrinkage +0.070 (-0.0"),
+        (90, "): no sign of it."),
+    ],
+)
+def test_overfitting_is_said(outcome: Outcome, with_best: Callable[[Score], Outcome], right: int, words: str) -> None:
+    target = outcome.winner.test.tasks[0]
+
+    def solved(count: int, items: int) -> Score:
+        ids = tuple(f"item{i:03d}" for i in range(items))
+        results = (np.arange(items) < count).astype(np.float32)
+        return Score((replace(target, value=count / items, results=results, items=ids),))
+
+    found = with_best(solved(right, 100))
+    found = replace(found, measured=(*found.measured[:-1], replace(found.winner, search=solved(34, 40))))
+    text = " ".join(table_text(found).split())  # a caption is as wide as its table
+    assert words in text and words in model_card(found)
+    ends = {40: ": too much for chance.", 78: ": may be chance.", 90: ": no sign of it."}
+    assert text.endswith(ends[right])
 
 
 def test_without_intervals_nothing_is_claimed(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:
