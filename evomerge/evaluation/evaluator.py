@@ -64,7 +64,7 @@ class Evaluator(Protocol):
 def settings(file: EvaluatorFile) -> dict[str, Any]:
     """What the results of every task depend on, for `Evaluator.versions`."""
     named = file.fingerprint()
-    for other in ("tasks", "splits", "split_seed", "items", "items_sha256"):
+    for other in ("tasks", "splits", "split_seed", "items", "items_sha256", "objectives", "constraints"):
         named.pop(other, None)
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {"version": VERSION, "settings": named, "libraries": libraries, "code": _code(file)}

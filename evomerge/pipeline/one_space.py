@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
+from evomerge.pipeline.controls import Control, control_searches
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import NOTE, scoring_for
-from evomerge.pipeline.plan import OVERLAPS_NOTE, Control, Plan
+from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
 from evomerge.study.budget import Budget
@@ -138,7 +139,7 @@ def searched(
             + "their order is settled, and cost the share of the items that they had"
         )
     if each is not None and budget.candidates is not None:
-        searches = 1 + (len(plan.control_searches()) if options.controls else 0)
+        searches = 1 + (len(control_searches(plan)) if options.controls else 0)
         estimate = each * (budget.candidates * searches - cost(ended)) / pool.size
         if estimate >= 10:
             watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
@@ -195,7 +196,7 @@ def _controls(
     """
     measured = []
     fidelity = str(store.open(plan.name).notes()[NOTE])
-    for control in plan.control_searches():
+    for control in control_searches(plan):
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
         plan.keep(study, space.config)

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvaluatorError, InputError, StudyError, choose
+from evomerge.errors import InputError, StudyError
 from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
-from evomerge.evaluation.goals import DEPTH, SCORE, measured
 from evomerge.evaluation.overlaps import Overlaps
 from evomerge.evaluation.splits import content_id
-from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer, make_optimizer, restarts_of
+from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
+from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
+from evomerge.pipeline.goals import check_goals, objectives_of
 from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.trained_on import shared
@@ -25,7 +26,7 @@ from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Value
 from evomerge.sources import fetch, open_source
-from evomerge.space import DataflowConfig, SearchSpace, SpaceConfig, default_space
+from evomerge.space import DataflowConfig, SearchSpace, SpaceConfig
 from evomerge.study import place
 from evomerge.study.final import Baseline
 from evomerge.study.goals import Goals, is_minimised
@@ -37,8 +38,6 @@ FINGERPRINT_VERSION = 1
 CONTROL_SEED = 1_000_003
 # The optimizer for several objectives where the space's own takes one.
 SEVERAL = "evolution"
-# The control of paths that merges the same sources.
-PARAMETER_SPACE = "parameter space"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
 # Key of the fingerprint, and what it means where it has none.
@@ -72,15 +71,6 @@ class FirstStage:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Control:
-    """A search to compare the main one with, at its budget."""
-
-    name: str
-    space: SearchSpace
-    sampler: str
-
-
 class Plan:
     """Everything a search over one space needs, checked before any time is spent.
 
@@ -106,7 +96,7 @@ class Plan:
         with told_of(options.space):
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
-        self.objectives = self._objectives()
+        self.objectives = objectives_of(self.evaluator.config, self.config)
         self.sampler = options.sampler_for(self.space)
         if options.sampler == "auto" and len(self.objectives) > 1 and not OPTIMIZERS[self.sampler].several:
             self.sampler = SEVERAL
@@ -116,7 +106,7 @@ class Plan:
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
-        self._check_goals(evaluator)
+        check_goals(self.goals, evaluator, self.evaluator.file, isinstance(self.config, DataflowConfig))
         self.items = _items(evaluator, self.evaluator)
         self.definition = dict(evaluator.definition())
         self.search_items = dict(evaluator.items("search"))
@@ -170,28 +160,6 @@ class Plan:
             return "the search has other objectives or constraints than the score"
         own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
         return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None
-
-    def _objectives(self) -> tuple[str, ...]:
-        """The evaluator's; of paths also the depth where the space says so. A score of named tasks alone is theirs."""
-        config, named = self.evaluator.config, tuple(self.evaluator.config.objectives)
-        tasks = [n for n in named if measured(n)[1] is None and n not in (SCORE, DEPTH)]
-        counted = [t.name for t in config.tasks if t.weight]
-        if named == tuple(tasks) == tuple(counted) and len(tasks) == 1:
-            named = (SCORE,)  # of that one task
-        by_depth = isinstance(self.config, DataflowConfig) and self.config.depth.objective
-        return (*named, DEPTH) if by_depth and DEPTH not in named else named
-
-    def _check_goals(self, evaluator: Evaluator) -> None:
-        """Raise where an objective or a constraint is about something that is not there."""
-        file, config, tasks = self.evaluator.file, self.evaluator.config, list(evaluator.items("search"))
-        paths = isinstance(self.config, DataflowConfig)
-        measures = [f"{t}.{m}" for t in tasks for m in evaluator.measures(t)]
-        known = [*tasks, *measures, *([DEPTH] if paths else [])]
-        for what, names in (("objectives", self.objectives), ("constraints", [c.of for c in config.constraints])):
-            valid = [SCORE, *known] if what == "objectives" else known
-            for name in (n for n in names if n not in valid):
-                why = "only paths have one" if name == DEPTH else choose(name, valid)
-                raise EvaluatorError(f"{file}: {what}: {name}: not of this evaluator and space; {why}")
 
     @property
     def directions(self) -> dict[str, bool]:
@@ -257,39 +225,6 @@ class Plan:
         return store.create(
             self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
         )
-
-    def control_searches(self) -> list[Control]:
-        """The searched controls.
-
-        Of merges: each task vector alone. It only says something where its scale is searched: a normalised average of
-        one source is that source, which is measured anyway. Of paths: the parameter space over the same sources, where
-        they can be merged. Of both: random search.
-        """
-        if isinstance(self.config, DataflowConfig):
-            merged = self._parameter_space()
-            beside = [Control(PARAMETER_SPACE, merged, merged.sampler)] if merged is not None else []
-            return [*beside, Control("random paths", self.space, "random")]
-        searches: list[Control] = []
-        names = [s.name for s in self.config.sources]
-        if len(names) > 1 and all(m.deltas and m.parameter("weight") for m in self.config.methods):
-            for name in names:
-                alone = self.bind(self.config.only(name))
-                fits = self.options.sampler if self.options.sampler != "auto" else default_optimizer(alone.parameters)
-                searches.append(Control(f"vector {name}", alone, fits))
-        return [*searches, Control("random search", self.space, "random")]
-
-    def _parameter_space(self) -> SearchSpace | None:
-        """The space that merges these sources' weights; a hybrid's own, else the default one; None where none fits."""
-        if self.first is not None:
-            return self.first.plan.space
-        merged = [s.model for s in self.config.sources]
-        models = {r: self.sources[r] for r in [*merged, *([self.config.base_model] if self.config.base_model else [])]}
-        if len(merged) < 2 or not fits(models):
-            return None
-        named = default_space(merged, self.config.base_model)
-        names = {s.model: s.name for s in self.config.sources}
-        sources = tuple(s.model_copy(update={"name": names[s.model]}) for s in named.sources)
-        return self.bind(named.model_copy(update={"sources": sources}))
 
     def fingerprint(self, space: SearchSpace, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
@@ -391,7 +326,7 @@ class Plan:
         # In float32: of merges one live model, with sources mapped from disk, whose pages workers share; of paths
         # every source, and the hidden states of common beginnings.
         memory = PROGRAM + (4 * sum(counts) + options.prefix_bytes if paths else 4 * one + read)
-        controls = self.control_searches() if options.controls else []
+        controls = control_searches(self) if options.controls else []
         lines = [
             f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
             f"seed {options.seed}",

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from evomerge import presets
 from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation import evaluator_for, load_evaluator, open_evaluator
-from evomerge.evaluation.harness import task_score
+from evomerge.evaluation.results import task_score
 from evomerge.evaluation.splits import Item
 
 ZOO = presets.folder("evaluators") / "zoo"
