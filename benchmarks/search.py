@@ -58,6 +58,7 @@ class Plain:
 
     name = "plain"
     elitist = False
+    whole = False
 
     def __init__(self, parameters: Sequence[Float], seed: int) -> None:
         import cma
@@ -78,7 +79,7 @@ class Plain:
         self._points = self._es.ask()
         return [dict(zip(self._names, map(float, x), strict=True)) for x in self._points]
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> None:
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told], behaviours: object = None) -> None:
         # On the surrogate no candidate fails: pycma refuses a list of another length.
         self._es.tell(self._points, [-s for s in scores if isinstance(s, float)])
 

@@ -217,9 +217,10 @@ def _silent() -> Iterator[None]:
 
 
 def _value(parameter: Parameter, drawn: Any) -> Value:
-    """What Optuna drew, in the grid's own spelling where there is one."""
-    value: Value = parameter.snap(drawn) if isinstance(parameter, Float) and parameter.step is not None else drawn
-    return value
+    """What Optuna drew as a plain number (NSGA has NumPy's), in the grid's own spelling where there is one."""
+    if isinstance(parameter, Float):
+        return parameter.snap(float(drawn))
+    return int(drawn) if isinstance(parameter, Integer) else str(drawn)
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

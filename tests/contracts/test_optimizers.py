@@ -481,7 +481,8 @@ def test_objectives_that_all_fail_or_tie(name: str, objectives: int) -> None:
 @cache
 def reached(name: str, space: str, seed: int, asynchronous: bool) -> float:
     budget = 160
-    optimizer = make_optimizer(name, SPACES[space], seed=seed, asynchronous=asynchronous)
+    size = 8 if name in ALONE else None  # of more there would be too few generations
+    optimizer = make_optimizer(name, SPACES[space], seed, population=size, asynchronous=asynchronous)
     return best(run(optimizer, budget // optimizer.generation, quality, asynchronous))
 
 
