@@ -53,6 +53,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "the items that they had; full: each is scored on all search items (default: race where items allow it)",
     )  # fmt: skip
     how.add_argument(
+        "--estimates", choices=("auto", "plain"), default="auto",
+        help="what is told of candidates that stopped: auto: an item-response model's estimate, where it is better on "
+        "candidates that have all items; plain: their difference to the best (default: auto)",
+    )  # fmt: skip
+    how.add_argument(
         "--patience", type=_positive, metavar="N", help="stop where the cost of N candidates brought no better one"
     )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
@@ -90,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, controls=args.controls, patience=args.patience,
         enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30), fidelity=args.fidelity,
+        estimates=args.estimates,
     )  # fmt: skip
     with Progress() as progress:
         try:

@@ -46,6 +46,7 @@ class Options:
     enqueue: Sequence[Path] = ()
     prefix_bytes: int = PREFIX_BYTES
     fidelity: str = "auto"
+    estimates: str = "auto"
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""
