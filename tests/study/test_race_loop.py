@@ -61,7 +61,10 @@ class Pool(ShuffledPool):
         return Answer(Score(tuple(tasks)), None, {"evaluate": 1.0})
 
 
-def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, versions="v", parameters=PARAMETERS):
+def search(
+    url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, versions="v", parameters=PARAMETERS,
+    estimates=None,
+):  # fmt: skip
     pool = pool or Pool()
     study = Store(url, create=True).create(name, parameters, {})
     draw = Draw.of(ITEMS, WEIGHTS, 0)
@@ -69,7 +72,7 @@ def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, v
     known = KnownResults(study.results, draw, dict.fromkeys(ITEMS, versions), like)
     return Search(
         study, make_optimizer(sampler, parameters, seed), decode, lambda r: r.hash(), Scoring(pool, known),
-        Budget.parse(str(budget)), Silent(), race=Raced(draw, Rules.over(draw.weights)) if race else None,
+        Budget.parse(str(budget)), Silent(), race=Raced(draw, Rules.over(draw.weights), estimates) if race else None,
     ).run()  # fmt: skip
 
 

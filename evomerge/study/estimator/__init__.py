@@ -4,7 +4,9 @@ from evomerge.study.estimator.ability import Prior, abilities
 from evomerge.study.estimator.estimates import KINDS, means, paired, predicted
 from evomerge.study.estimator.informative import anchors, informative
 from evomerge.study.estimator.model import ItemResponse, fit
+from evomerge.study.estimator.validation import Choice, compare
 
 __all__ = [
-    "KINDS", "ItemResponse", "Prior", "abilities", "anchors", "fit", "informative", "means", "paired", "predicted",
+    "KINDS", "Choice", "ItemResponse", "Prior", "abilities", "anchors", "compare", "fit", "informative", "means",
+    "paired", "predicted",
 ]  # fmt: skip
