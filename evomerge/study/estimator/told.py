@@ -59,7 +59,7 @@ class Estimates:
         self._rows: dict[int, Numbers] = {}
         self._model: tuple[tuple[int, ...], ItemResponse] | None = None
         self._compared: dict[int, Choice] = {}
-        self.choice = Choice({}, 0, "no candidate was stopped early")
+        self.choice = Choice.none(0, "no candidate was stopped early")
 
     def of(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> dict[int, float] | None:
         """By place in the generation, of those that were stopped; None where plain ones are no worse."""
@@ -78,7 +78,7 @@ class Estimates:
             assert trial.part is not None
             row[:seen] = self._draw.results(trial.part, 0, seen)
         if not ((answers >= 0) & (answers <= 1) | np.isnan(answers)).all():
-            self.choice = Choice({}, len(complete), "results that are not from 0 to 1")
+            self.choice = Choice.none(len(complete), "results that are not from 0 to 1")
             return None
         model = self._fitted(complete[-LATEST:])
         values = predicted(model, answers, self._draw.weights, Prior.population(model))[kind]

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from evomerge.study.estimator import KINDS, ItemResponse, Prior, anchors, compare, fit, informative, means, paired
+from evomerge.study.estimator import (
+    KINDS,
+    Choice,
+    ItemResponse,
+    Prior,
+    anchors,
+    compare,
+    fit,
+    informative,
+    means,
+    paired,
+)
 from evomerge.study.estimator import predicted as predict
 from evomerge.study.estimator.validation import FEWEST, MEAN, PAIRED
 from tests.study.estimator.responders import simulated
@@ -93,6 +104,20 @@ def test_the_model_is_chosen_where_it_is_better():
     said = str(found)
     assert said.startswith(f"estimates: the item-response model ({found.kind}), rmse .0")
     assert "of the paired difference" in said and said.endswith("40 complete candidates")
+    assert found.order[found.kind] >= found.order[PAIRED] > 0.5
+
+
+def test_the_model_is_not_used_where_it_orders_worse():
+    errors = {MEAN: 0.03, PAIRED: 0.02, "p-IRT": 0.01, "gp-IRT": 0.015, "difference": 0.025}
+    order = {MEAN: 0.8, PAIRED: 0.8, "p-IRT": 0.79, "gp-IRT": 0.8, "difference": 0.9}
+    assert Choice(errors, order, 20).kind == "gp-IRT"
+    worse = Choice(errors, order | {"gp-IRT": 0.7}, 20)
+    assert worse.kind is None
+    assert str(worse) == (
+        "estimates: plain means, by their difference to the best; the item-response model (p-IRT) is no better: rmse "
+        ".0100 against .0200 of the paired difference and .0300 of the plain mean, 79.0 % of near pairs in order against "
+        "80.0 %, 20 complete candidates"
+    )
 
 
 def test_where_nothing_can_be_learned_plain_means_stay():
@@ -106,7 +131,7 @@ def test_where_nothing_can_be_learned_plain_means_stay():
         assert min(found.errors[kind] for kind in KINDS) > 0.85 * found.errors[MEAN]
         if found.kind is None:
             plain += 1
-            assert "the item-response model is no better" in str(found) and "16 complete candidates" in str(found)
+            assert "is no better: rmse" in str(found) and "16 complete candidates" in str(found)
     assert plain
 
 
