@@ -102,7 +102,8 @@ def generation(
 
 def replay(record: Record, name: str, every: int, seed: int) -> dict[tuple[str, int, str], list[tuple[float, ...]]]:
     """One recorded search; of its generations every so-manyth is looked at."""
-    order = np.random.default_rng([seed, 7]).permutation(record.answers.shape[1])[:ITEMS]
+    place = list(dict.fromkeys(record.searches.tolist())).index(name)  # each search has its own items, in its own order
+    order = np.random.default_rng([seed, place]).permutation(record.answers.shape[1])[:ITEMS]
     table = record.answers[record.searches == name][:, order].astype(np.float64)
     known = sources()[:, order]
     truth = table.mean(axis=1)

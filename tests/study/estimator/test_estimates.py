@@ -3,20 +3,9 @@
 import numpy as np
 import pytest
 
-from evomerge.study.estimator import (
-    KINDS,
-    Choice,
-    ItemResponse,
-    Prior,
-    anchors,
-    compare,
-    fit,
-    informative,
-    means,
-    paired,
-)
+from evomerge.study.estimator import KINDS, ItemResponse, Prior, anchors, compare, fit, informative, means, paired
 from evomerge.study.estimator import predicted as predict
-from evomerge.study.estimator.validation import FEWEST, MEAN, PAIRED
+from evomerge.study.estimator.validation import FEWEST, MEAN, PAIRED, Choice
 from tests.study.estimator.responders import simulated
 
 EQUAL = np.full(300, 1 / 300)
@@ -115,8 +104,8 @@ def test_the_model_is_not_used_where_it_orders_worse():
     assert worse.kind is None
     assert str(worse) == (
         "estimates: plain means, by their difference to the best; the item-response model (p-IRT) is no better: rmse "
-        ".0100 against .0200 of the paired difference and .0300 of the plain mean, 79.0 % of near pairs in order against "
-        "80.0 %, 20 complete candidates"
+        ".0100 against .0200 of the paired difference and .0300 of the plain mean, 79.0 % of near pairs in order "
+        "against 80.0 %, 20 complete candidates"
     )
 
 
