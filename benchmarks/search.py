@@ -217,8 +217,8 @@ WAYS: dict[
     "ours": (ours, BOUNDED, Rules.over, True),
     "ours, plain estimates": (ours, BOUNDED, Rules.over, False),
     "ours, every candidate on all items": (ours, BOUNDED, None, False),
-    "ours, nobody raced out": (ours, BOUNDED, lambda w: Rules.over(w, 0.0, RELIABILITY), True),
-    "ours, order never settled": (ours, BOUNDED, lambda w: Rules.over(w, DROP, 2.0), True),
+    "ours, plain estimates, nobody raced out": (ours, BOUNDED, lambda w: Rules.over(w, 0.0, RELIABILITY), False),
+    "ours, plain estimates, order never settled": (ours, BOUNDED, lambda w: Rules.over(w, DROP, 2.0), False),
 }
 
 
@@ -252,7 +252,7 @@ def main() -> None:
         needed = [next((s for s, v in zip(*c, strict=True) if v >= level), math.inf) for c in found]
         last = [c[1][-1] if c[1] else 0.0 for c in found]
         print(
-            f"{name:36} median {np.median(needed):9,.0f}   reached in {sum(map(math.isfinite, needed))} of {args.seeds}"
+            f"{name:44} median {np.median(needed):9,.0f}   reached in {sum(map(math.isfinite, needed))} of {args.seeds}"
             f"   held-out at the end {np.mean(last):.3f} ({min(last):.3f} .. {max(last):.3f})", flush=True,
         )  # fmt: skip
     if args.json is not None:
