@@ -30,6 +30,7 @@ from evomerge.score import Score, State, TaskScore, Trial, Value
 from evomerge.space import Float
 from evomerge.study.budget import Budget
 from evomerge.study.contest import DROP, RELIABILITY, Rules
+from evomerge.study.estimator.told import Estimates
 from evomerge.study.job import Answer, Job
 from evomerge.study.known import KnownResults
 from evomerge.study.loop import Search
@@ -143,6 +144,7 @@ def replay(
     make: Callable[[Sequence[Float], int], Optimizer],
     bounds: tuple[float, float],
     rules: Callable[[Numbers], Rules] | None,
+    modelled: bool,
 ) -> list[Trial]:
     """One search, its study in a database of its own."""
     parameters = [Float(name, *bounds, INIT) for name in names]
@@ -153,12 +155,27 @@ def replay(
         study = Store(f"sqlite:///{folder}/study.db", create=True).create("s", parameters, {})
         like = Score((TaskScore(TASK, "acc", 0.0),))
         known = KnownResults(study.results, draw, {TASK: "surrogate"}, like)
-        race = Raced(draw, rules(draw.weights)) if rules is not None else None
+        race = None
+        if rules is not None:
+            race = Raced(draw, rules(draw.weights))
+            if modelled:
+                race = Raced(draw, race.rules, Estimates(draw, race.rules.ends, sources(surrogate, places[:ITEMS])))
         trials, _ = Search(
             study, make(parameters, seed), decode, lambda r: r.hash(),
             Scoring(Replay(surrogate, places[:ITEMS]), known), Budget(candidates=budget), Silent(), race=race,
         ).run()  # fmt: skip
+        if race is not None and race.estimates is not None:
+            print(f"seed {seed}: {race.estimates.choice}", flush=True)
     return trials
+
+
+def sources(surrogate: Surrogate, places: Numbers) -> list[Score]:
+    """Base, each source and the uniform merge, which a search scores before its first candidate."""
+    each = surrogate.weights["w1"].shape[1] // SOURCES
+    points = [np.zeros(each * SOURCES), *np.repeat(np.eye(SOURCES), each, axis=1), np.full(each * SOURCES, 1 / SOURCES)]
+    items = tuple(f"{i}" for i in range(ITEMS))
+    found = [surrogate.answers(p)[places].astype(np.float32) for p in points]
+    return [Score((TaskScore(TASK, "acc", float(a.mean()), 1.0, items, a),)) for a in found]
 
 
 def curve(surrogate: Surrogate, trials: Sequence[Trial], seed: int) -> tuple[list[float], list[float]]:
@@ -195,13 +212,14 @@ def ours(parameters: Sequence[Float], seed: int) -> Optimizer:
 
 BOUNDED, FREE = (LOW, HIGH), (-1e6, 1e6)
 WAYS: dict[
-    str, tuple[Callable[[Sequence[Float], int], Any], tuple[float, float], Callable[[Numbers], Rules] | None]
+    str, tuple[Callable[[Sequence[Float], int], Any], tuple[float, float], Callable[[Numbers], Rules] | None, bool]
 ] = {
-    "plain CMA-ES": (Plain, FREE, None),
-    "ours": (ours, BOUNDED, Rules.over),
-    "ours, every candidate on all items": (ours, BOUNDED, None),
-    "ours, nobody raced out": (ours, BOUNDED, lambda w: Rules.over(w, 0.0, RELIABILITY)),
-    "ours, order never settled": (ours, BOUNDED, lambda w: Rules.over(w, DROP, 2.0)),
+    "plain CMA-ES": (Plain, FREE, None, False),
+    "ours": (ours, BOUNDED, Rules.over, True),
+    "ours, plain estimates": (ours, BOUNDED, Rules.over, False),
+    "ours, every candidate on all items": (ours, BOUNDED, None, False),
+    "ours, plain estimates, nobody raced out": (ours, BOUNDED, lambda w: Rules.over(w, 0.0, RELIABILITY), False),
+    "ours, plain estimates, order never settled": (ours, BOUNDED, lambda w: Rules.over(w, DROP, 2.0), False),
 }
 
 
@@ -209,6 +227,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--record", type=Path, metavar="WORK", help="record merges anew, in this folder")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), metavar="WAY", help=f"of: {'; '.join(WAYS)}")
     parser.add_argument("--budget", type=int, default=400, help="candidates of each search (default: 400)")
     parser.add_argument("--json", type=Path, help="write curves there")
     args = parser.parse_args()
@@ -223,16 +243,17 @@ def main() -> None:
     level = SHARE * top
     print(f"best known {top:.3f}; items until {level:.3f}, {args.seeds} seeds, at most {args.budget} candidates' items")
     curves: dict[str, Any] = {}
-    for name, (make, bounds, rules) in WAYS.items():
+    for name in args.ways or WAYS:
+        make, bounds, rules, modelled = WAYS[name]
         found = [
-            curve(surrogate, replay(surrogate, names, seed, args.budget, make, bounds, rules), seed)
-            for seed in range(args.seeds)
+            curve(surrogate, replay(surrogate, names, seed, args.budget, make, bounds, rules, modelled), seed)
+            for seed in range(args.first, args.first + args.seeds)
         ]
         curves[name] = found
         needed = [next((s for s, v in zip(*c, strict=True) if v >= level), math.inf) for c in found]
         last = [c[1][-1] if c[1] else 0.0 for c in found]
         print(
-            f"{name:36} median {np.median(needed):9,.0f}   reached in {sum(map(math.isfinite, needed))} of {args.seeds}"
+            f"{name:44} median {np.median(needed):9,.0f}   reached in {sum(map(math.isfinite, needed))} of {args.seeds}"
             f"   held-out at the end {np.mean(last):.3f} ({min(last):.3f} .. {max(last):.3f})", flush=True,
         )  # fmt: skip
     if args.json is not None:

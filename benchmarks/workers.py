@@ -3,8 +3,8 @@
     python benchmarks/workers.py
 
 Replays `evomerge search` and `evomerge search --async` over 64 workers in simulated time: each candidate takes a
-log-normal time, and the scores are those of the surrogate of the zoo's task (benchmarks/search.py), so that what a search
-finds is told beside how long it took. No models.
+log-normal time, and the scores are those of the surrogate of the zoo's task (benchmarks/search.py), so that what a
+search finds is told beside how long it took. No models.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main() -> None:
         ])  # fmt: skip
         busy, time, score = found.T
         print(
-            f"{name:20} busy {busy.mean():5.1%} ({busy.min():.1%} .. {busy.max():.1%})   time {time.mean():7.1f} median "
-            f"evaluations   held-out {score.mean():.3f} ({score.min():.3f} .. {score.max():.3f})", flush=True,
+            f"{name:20} busy {busy.mean():5.1%} ({busy.min():.1%} .. {busy.max():.1%})   time {time.mean():7.1f} "
+            f"median evaluations   held-out {score.mean():.3f} ({score.min():.3f} .. {score.max():.3f})", flush=True,
         )  # fmt: skip
 
 

@@ -66,6 +66,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "next candidate at once. No worker waits; which candidates are tried depends on which end first",
     )  # fmt: skip
     how.add_argument(
+        "--estimates", choices=("auto", "plain"), default="auto",
+        help="what is told of candidates that stopped: auto: an item-response model's estimate, where it is better on "
+        "candidates that have all items; plain: their difference to the best (default: auto)",
+    )  # fmt: skip
+    how.add_argument(
         "--patience", type=_positive, metavar="N", help="stop where the cost of N candidates brought no better one"
     )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         population=args.population, sigma=args.sigma, restarts=args.restarts, controls=args.controls,
         patience=args.patience, enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),
         fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
-        warm_start=args.warm_start,
+        warm_start=args.warm_start, estimates=args.estimates,
     )  # fmt: skip
     with Progress() as progress:
         try:

@@ -246,6 +246,7 @@ class SearchConfig(Frozen):
     sigma: float | None = Field(default=0.05, gt=0)
     patience: int | None = Field(default=None, ge=1)
     fidelity: Literal["auto", "full", "race"] = "auto"
+    estimates: Literal["auto", "plain"] = "auto"
     controls: bool = False
     starts: list[Literal["sce", "varm", "layerwise"]] = ["sce", "varm", "layerwise"]
 

@@ -1,4 +1,4 @@
-"""Whether candidates are raced, and what scores them: decided once per study, from what its evaluator returns."""
+"""Whether candidates are raced, and what scores and estimates them: decided once per study."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from evomerge.evaluation.splits import content_id
 from evomerge.pipeline.plan import Plan
 from evomerge.score import Score
 from evomerge.study.contest import DROP, Rules
+from evomerge.study.estimator.told import Estimates
 from evomerge.study.known import KnownResults
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool
 
-NOTE = "fidelity"
+NOTE, ESTIMATES_NOTE = "fidelity", "estimates"
 # Below, a block of items says little and a race saves less than building candidates again costs.
 FEWEST = 64
 # Items of every task that an order must rest on before it can be settled.
@@ -24,17 +25,23 @@ REPRESENTED = 8
 
 
 def scoring_for(
-    plan: Plan, study: Study, pool: Pool, scores: Sequence[Score], asked: str | None = None
+    plan: Plan,
+    study: Study,
+    pool: Pool,
+    scores: Sequence[Score],
+    asked: str | None = None,
+    estimates: str | None = None,
 ) -> tuple[Scoring, Raced | None]:
     """What scores a study's candidates, and their race (None: each is scored on all items).
 
     Args:
         scores: Of base, sources and uniform merge on the search items.
         asked: "full" or "race" (a control's search: as the main one); default what the options say.
+        estimates: "auto" or "plain" (a control's search: as the main one); default what the options say.
 
     Raises:
         InputError: a race is asked for that the evaluator cannot give.
-        StudyError: the study was begun the other way.
+        StudyError: the study was begun the other way, or with other estimates.
     """
     like = scores[0]
     weights = {t.task: t.weight for t in like.tasks}
@@ -51,7 +58,8 @@ def scoring_for(
     within = all(bool(((t.results >= 0) & (t.results <= 1)).all()) for s in scores for t in s.weighted)
     drop = DROP if within else 0.0
     rules = Rules.over(draw.weights, drop, settle_from=draw.represented(REPRESENTED))
-    return Scoring(pool, known), Raced(draw, rules)
+    modelled = _estimated(estimates or plan.options.estimates, study) == "auto"
+    return Scoring(pool, known), Raced(draw, rules, Estimates(draw, rules.ends, scores) if modelled else None)
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:
@@ -82,3 +90,19 @@ def _settled(asked: str, study: Study, obstacle: str | None, draw: Draw | None) 
     found = asked if asked != "auto" else "race" if pays else "full"
     study.note(NOTE, found)
     return found
+
+
+def _estimated(asked: str, study: Study) -> str:
+    """What was decided of estimates when the study began, or is now."""
+    before = study.notes().get(ESTIMATES_NOTE)
+    if before is None and study.trials():
+        before = "plain"  # begun before there were others
+    if before is not None:
+        if asked not in ("auto", before):
+            raise StudyError(
+                f'study "{study.name}" was begun with --estimates {before}, now it is {asked}; give the same, or '
+                "another --study name"
+            )
+        return str(before)
+    study.note(ESTIMATES_NOTE, asked)
+    return asked

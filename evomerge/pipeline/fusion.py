@@ -365,7 +365,7 @@ class _Fusion:
             base=self.config.target, evaluator=str(self.plan.search_evaluator.file), study=f"{self.config.name}-search",
             out=out, cluster=self.options.cluster, sampler=wanted.sampler, seed=self.config.seed,
             population=wanted.population, sigma=wanted.sigma, patience=wanted.patience, controls=wanted.controls,
-            fidelity=wanted.fidelity,
+            fidelity=wanted.fidelity, estimates=wanted.estimates,
         )  # fmt: skip
         starts = write_starts(options, wanted.starts, out / "starts")
         for name in wanted.starts:

@@ -10,7 +10,7 @@ from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import Control, control_searches
 from evomerge.pipeline.export import write_checkpoint
-from evomerge.pipeline.fidelity import NOTE, scoring_for
+from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
@@ -157,6 +157,9 @@ def searched(
     stops = sum(t.state is State.PRUNED for t in trials)
     words = f", {stops} of them stopped early, for {cost(trials):.1f} candidates' items" if stops else ""
     watcher.say(f"the search ended after {len(trials)} candidates{words}: {ENDED[stopped]}")
+    if race is not None and race.estimates is not None and stops:
+        study.note("estimates_choice", str(race.estimates.choice))
+        watcher.say(str(race.estimates.choice))
     _say_layers(study, trials, watcher)
     if goals.limits and all(t.violation for t in trials if t.score is not None):
         limits = ", ".join(limit.words for limit in goals.limits)
@@ -195,7 +198,7 @@ def _controls(
     Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
     """
     measured = []
-    fidelity = str(store.open(plan.name).notes()[NOTE])
+    notes = store.open(plan.name).notes()
     for control in control_searches(plan):
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
@@ -204,7 +207,7 @@ def _controls(
         watcher.begin(f"control: {name}", budget, {n: s.value for n, s in scores.items()}, spent(study))
         decode = plan.decode(space)
         optimizer = plan.control_optimizer(space, control.sampler)
-        scoring, race = scoring_for(plan, study, pool, list(scores.values()), fidelity)
+        scoring, race = scoring_for(plan, study, pool, list(scores.values()), notes[NOTE], notes.get(ESTIMATES_NOTE))
         trials, _ = Search(
             study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race, goals=goals,
             asynchronous=plan.options.asynchronous,

@@ -52,6 +52,7 @@ class Options:
     objectives: Sequence[str] = ()
     asynchronous: bool = False
     warm_start: str | None = None
+    estimates: str = "auto"
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""

@@ -23,6 +23,7 @@ from evomerge.study.asynchronous import Asynchronous, check_begun
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
+from evomerge.study.estimator.told import worth
 from evomerge.study.goals import Goals, Told
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
@@ -124,30 +125,20 @@ class Search:
         self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
 
     def told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
-        """What candidates are worth to the optimizer: higher is better, of each objective.
-
-        Of those that were stopped all that is known is how they did on the first items, which may be easy ones. So they
-        are told by their difference to a candidate that has all items: the generation's best, or the best so far.
-        """
+        """What candidates are worth to the optimizer: higher is better, of each objective."""
         if not self.goals.plain:
             return self.goals.told(generation, earlier)
         values: list[float | None] = [t.value for t in generation]
         stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
         if not stopped or self.race is None:
             return [*values]
-        complete = best(list(earlier))
-        anchor = next(iter([*best(list(generation)), *complete]), None)
-        shifts = dict.fromkeys({t.seen or 0 for t in stopped.values()}, 0.0)
-        if anchor is not None and anchor.score is not None:
-            shifts = {n: anchor.score.value - self.race.draw.estimate(anchor.score, n) for n in shifts}
-        for i, trial in stopped.items():
-            assert trial.estimate is not None
-            values[i] = trial.estimate + shifts[trial.seen or 0]
+        for i, value in worth(self.race.draw, self.race.estimates, generation, earlier).items():
+            values[i] = value
         dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
         limit = math.inf
         if self.optimizer.elitist:
             alive = [v for i, v in enumerate(values) if v is not None and i not in dropped]
-            pool = sorted([*alive, *(t.value for t in complete if t.value is not None)], reverse=True)
+            pool = sorted([*alive, *(t.value for t in earlier if t.value is not None)], reverse=True)
             limit = pool[self.optimizer.parents - 1] if len(pool) >= self.optimizer.parents else math.inf
         return [*below(values, dropped, limit)]
 

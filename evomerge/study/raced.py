@@ -14,6 +14,7 @@ from evomerge.score import COST, RACE, Score, State, Trial, cost
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED, Contest, Rules
+from evomerge.study.estimator.told import Estimates
 from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
 from evomerge.study.scoring import Ask, Scoring
@@ -28,10 +29,12 @@ class Raced:
     Attributes:
         draw: The search items in the order in which they are scored.
         rules: When candidates stop.
+        estimates: What those that stopped would score, by an item-response model where that is better. None: never.
     """
 
     draw: Draw
     rules: Rules
+    estimates: Estimates | None = None
 
 
 @dataclass

@@ -55,6 +55,8 @@ def test_a_raced_search_and_its_parts(here, evaluator, tmp_path):
     done = here(*args(evaluator, tmp_path / "one"), "--workers", 0)
     assert "candidates are raced" in done.stderr and "stopped early" in done.stderr
     store, one = raced(tmp_path / "one")
+    assert store.notes()["estimates_choice"].startswith("estimates: ")
+    assert store.notes()["estimates_choice"] in done.stderr
     trials = store.trials()
     counts = done.result["candidates"]
     assert counts["pruned"] > counts["complete"] > 0 and counts["failed"] == 0
@@ -73,6 +75,8 @@ def test_a_raced_search_and_its_parts(here, evaluator, tmp_path):
     assert raced(tmp_path / "one")[1][: len(one)] == one
     refused = here(*args(evaluator, tmp_path / "one", 15), "--workers", 0, "--fidelity", "full", check=False)
     assert refused.returncode == 2 and "was begun with --fidelity race, now it is full" in refused.stderr
+    refused = here(*args(evaluator, tmp_path / "one", 15), "--workers", 0, "--estimates", "plain", check=False)
+    assert refused.returncode == 2 and "was begun with --estimates auto, now it is plain" in refused.stderr
 
     # A second study in the same database reads what the first one scored.
     again = [*args(evaluator, tmp_path / "two", 1), "--workers", 0, "--storage", f"sqlite:///{tmp_path}/one/study.db"]

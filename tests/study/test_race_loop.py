@@ -61,7 +61,10 @@ class Pool(ShuffledPool):
         return Answer(Score(tuple(tasks)), None, {"evaluate": 1.0})
 
 
-def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, versions="v", parameters=PARAMETERS):
+def search(
+    url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, versions="v", parameters=PARAMETERS,
+    estimates=None,
+):  # fmt: skip
     pool = pool or Pool()
     study = Store(url, create=True).create(name, parameters, {})
     draw = Draw.of(ITEMS, WEIGHTS, 0)
@@ -70,8 +73,8 @@ def search(url, budget, pool=None, name="s", sampler="cma", seed=7, race=True, v
     optimizer = make_optimizer(sampler, parameters, seed, tasks=2)
     race = race and not optimizer.whole
     return Search(
-        study, optimizer, decode, lambda r: r.hash(), Scoring(pool, known),
-        Budget.parse(str(budget)), Silent(), race=Raced(draw, Rules.over(draw.weights)) if race else None,
+        study, optimizer, decode, lambda r: r.hash(), Scoring(pool, known), Budget.parse(str(budget)), Silent(),
+        race=Raced(draw, Rules.over(draw.weights), estimates) if race else None,
     ).run()  # fmt: skip
 
 
