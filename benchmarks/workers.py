@@ -13,14 +13,16 @@ import argparse
 import heapq
 from collections import deque
 from collections.abc import Hashable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
-from benchmarks.search import BOUNDED, ITEMS, RECORDED, curve, load, replay
-from benchmarks.surrogate import Numbers, Surrogate
+from benchmarks.replayed import ITEMS, curve, load, replay
 from evomerge.optimizers import make_optimizer
 from evomerge.study.job import Answer, Job
+from evomerge.study.workers import Pool
 
 SIGMA = 1.0  # of the logarithm of the time: the longest of a thousand takes 22 times as long as the median
 
@@ -38,7 +40,7 @@ class TimedPool:
 
     device = "cpu"
 
-    def __init__(self, inner: object, size: int, seed: int, clock: Clock) -> None:
+    def __init__(self, inner: Pool, size: int, seed: int, clock: Clock) -> None:
         self.size = size
         self._inner = inner
         self._random = np.random.default_rng([seed, 1])
@@ -63,22 +65,20 @@ class TimedPool:
     def wait(self) -> tuple[Hashable, Answer]:
         self._clock.now, _, key, job = heapq.heappop(self._running)
         self._start()
-        self._inner.submit(key, job)  # type: ignore[attr-defined]
-        found: tuple[Hashable, Answer] = self._inner.wait()  # type: ignore[attr-defined]
-        return found
+        self._inner.submit(key, job)
+        return self._inner.wait()
 
     def close(self) -> None:
         pass
 
 
-def run(surrogate: Surrogate, names: tuple[str, ...], seed: int, budget: int, workers: int, asynchronous: bool,
-        population: int) -> tuple[float, float, float]:  # fmt: skip
+def run(seed: int, budget: int, workers: int, asynchronous: bool, population: int) -> tuple[float, float, float]:
     """One search. Returns (share of the time that workers worked, simulated time, held-out score at the end)."""
-    clock = Clock()
+    clock, surrogate = Clock(), load()[0]
     trials = replay(
-        surrogate, names, seed, budget,
-        lambda p, s: make_optimizer("cma", p, s, population=population, asynchronous=asynchronous), BOUNDED, None,
-        pool=lambda inner: TimedPool(inner, workers, seed, clock), asynchronous=asynchronous,
+        surrogate, seed, budget,
+        lambda p, s: make_optimizer("cma", p, s, population=population, asynchronous=asynchronous),
+        around=lambda inner: TimedPool(inner, workers, seed, clock), asynchronous=asynchronous,
     )  # fmt: skip
     scores: list[float] = curve(surrogate, trials, seed)[1]
     return clock.worked / (workers * clock.now), clock.now, scores[-1]
@@ -90,17 +90,16 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
-    surrogate, names, _ = load(RECORDED)
     print(f"{args.workers} workers, {args.budget} candidates, log-normal times (sigma {SIGMA:g}), {args.seeds} seeds")
     for name, asynchronous, population in (
         ("generations of 64", False, 64), ("generations of 128", False, 128), ("--async", True, 64),
         ("--async, lambda 16", True, 16),
     ):  # fmt: skip
-        found: Numbers = np.array([
-            run(surrogate, names, seed, args.budget, args.workers, asynchronous, population)
-            for seed in range(args.seeds)
-        ])  # fmt: skip
-        busy, time, score = found.T
+        with ProcessPoolExecutor(2) as pool:
+            found = pool.map(
+                run, range(args.seeds), *(repeat(x) for x in (args.budget, args.workers, asynchronous, population))
+            )
+            busy, time, score = np.array(list(found)).T
         print(
             f"{name:20} busy {busy.mean():5.1%} ({busy.min():.1%} .. {busy.max():.1%})   time {time.mean():7.1f} "
             f"median evaluations   held-out {score.mean():.3f} ({score.min():.3f} .. {score.max():.3f})", flush=True,
