@@ -107,6 +107,7 @@ def test_a_failed_candidate_is_told_and_costs_what_it_was_scored_on(url):
     check_record(trials)
 
 
+@pytest.mark.slow
 def test_it_finds_what_generations_find(url):
     """Final values over seeds, in items of equal number."""
     found = {}

@@ -183,8 +183,8 @@ def test_time_ends_a_race_with_a_winner(url, monkeypatch):
 def test_the_best_of_a_generation_is_told_as_its_best(url, monkeypatch):
     """Though the others are told by the items that they had, which may be easy ones."""
     told = []
-    tell = Search._told
-    monkeypatch.setattr(Search, "_told", lambda self, g, e: told.append((g, tell(self, g, e))) or told[-1][1])
+    tell = Search.told
+    monkeypatch.setattr(Search, "told", lambda self, g, e: told.append((g, tell(self, g, e))) or told[-1][1])
     search(url, 30)
     alone = 0
     for generation, values in told:

@@ -102,7 +102,7 @@ def fresh():
 def told(monkeypatch):
     """(what generations were told, how many of them otherwise than by differences), of each search."""
     kept = {}
-    tell = Search._told
+    tell = Search.told
 
     def keep(self, generation, earlier):
         found = tell(self, generation, earlier)
@@ -113,7 +113,7 @@ def told(monkeypatch):
             other.add(len(earlier))
         return found
 
-    monkeypatch.setattr(Search, "_told", keep)
+    monkeypatch.setattr(Search, "told", keep)
     return kept
 
 
