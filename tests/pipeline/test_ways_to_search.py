@@ -90,7 +90,7 @@ def test_a_warm_start_begins_from_the_best_and_keeps_what_it_read(search, tmp_pa
     ("args", "words"),
     [
         (["--warm-start", "nowhere"], ["--warm-start nowhere", "neither", "study"]),
-        (["linear", "--warm-start", "first"], ["--warm-start", "another space", "method", "expected one with the same"]),
+        (["linear", "--warm-start", "first"], ["--warm-start", "another space", "method", "one with the same sources"]),
     ],
 )
 def test_bad_warm_starts_are_one_message(search, tmp_path, args, words, monkeypatch):
