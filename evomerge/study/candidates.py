@@ -12,7 +12,7 @@ from evomerge.evaluation.goals import DEPTH
 from evomerge.optimizers.protocol import Behaviour
 from evomerge.recipe import Path, Recipe
 from evomerge.score import VIOLATION, State, Trial, Value
-from evomerge.study.goals import Goals, front
+from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
 from evomerge.study.store import Study
 
@@ -65,15 +65,6 @@ def layer_evaluations(trials: list[Trial]) -> tuple[int, int] | None:
     """(asked, run) over all candidates that are paths: the rest was known from earlier candidates. None without any."""
     counted = [t.attributes[LAYERS] for t in trials if LAYERS in t.attributes]
     return (sum(c["asked"] for c in counted), sum(c["run"] for c in counted)) if counted else None
-
-
-def path_front(trials: list[Trial]) -> list[Trial]:
-    """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
-
-    From the fewest layers on; of equals the earliest.
-    """
-    paths = [t for t in best(trials) if DEPTH in t.attributes]
-    return front(paths, {t.number: (-float(t.attributes[DEPTH]), t.value or 0.0) for t in paths})[::-1]
 
 
 def best(trials: list[Trial]) -> list[Trial]:

@@ -154,6 +154,15 @@ def front(trials: Sequence[Trial], values: Mapping[int, Sequence[float]]) -> lis
     return sorted(found, key=lambda t: (*values[t.number], -t.number))
 
 
+def path_front(trials: Sequence[Trial]) -> list[Trial]:
+    """The paths that no other one beats: none at least as good has fewer layers, and none as deep is better.
+
+    From the fewest layers on; of equals the earliest.
+    """
+    paths = [t for t in trials if t.score is not None and DEPTH in t.attributes]
+    return front(paths, {t.number: (-float(t.attributes[DEPTH]), t.value or 0.0) for t in paths})[::-1]
+
+
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
     """The volume that some points dominate above a reference point, all objectives better when higher."""
     import moocore

@@ -12,8 +12,7 @@ from evomerge.comparison import Difference, difference, excess, holm, interval, 
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Interval, Score, Trial
-from evomerge.study.candidates import path_front
-from evomerge.study.goals import Goals, front, hypervolume, is_minimised
+from evomerge.study.goals import Goals, front, hypervolume, is_minimised, path_front
 
 Role = Literal["base", "source", "uniform", "control", "best"]
 

@@ -7,7 +7,8 @@ import pytest
 from evomerge.evaluation.goals import DEPTH
 from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.score import State, Trial
-from evomerge.study.candidates import LAYERS, layer_evaluations, path_front
+from evomerge.study.candidates import LAYERS, layer_evaluations
+from evomerge.study.goals import path_front
 from evomerge.study.job import Answer
 from evomerge.study.loop import ROUNDS, dealt, path_order
 from evomerge.study.store import Store
