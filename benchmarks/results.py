@@ -59,6 +59,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         "are exact match on word problems in Kovesh, a skill no source was trained on, over the held-out test items;",
         "those of fusion, at the end, bits per byte. Intervals are 95 % (Wilson for a score; normal for a difference",
         "or a mean). Each control was searched at the budget of the main search.",
+        "What searches cost until they have found something is in [search.md](search.md) (`benchmarks/search.py`).",
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",
     ]
     for name, part in PARTS.items():

@@ -1,8 +1,8 @@
 """How one generation is scored block by block: who goes on after each block, and what the optimizer is told.
 
-A candidate stops where it can no longer be among the parents (`racing.Race`), or where more items would hardly change
-the order of those that are left. The best of them then goes on alone as long as it may be better than the best
-candidate so far: what is chosen in the end is chosen among candidates that have all items.
+Candidates stop where more items would hardly change the order of those that are left. The best of them then goes on
+alone as long as it may be better than the best candidate so far: what is chosen in the end is chosen among candidates
+that have all items. Before that, one stops that can no longer be among the parents (`racing.Race`).
 
 When the order is settled says Hoyt's reliability of a table of candidates by items (Psychometrika 6, 1941; for results
 of 0 and 1 it is Kuder and Richardson's formula 20, else Cronbach's alpha), here of items drawn without replacement: the
@@ -27,7 +27,7 @@ LOOKS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 # Fewer items than this say too little for a block of their own, and fewer than twice as many are scored at once.
 LEAST = 16
 DROP = 0.1
-RELIABILITY = 0.75
+RELIABILITY = 0.5
 # The best of a settled generation goes on while its lead over the best so far is above minus this many standard errors.
 HOPE = 1.0
 RACED_OUT, SETTLED, FAILED = "raced out", "settled", "failed"
@@ -129,7 +129,9 @@ class Contest:
         before = list(self.left)
         seen = self.seen(before[0])
         whole = seen == len(self.rules.weights)
-        if self._race is not None and not self._settled:
+        # Looked at before anybody is raced out: those that are left alone are more alike, and would need more items.
+        settled = self._settled or self._reliable(seen)
+        if self._race is not None and not settled:
             if not all(0.0 <= x <= 1.0 for came in results.values() for x in came):
                 self._race = None  # nothing is known of how far results may lie apart: the order alone decides
             elif not whole:
@@ -137,7 +139,7 @@ class Contest:
                     self.stop(candidate, RACED_OUT)
         if whole:
             self.left = []
-        elif self.left and (self._settled or self._reliable(seen)):
+        elif self.left and (settled or len(self.left) < 2):
             self.settle()
         return [c for c in self.stopped if c in before]
 

@@ -70,15 +70,17 @@ class Window:
         """
         runner = self._running[number]
         runner.results = np.concatenate([runner.results, came])
-        whole = runner.seen == len(self._rules.weights)
-        if whole:
+        if runner.seen == len(self._rules.weights):
             return None
+        out = False
         if runner.race is not None:
             if ((came < 0) | (came > 1)).any():
                 runner.race = None
-            elif runner.race.see({0: came}):
-                return RACED_OUT
-        return SETTLED if self._settled(runner) and not self._hopeful(runner) else None
+            else:
+                out = bool(runner.race.see({0: came}))
+        if self._settled(runner) and not self._hopeful(runner):
+            return SETTLED
+        return RACED_OUT if out else None
 
     def end(self, number: int, failed: bool = False) -> None:
         """A candidate has ended, however."""

@@ -208,9 +208,16 @@ def test_no_order_is_settled_before_every_task_has_its_say():
     assert min(contest(table, drop=0.0, settle_from=200).seen(c) for c in range(8)) == 224
 
 
-def test_alike_candidates_have_all_items():
-    made = contest(answers(np.random.default_rng(2), [0.0] * 6, 640))
+def test_alike_candidates_have_more_items():
+    """All of them where much is asked for; by the rules as they are, more on average than those that differ."""
+    made = contest(answers(np.random.default_rng(2), [0.0] * 6, 640), reliability=0.75)
     assert [made.seen(c) for c in range(6)] == [640] * 6 and not made.stopped
+
+    def seen(abilities):
+        tables = [answers(np.random.default_rng(s), abilities, 640) for s in range(20)]
+        return np.mean([made.seen(c) for t in tables for made in [contest(t)] for c in range(6)])
+
+    assert seen([0.0] * 6) > 2 * seen(np.linspace(-2, 2, 6))
 
 
 def test_results_out_of_bounds_are_compared_and_nobody_is_dropped():
