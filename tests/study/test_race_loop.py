@@ -105,6 +105,7 @@ def test_the_budget_is_what_was_run(url):
             assert trial.estimate == pytest.approx(weights @ unit / weights.sum())
 
 
+@pytest.mark.slow
 def test_a_race_finds_more_for_the_same(url):
     """On five seeds; a wider claim is a benchmark's to make."""
     found = {}
