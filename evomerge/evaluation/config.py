@@ -150,8 +150,7 @@ class EvaluatorConfig(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> EvaluatorConfig:
         names = [t.name for t in self.tasks]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
+        if twice := named_twice(names):
             raise ValueError(f"tasks named twice: {', '.join(twice)}")
         if found := named_twice(self.objectives):
             raise ValueError(f"objectives named twice: {', '.join(found)}")

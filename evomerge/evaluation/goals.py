@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,6 @@ def measured(name: str) -> tuple[str, str | None]:
     return (task, measure) if task and measure in MEASURES else (name, None)
 
 
-def named_twice(names: list[Any]) -> list[str]:
+def named_twice(names: Sequence[str]) -> list[str]:
     """What a list has more than once."""
-    return sorted({str(n) for n in names if names.count(n) > 1})
+    return sorted({n for n in names if names.count(n) > 1})

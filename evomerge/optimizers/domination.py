@@ -22,14 +22,14 @@ def best_first(values: Sequence[tuple[float, ...] | None]) -> list[int]:
     out: list[int] = []
     while len(left):
         points = np.array([values[i] for i in left], dtype=np.float64)
-        first = ~_dominated(points)
+        first = ~dominated(points)
         order = np.argsort(-_distance(points[first]), kind="stable")
         out += left[first][order].tolist()
         left = left[~first]
     return out + failed
 
 
-def _dominated(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def dominated(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Whether another point is nowhere worse and somewhere better, shape (n,)."""
     no_worse = np.all(points[None] >= points[:, None], axis=2)
     better = np.any(points[None] > points[:, None], axis=2)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import StudyError
-from evomerge.score import COST, RACE, Score, State, Trial, Value, cost
+from evomerge.score import COST, RACE, State, Trial, Value, cost
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED
 from evomerge.study.job import Answer
-from evomerge.study.scoring import Ask
+from evomerge.study.scoring import Ask, Underway
 from evomerge.study.window import Window
 
 if TYPE_CHECKING:
@@ -25,30 +25,16 @@ if TYPE_CHECKING:
 
 # Attributes of a candidate: how many had been told when it was asked for, and its own place among the tells.
 AFTER, TOLD = "asked_after", "told"
-# So many candidates in a row that were there before, times a generation's size, end a search.
-IDLE = 25
+# So many generations in a row of which every candidate was there before end a search.
+IDLE_GENERATIONS = 25
 
 
 @dataclass
-class _Running:
-    """A candidate under way."""
+class _Running(Underway):
+    """A candidate under way: what was recorded of it before, and how many items it has."""
 
-    ask: Ask
-    attributes: dict[str, Any]
-    parts: list[Score] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    layers: tuple[int, int] | None = None
-    charged: float = 0.0
+    attributes: dict[str, Any] = field(default_factory=dict)
     seen: int = 0
-
-    def take(self, answer: Answer) -> None:
-        for step, seconds in answer.seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
-        if answer.layers is not None:
-            asked, ran = self.layers or (0, 0)
-            self.layers = (asked + answer.layers[0], ran + answer.layers[1])
-        if answer.score is not None:
-            self.parts.append(answer.score)
 
 
 class Asynchronous(Iterator[Ask]):
@@ -120,7 +106,7 @@ class Asynchronous(Iterator[Ask]):
             self._stopped = "converged"
         elif search.patience is not None and self._stale() >= search.patience:
             self._stopped = "patience"
-        elif self._idle >= IDLE * search.optimizer.generation:
+        elif self._idle >= IDLE_GENERATIONS * search.optimizer.generation:
             self._stopped = "known"
         else:
             self._stopped = "budget"
@@ -143,7 +129,7 @@ class Asynchronous(Iterator[Ask]):
         """The share of the items that a block from here on has."""
         race = self._search.race
         assert race is not None
-        return (next(e for e in race.rules.ends if e > seen) - seen) / len(race.draw)
+        return (race.rules.next_end(seen) - seen) / len(race.draw)
 
     def _start(self, number: int, params: Mapping[str, Value], attributes: dict[str, Any]) -> Ask:
         search = self._search
@@ -151,7 +137,7 @@ class Asynchronous(Iterator[Ask]):
         ask = Ask(number, params, recipe, search.hash(recipe))
         attributes = attributes_of(recipe, ask.hash) | attributes
         search.study.start(number, params, attributes)
-        running = self._running[number] = _Running(ask, attributes)
+        running = self._running[number] = _Running(ask, attributes=attributes)
         if self._window is not None:
             self._window.start(number)
         return self._block(running)
@@ -160,7 +146,7 @@ class Asynchronous(Iterator[Ask]):
         """The next items of a candidate, charged to it, or to the equal one that is under way already."""
         search, ask = self._search, running.ask
         if search.race is not None:
-            end = next(e for e in search.race.rules.ends if e > running.seen)
+            end = search.race.rules.next_end(running.seen)
             ask = replace(ask, places=search.race.draw.places(running.seen, end))
         payer = self._payers.setdefault(ask.hash, ask.number)
         if payer == ask.number:
@@ -174,7 +160,7 @@ class Asynchronous(Iterator[Ask]):
         if answer.score is None or race is None or self._window is None:
             self._complete(running, answer)
             return
-        end = next(e for e in race.rules.ends if e > running.seen)
+        end = race.rules.next_end(running.seen)
         why = self._window.see(number, race.draw.results(running.parts[-1], running.seen, end))
         running.seen = end
         if end == len(race.draw):

@@ -65,6 +65,11 @@ class Rules:
         return cls(np.asarray(weights, dtype=np.float64), (*ends, count), drop, reliability, settle_from)
 
 
+    def next_end(self, seen: int) -> int:
+        """The number of items after which one looks next."""
+        return next(e for e in self.ends if e > seen)
+
+
 @dataclass
 class Contest:
     """The race of one generation.
@@ -180,12 +185,23 @@ class Contest:
 
     def _hopeful(self, candidate: int, seen: int) -> bool:
         """Whether it may be better than the best so far, over all items."""
-        if self.leader is None:
-            return True
-        count = len(self.rules.weights)
-        lead = (np.array(self._results[candidate]) - self.leader[:seen]) * self.rules.weights[:seen] * count
-        error = float(lead.std(ddof=1)) * math.sqrt((1 - seen / count) / seen) if seen > 1 else math.inf
-        return float(lead.mean()) + HOPE * error > 0
+        return hopeful(np.array(self._results[candidate][:seen]), self.leader, self.rules.weights)
+
+
+def hopeful(results: Numbers, leader: Numbers | None, weights: Numbers) -> bool:
+    """Whether a candidate may be better than the best so far, over all items.
+
+    Args:
+        results: Of the items that it has, the first ones.
+        leader: Of the best so far, on all items; None: there is none.
+        weights: Of all items.
+    """
+    if leader is None:
+        return True
+    seen, count = len(results), len(weights)
+    lead = (results - leader[:seen]) * weights[:seen] * count
+    error = float(lead.std(ddof=1)) * math.sqrt((1 - seen / count) / seen) if seen > 1 else math.inf
+    return float(lead.mean()) + HOPE * error > 0
 
 
 def below(values: Sequence[float | None], dropped: Mapping[int, int], limit: float = math.inf) -> list[float | None]:

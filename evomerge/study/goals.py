@@ -14,6 +14,7 @@ import numpy as np
 
 from evomerge.errors import EvoMergeError
 from evomerge.evaluation.goals import DEPTH, LENGTH, SCORE, Constraint, measured
+from evomerge.optimizers.domination import dominated
 from evomerge.score import Score, Trial
 
 Told = float | tuple[float, ...] | None
@@ -140,17 +141,14 @@ def front(trials: Sequence[Trial], values: Mapping[int, Sequence[float]]) -> lis
         values: Of each candidate by number, what it is worth in each objective.
     """
     there = [t for t in trials if t.number in values and not t.violation]
-    found: list[Trial] = []
-    for trial in there:
-        own = values[trial.number]
-        beaten = any(
-            all(a >= b for a, b in zip(values[o.number], own, strict=True))
-            and (tuple(values[o.number]) != tuple(own) or o.number < trial.number)
-            for o in there
-            if o is not trial
-        )
-        if not beaten:
-            found.append(trial)
+    if not there:
+        return []
+    beaten = dominated(np.array([values[t.number] for t in there], dtype=np.float64))
+    first: dict[tuple[float, ...], Trial] = {}
+    for trial, worse in sorted(zip(there, beaten, strict=True), key=lambda pair: pair[0].number):
+        if not worse:
+            first.setdefault(tuple(values[trial.number]), trial)
+    found = first.values()
     return sorted(found, key=lambda t: (*values[t.number], -t.number))
 
 

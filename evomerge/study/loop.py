@@ -19,7 +19,7 @@ from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
-from evomerge.study.asynchronous import Asynchronous, check_begun
+from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
@@ -34,8 +34,6 @@ Decode = Callable[[Mapping[str, Value]], Recipe]
 T = TypeVar("T")
 # Candidates for each worker that are ordered at once where time is the budget.
 ROUNDS = 4
-# So many generations in a row of which every candidate was there before end a search.
-IDLE_GENERATIONS = 25
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Aims:
             scores: Of base, sources and the uniform merge on the search items.
         """
         if len(goals.objectives) < 2:
-            return cls(goals, tuple(path_front(list(trials))))
+            return cls(goals, tuple(path_front(trials)))
         worth = {t.number: goals.values(t.score, t.attributes) for t in trials if t.score is not None}
         found = front(trials, worth)
         kept = {t.number: tuple(goals.recorded(t.score, t.attributes)) for t in found if t.score is not None}
@@ -140,7 +140,7 @@ class Outcome:
     names: Mapping[str, str] = field(default_factory=dict)
     first_stage: int = 0
     layers: tuple[int, int] | None = None
-    aims: Aims = field(default_factory=lambda: Aims())
+    aims: Aims = field(default_factory=Aims)
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
     overlaps: Mapping[str, Any] | None = None

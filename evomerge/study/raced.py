@@ -10,14 +10,14 @@ import numpy as np
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import Optimizer
-from evomerge.score import COST, RACE, Score, State, Trial, cost
+from evomerge.score import COST, RACE, State, Trial, cost
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED, Contest, Rules
 from evomerge.study.estimator.told import Estimates
 from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
-from evomerge.study.scoring import Ask, Scoring
+from evomerge.study.scoring import Ask, Scoring, Underway
 from evomerge.study.store import Study
 from evomerge.study.watcher import Watcher
 
@@ -37,29 +37,12 @@ class Raced:
     estimates: Estimates | None = None
 
 
-@dataclass
-class _Candidate:
-    """One of them while it is raced: what it was scored and charged so far."""
-
-    ask: Ask
-    parts: list[Score]
-    seconds: dict[str, float]
-    charged: float = 0.0
-    layers: tuple[int, int] | None = None
+class _Candidate(Underway):
+    """One of them while it is raced."""
 
     @property
     def attributes(self) -> dict[str, Any]:
         return attributes_of(self.ask.recipe, self.ask.hash)
-
-    def take(self, answer: Answer) -> None:
-        """Add what a block took, and its score."""
-        for step, seconds in answer.seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
-        if answer.layers is not None:
-            asked, ran = self.layers or (0, 0)
-            self.layers = (asked + answer.layers[0], ran + answer.layers[1])
-        if answer.score is not None:
-            self.parts.append(answer.score)
 
 
 class RacedGeneration:
@@ -92,7 +75,7 @@ class RacedGeneration:
         self._spent = spent
         self._in_order = in_order
         self._numbers = list(asks)
-        self._candidates = [_Candidate(ask, [], {}) for ask in asks.values()]
+        self._candidates = [_Candidate(ask) for ask in asks.values()]
         self._ended = dict(ended)
         # A budget may have cut the generation short, so that some of it was scored whole.
         self._whole = {c for c, n in enumerate(self._numbers) if n in ended and ended[n].seen is None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evomerge.evaluation.splits import Places
 from evomerge.recipe import Recipe
@@ -31,6 +31,27 @@ class Ask:
     hash: str
     places: Places | None = None
     payer: int | None = None
+
+
+@dataclass
+class Underway:
+    """A candidate while it is scored block by block: what it was scored and charged so far."""
+
+    ask: Ask
+    parts: list[Score] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    charged: float = 0.0
+    layers: tuple[int, int] | None = None
+
+    def take(self, answer: Answer) -> None:
+        """Add what a block took, and its score."""
+        for step, seconds in answer.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+        if answer.layers is not None:
+            asked, ran = self.layers or (0, 0)
+            self.layers = (asked + answer.layers[0], ran + answer.layers[1])
+        if answer.score is not None:
+            self.parts.append(answer.score)
 
 
 class Scoring:

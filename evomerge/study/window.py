@@ -5,14 +5,13 @@ All see the items in the same order, so that any two can be compared on the firs
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.study.contest import HOPE, RACED_OUT, SETTLED, Rules, reliability
+from evomerge.study.contest import RACED_OUT, SETTLED, Rules, hopeful, reliability
 from evomerge.study.racing import Race
 
 Numbers = npt.NDArray[np.float64]
@@ -113,12 +112,8 @@ class Window:
 
     def _hopeful(self, runner: Runner) -> bool:
         """Whether none of the window is better on the same items, and it may be better than the best so far."""
-        weights, seen, count = self._rules.weights[: runner.seen], runner.seen, len(self._rules.weights)
+        weights = self._rules.weights[: runner.seen]
         own = float(weights @ runner.results)
         if any(float(weights @ r) > own for r in self._beside(runner)):
             return False
-        if self._leader is None:
-            return True
-        lead = (runner.results - self._leader[:seen]) * weights * count
-        error = float(lead.std(ddof=1)) * math.sqrt((1 - seen / count) / seen) if seen > 1 else math.inf
-        return float(lead.mean()) + HOPE * error > 0
+        return hopeful(runner.results, self._leader, self._rules.weights)
