@@ -30,6 +30,7 @@ class Entry:
         whole: Whether it needs each candidate's behaviour (see `Optimizer.whole`).
         batches: Whether it must be told whole generations, so that it cannot be asynchronous.
         warm: Whether it begins from a distribution around another search's best.
+        updates: Whether it learns from whole generations even where it is asynchronous: from as many as came together.
     """
 
     cls: str
@@ -43,15 +44,16 @@ class Entry:
     whole: bool = False
     batches: bool = False
     warm: bool = False
+    updates: bool = False
 
 
 _PYRIBS = "evomerge.optimizers.quality_diversity"
 _OPTUNA = "evomerge.optimizers.optuna_samplers"
 OPTIMIZERS: dict[str, Entry] = {
     "cma": Entry("evomerge.optimizers.cma_es:CmaEs", False, 4, "CMA-ES (pycma): floats and integers",
-                 restarts=True, warm=True),
+                 restarts=True, warm=True, updates=True),
     "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too",
-                    restarts=True, warm=True),
+                    restarts=True, warm=True, updates=True),
     "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths",
                        several=True, starts=True),
     "tpe": Entry(f"{_OPTUNA}:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)", several=True, starts=True),

@@ -23,8 +23,8 @@ from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
 from evomerge.study.workers import LocalPool, Pool, RayPool
 
-# Kept with a study: whether it began with the space's starts.
-STARTS = "starts"
+# Kept with a study: whether it began with the space's starts, and, without generations, with how many workers.
+STARTS, WORKERS = "starts", "workers"
 ENDED = {
     "budget": "the budget is spent",
     "patience": "no better one for as long as --patience allows",
@@ -148,6 +148,8 @@ def searched(
     if plan.warm:
         study.note(warm_start.NOTE, plan.warm)
         watcher.say(f"it begins from the {len(plan.warm)} best candidates of {options.warm_start}")
+    if options.asynchronous:
+        plan.workers = _workers(study, pool)
     optimizer = plan.optimizer(plan.space, _starts(plan, study), plan.warm)
     trials, stopped = Search(
         study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
@@ -178,6 +180,15 @@ def _starts(plan: Plan, study: Study) -> bool:
             f'study "{study.name}" was begun without --no-starts; leave it out, or give another --study name'
         )
     return bool(before)
+
+
+def _workers(study: Study, pool: Pool) -> int:
+    """With how many workers a study was begun: what it proposes may depend on them, on those it goes on with not."""
+    begun = study.notes().get(WORKERS)
+    if begun is None:
+        begun = 0 if study.trials() else pool.size  # those of before this was kept went by none
+        study.note(WORKERS, begun)
+    return int(begun)
 
 
 def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:

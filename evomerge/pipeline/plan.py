@@ -78,6 +78,9 @@ class Plan:
         asked: The space and the evaluator, where they have been read already.
         first: The search before it, where this is the second stage of a hybrid.
 
+    Attributes:
+        workers: With how many the study was begun; 0 where that is not known (yet). See `_made`.
+
     Raises:
         InputError: whatever is wrong with space, evaluator, sources, recipes, output or storage.
     """
@@ -86,6 +89,7 @@ class Plan:
         asked = asked or Asked.by(options)
         assert isinstance(asked.config, SpaceConfig | DataflowConfig)
         self.options = options
+        self.workers = 0
         self.evaluator = asked.evaluator
         self.first = first
         found = opened(asked.config, asked.root)
@@ -193,11 +197,18 @@ class Plan:
         options = self.options
         # Controls are searched for their score alone.
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
-        return make_optimizer(
-            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
-            restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
-            tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
-        )  # fmt: skip
+
+        def make(population: int | None) -> Optimizer:
+            return make_optimizer(
+                sampler, space.parameters, seed, population=population, sigma=options.sigma, objectives=objectives,
+                restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
+                tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
+            )  # fmt: skip
+
+        made = make(options.population)
+        wide = options.asynchronous and options.population is None and OPTIMIZERS[made.name].updates
+        # Of smaller generations most come back after several updates that they knew nothing of.
+        return make(self.workers) if wide and self.workers > made.generation else made
 
     def restarts(self, sampler: str) -> str | None:
         """How this optimizer starts again; None where it cannot (a control may be of another kind)."""

@@ -7,6 +7,7 @@ search that goes on feeds the optimizer the same asks and tells. Candidates that
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from evomerge.score import COST, RACE, State, Trial, Value, cost
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED
 from evomerge.study.job import Answer
+from evomerge.study.raced import Raced
 from evomerge.study.scoring import Ask, Underway
 from evomerge.study.window import Window
 
@@ -31,10 +33,17 @@ IDLE_GENERATIONS = 25
 
 @dataclass
 class _Running(Underway):
-    """A candidate under way: what was recorded of it before, and how many items it has."""
+    """A candidate under way.
+
+    Attributes:
+        attributes: What was recorded of it before.
+        seen: How many items it has.
+        asked: How many it will have when its block is back.
+    """
 
     attributes: dict[str, Any] = field(default_factory=dict)
     seen: int = 0
+    asked: int = 0
 
 
 class Asynchronous(Iterator[Ask]):
@@ -50,12 +59,15 @@ class Asynchronous(Iterator[Ask]):
         self._running: dict[int, _Running] = {}
         self._ready: deque[Ask] = deque()
         self._again: deque[tuple[int, dict[str, Value], dict[str, Any]]] = deque()  # cut off in an earlier run
+        self._held: list[_Running] = []  # have their block back and wait for the others: see `_release`
+        self._finalist: int | None = None
         self._next = 0
         self._payers: dict[str, int] = {}
         self._known: set[str] = set()
         self._idle = 0
         self._stopped = "budget"
         race = search.race
+        self._told: list[float] = []  # what those that ended last were told with
         self._window = None
         if race is not None:
             self._window = Window(race.rules, search.optimizer.generation, search.optimizer.parents)
@@ -110,15 +122,26 @@ class Asynchronous(Iterator[Ask]):
             self._stopped = "known"
         else:
             self._stopped = "budget"
-            # What a candidate takes at least; with a race, the best one under way is to have all items too.
-            least = 1.0 if self._window is None else self._share(0) + 1.0
-            return search.budget.allows(self._units + least, search.spent())
+            # So much that it, or in its place whoever turns out to be the best, can have all items: see `_allows`.
+            return search.budget.allows(self._units + 1.0, search.spent())
         return False
 
     @property
     def _units(self) -> float:
-        """What is spent, and what those under way are charged."""
-        return cost(self._ended) + sum(r.charged for r in self._running.values())
+        """What is spent, what those under way are charged, and those that are to be run again at least."""
+        again = len(self._again) * self._share(0) if self._window is not None else 0.0
+        return cost(self._ended) + sum(r.charged for r in self._running.values()) + again
+
+    def _allows(self, share: float) -> bool:
+        """Whether a block of some share may start: what whoever turns out to be the best has yet to get is kept."""
+        search = self._search
+        return search.budget.allows(self._units + share + 1.0 - self._share(0), search.spent())
+
+    def _able(self, running: _Running) -> bool:
+        """Whether the budget reaches for all items of a candidate under way, if nobody else gets any; time apart."""
+        budget = self._search.budget
+        left = 1.0 - running.asked / len(self._race.draw)
+        return budget.candidates is None or budget.allows(self._units + left, 0.0)
 
     def _stale(self) -> float:
         ranked = best(self._ended)
@@ -127,9 +150,13 @@ class Asynchronous(Iterator[Ask]):
 
     def _share(self, seen: int) -> float:
         """The share of the items that a block from here on has."""
+        return (self._race.rules.next_end(seen) - seen) / len(self._race.draw)
+
+    @property
+    def _race(self) -> Raced:
         race = self._search.race
         assert race is not None
-        return (race.rules.next_end(seen) - seen) / len(race.draw)
+        return race
 
     def _start(self, number: int, params: Mapping[str, Value], attributes: dict[str, Any]) -> Ask:
         search = self._search
@@ -148,6 +175,7 @@ class Asynchronous(Iterator[Ask]):
         if search.race is not None:
             end = search.race.rules.next_end(running.seen)
             ask = replace(ask, places=search.race.draw.places(running.seen, end))
+            running.asked = end
         payer = self._payers.setdefault(ask.hash, ask.number)
         if payer == ask.number:
             running.charged += search.scoring.cost(ask)
@@ -155,24 +183,58 @@ class Asynchronous(Iterator[Ask]):
 
     def _came(self, running: _Running, answer: Answer) -> None:
         """A candidate's block was scored."""
-        search, race, number = self._search, self._search.race, running.ask.number
+        race, number = self._search.race, running.ask.number
         running.take(answer)
         if answer.score is None or race is None or self._window is None:
             self._complete(running, answer)
+            self._release()
             return
         end = race.rules.next_end(running.seen)
         why = self._window.see(number, race.draw.results(running.parts[-1], running.seen, end))
         running.seen = end
         if end == len(race.draw):
             self._complete(running, answer)
+            self._release()
             return
-        total = self._units + self._share(end)
-        if why is None and not search.budget.allows(total, search.spent()):
-            why = SETTLED
-        if why is None:
+        if why is not None and not self._window.led and not self._others(running):
+            why = None  # else nobody would ever have all items
+        if why is not None:
+            self._stop(running, why)
+        elif self._allows(self._share(end)):
             self._ready.append(self._block(running))
         else:
-            self._stop(running, why)
+            self._held.append(running)
+        self._release()
+
+    def _others(self, running: _Running) -> bool:
+        """Whether another than this one can still have all items."""
+        return bool(self._again) or any(r is not running and self._able(r) for r in self._running.values())
+
+    def _release(self) -> None:
+        """The last of the budget goes to the best of those that are left, when everybody's block is back.
+
+        So it is not spent by who came back first. Where time is the budget, the best is finished when it is out.
+        """
+        if self._window is None or self._again or len(self._held) < len(self._running):
+            return
+        finalist = next((r for r in self._held if r.ask.number == self._finalist), None) or self._chosen()
+        if finalist is None:
+            while self._held:
+                self._stop(self._held.pop(0), SETTLED)
+            return
+        self._finalist = finalist.ask.number
+        self._held.remove(finalist)
+        self._ready.append(self._block(finalist))
+
+    def _chosen(self) -> _Running | None:
+        """The best of those that are held; None: there is none that can be better than what there is."""
+        window = self._window
+        assert window is not None
+        if self._search.budget.candidates is None and window.led and self._finalist is not None:
+            return None  # time is out, and one was finished since
+        able = [r.ask.number for r in self._held if self._able(r) and window.hopeful(r.ask.number)]
+        found = window.best(able)
+        return None if found is None else self._running[found]
 
     def _complete(self, running: _Running, answer: Answer) -> None:
         """It has all items, or failed."""
@@ -211,7 +273,10 @@ class Asynchronous(Iterator[Ask]):
 
     def _tell(self, trial: Trial, replayed: bool) -> None:
         search = self._search
-        (told,) = search.told([trial], self._ended)
+        # Of the last generation's worth that ended: what the last of the parents was told with.
+        recent = sorted(self._told[-search.optimizer.generation :], reverse=True)[: search.optimizer.parents]
+        limit = recent[-1] if len(recent) == search.optimizer.parents else math.inf
+        (told,) = search.told([trial], self._ended, limit)
         self._ended.append(trial)
         hash_ = trial.attributes.get("recipe_hash")
         self._idle = self._idle + 1 if hash_ in self._known else 0
@@ -220,8 +285,12 @@ class Asynchronous(Iterator[Ask]):
             found = trial.score or trial.part
             if found is not None and search.race is not None:
                 seen = trial.seen or len(search.race.draw)
-                self._window.add(search.race.draw.results(found, 0, seen))
+                self._window.add(trial.number, search.race.draw.results(found, 0, seen))
         search.tell([dict(trial.params)], [told], [trial])
+        if isinstance(told, float):
+            self._told.append(told)
+        if self._window is not None:
+            self._window.resize(search.optimizer.generation, search.optimizer.parents)
         search.watcher.finished(trial, replayed)
 
 

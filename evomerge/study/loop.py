@@ -122,8 +122,12 @@ class Search:
         """Tell the optimizer what became of candidates."""
         self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
 
-    def told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
-        """What candidates are worth to the optimizer: higher is better, of each objective."""
+    def told(self, generation: Sequence[Trial], earlier: Sequence[Trial], limit: float = math.inf) -> list[Told]:
+        """What candidates are worth to the optimizer: higher is better, of each objective.
+
+        Args:
+            limit: What those raced out are below, where that is not said by the generation or earlier candidates.
+        """
         if not self.goals.plain:
             return self.goals.told(generation, earlier)
         values: list[float | None] = [t.value for t in generation]
@@ -133,7 +137,6 @@ class Search:
         for i, value in worth(self.race.draw, self.race.estimates, generation, earlier).items():
             values[i] = value
         dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
-        limit = math.inf
         if self.optimizer.elitist:
             alive = [v for i, v in enumerate(values) if v is not None and i not in dropped]
             pool = sorted([*alive, *(t.value for t in earlier if t.value is not None)], reverse=True)

@@ -4,8 +4,12 @@ import pytest
 import yaml
 
 from evomerge import presets
+from evomerge.pipeline.one_space import WORKERS
+from evomerge.pipeline.options import Options
+from evomerge.pipeline.plan import Plan
 from evomerge.score import State
 from evomerge.study.asynchronous import TOLD
+from evomerge.study.budget import Budget
 from evomerge.study.store import Store
 
 EVALUATOR = {
@@ -44,6 +48,7 @@ def test_asynchronous_search_goes_on_and_is_not_resumed_the_other_way(search, tm
     before = trials(tmp_path)
     assert first["candidates"]["pruned"] > 0 and 5 < sum(t.cost for t in before) <= 6
     assert sorted(t.attributes[TOLD] for t in before) == list(range(len(before)))
+    assert Store(f"sqlite:///{tmp_path / 'out' / 'study.db'}").open("s").notes()[WORKERS] == 1
     search("--async", budget=8)
     after = trials(tmp_path)
     assert [(t.number, t.params, t.value) for t in after[: len(before)]] == [
@@ -54,6 +59,26 @@ def test_asynchronous_search_goes_on_and_is_not_resumed_the_other_way(search, tm
     assert refused.returncode == 2 and "async" in refused.result["error"]
     whole = search("--async", "--sampler", "cma-me", out="other", check=False)
     assert whole.returncode == 2 and "must be told whole generations" in whole.result["error"]
+
+
+def test_generations_are_as_large_as_there_are_workers_where_none_waits_for_another(small_evaluator, tmp_path):
+    def generation(workers, **options):
+        plan = Plan(
+            Options(
+                budget=Budget(candidates=5), evaluator=str(small_evaluator), study="s", out=tmp_path / "o", **options
+            )
+        )
+        plan.workers = workers
+        made = [plan.optimizer(plan.space), plan.control_optimizer(plan.space, plan.sampler)]
+        (found,) = {m.generation for m in made}
+        return found
+
+    own = generation(64)
+    assert own < 20 == generation(64, asynchronous=True, population=20)
+    assert generation(64, asynchronous=True) == generation(64, asynchronous=True, sampler="catcma") == 64
+    assert generation(2, asynchronous=True) == generation(0, asynchronous=True) == own
+    # It learns from each as it comes.
+    assert generation(64, asynchronous=True, sampler="tpe") == generation(2, asynchronous=True, sampler="tpe")
 
 
 @pytest.mark.timeout(300)

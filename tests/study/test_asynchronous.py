@@ -13,6 +13,7 @@ from evomerge.study.asynchronous import AFTER, TOLD
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import best
 from evomerge.study.contest import RACED_OUT, SETTLED, Rules
+from evomerge.study.job import Answer
 from evomerge.study.known import KnownResults
 from evomerge.study.loop import Search
 from evomerge.study.raced import Raced
@@ -39,16 +40,20 @@ class Busy(Pool):
         return super().wait()
 
 
-def search(url, budget, pool=None, name="s", sampler="cma", race=True, seed=7, asynchronous=True, **options):
+def search(
+    url, budget, pool=None, name="s", sampler="cma", race=True, seed=7, asynchronous=True, population=None, rules=None,
+    **options,
+):  # fmt: skip
     study = Store(url, create=True).create(name, PARAMETERS, {})
     draw = Draw.of(ITEMS, WEIGHTS, 0)
     like = Score(tuple(TaskScore(t, "acc", 0.0, w) for t, w in WEIGHTS.items()))
     known = KnownResults(study.results, draw, dict.fromkeys(ITEMS, "v"), like)
-    optimizer = make_optimizer(sampler, PARAMETERS, seed, asynchronous=asynchronous, tasks=2)
+    optimizer = make_optimizer(sampler, PARAMETERS, seed, asynchronous=asynchronous, tasks=2, population=population)
     race = race and not optimizer.whole
     return Search(
         study, optimizer, decode, lambda r: r.hash(), Scoring(pool or Pool(), known), Budget.parse(str(budget)),
-        Silent(), race=Raced(draw, Rules.over(draw.weights)) if race else None, asynchronous=asynchronous, **options,
+        Silent(), race=Raced(draw, rules or Rules.over(draw.weights)) if race else None, asynchronous=asynchronous,
+        **options,
     ).run()  # fmt: skip
 
 
@@ -108,15 +113,107 @@ def test_a_failed_candidate_is_told_and_costs_what_it_was_scored_on(url):
 
 
 @pytest.mark.slow
-def test_it_finds_what_generations_find(url):
-    """Final values over seeds, in items of equal number."""
+@pytest.mark.parametrize("workers", [4, 64])
+def test_it_finds_what_generations_find(url, workers):
+    """Final values over seeds, in items of equal number, with generations as large as there are workers."""
     found = {}
     for asynchronous in (True, False):
         found[asynchronous] = [
-            best(search(url, 60, Pool(4, seed=s), f"{asynchronous}-{s}", seed=s, asynchronous=asynchronous)[0])[0].value
+            best(
+                search(
+                    url, 60, Pool(workers, seed=s), f"{asynchronous}-{s}", seed=s, asynchronous=asynchronous,
+                    population=workers,
+                )[0]
+            )[0].value
             for s in range(5)
-        ]
-    assert abs(np.mean(found[True]) - np.mean(found[False])) < 0.08, found
+        ]  # fmt: skip
+    assert abs(np.mean(found[True]) - np.mean(found[False])) < 0.05, found
+
+
+QUICK = [(1, 1), (1, 10), (1, 64), (2, 10), (2, 64), (10, 64)]
+SLOW = [(2, 1), (10, 1), (10, 10), (20, 1), (20, 10), (20, 64)]
+
+
+@pytest.mark.parametrize(("budget", "workers"), [*QUICK, *(pytest.param(*s, marks=pytest.mark.slow) for s in SLOW)])
+def test_whatever_the_budget_somebody_has_all_items(url, budget, workers):
+    """The items of one are kept for the best under way, which the others cannot spend."""
+    trials, stopped = search(url, budget, Pool(workers, seed=budget))
+    check_record(trials)
+    assert stopped == "budget" and budget - 1 < cost(trials) <= budget + 1e-9
+    (winner, *_) = best(trials)
+    # It was not just anybody: few of those that stopped were better on the items that they had.
+    draw = Draw.of(ITEMS, WEIGHTS, 0)
+    better = [t for t in trials if t.state is State.PRUNED and t.estimate > draw.estimate(winner.score, t.seen)]
+    assert len(better) <= len(trials) / 5
+    # Read again it is as it was; a larger budget goes on.
+    assert len(search(url, budget, Pool(workers))[0]) == len(trials)
+    more, _ = search(url, budget + 2, Pool(workers, seed=1))
+    check_record(more)
+    assert more[0].params == trials[0].params and budget + 1 < cost(more) <= budget + 2 + 1e-9
+
+
+@pytest.mark.parametrize("kills", [(12, 12, 3), (20, 12)])
+def test_killed_with_the_last_of_the_budget_under_way_somebody_has_all_items(url, kills):
+    """Those that are run again must not be given what is kept for the best."""
+    for kill in kills:
+        with pytest.raises(Killed):
+            search(url, 4, Pool(64, kill, kill_after=kill))
+    trials, _ = search(url, 4, Pool(2, seed=1))
+    check_record(trials)
+    assert best(trials) and 3 < cost(trials) <= 4 + 1e-9
+
+
+@pytest.mark.parametrize("answers", [1, 3, 40])
+def test_when_time_is_out_the_best_is_finished(url, answers, monkeypatch):
+    """Each answer takes a second; time is out while there are only first blocks, and later."""
+    now = [0.0]
+    monkeypatch.setattr("evomerge.study.loop.time.monotonic", lambda: now[0])
+
+    class Slow(Pool):
+        def wait(self):
+            now[0] += 1.0
+            return super().wait()
+
+    trials, stopped = search(url, f"{answers}s", Slow(10, seed=2))
+    check_record(trials)
+    assert stopped == "budget"
+    assert best(trials)
+    # What is out comes back, and the best gets its other blocks: no more than there are looks.
+    assert answers <= now[0] <= answers + 11 + len(Rules.over(np.full(200, 1 / 200)).ends)
+
+
+def test_where_the_best_fails_another_is_finished(url):
+    """It is not known beforehand which will: the first that is to have all items does, where the budget allows two."""
+    failed = []
+
+    class Fails(Pool):
+        def _scored(self, job):
+            # Whoever is the first to be given a second block.
+            if not failed and len(job.only["hard"]) > 14 + 1:
+                failed.append(job)
+                return Answer(None, "no")
+            return super()._scored(job)
+
+    trials, _ = search(url, 6, Fails(10, seed=3))
+    check_record(trials)
+    assert best(trials) and cost(trials) <= 6 + 1e-9
+
+
+def test_those_raced_out_are_told_below_the_parents(url, monkeypatch):
+    """Of the last generation's worth, whatever their estimates are."""
+    told = []
+    tell = Search.tell
+    monkeypatch.setattr(Search, "tell", lambda s, p, v, t: (told.extend(zip(v, t, strict=True)), tell(s, p, v, t)))
+    draw = Draw.of(ITEMS, WEIGHTS, 0)
+    rules = Rules.over(draw.weights, drop=0.4, reliability=2.0)  # nothing is ever settled
+    search(url, 40, Pool(5, seed=1), rules=rules)
+    out = [i for i, (_, t) in enumerate(told) if t.stopped == RACED_OUT]
+    assert len(out) > 10
+    optimizer = make_optimizer("cma", PARAMETERS, 7, asynchronous=True)
+    size, parents = optimizer.generation, optimizer.parents
+    for i in out:
+        recent = sorted((v for v, _ in told[:i][-size:]), reverse=True)
+        assert told[i][0] < recent[parents - 1]
 
 
 def test_the_other_way_is_refused(url):
@@ -170,13 +267,68 @@ def test_a_window_stops_what_it_has_seen_enough_of():
     assert found.see(5, table[0.95][: ends[0]]) is None
 
 
+def test_how_many_workers_there_are_does_not_decide_who_goes_on():
+    """Of 64 that come to a look at once, as many go on as of 64 that come one by one."""
+    count, size = 400, 8
+    random = np.random.default_rng(3)
+    shares, levels = random.uniform(0.2, 0.8, 64), random.uniform(size=count)
+    results = (levels < shares[:, None] + random.normal(0, 0.1, (64, count))).astype(float)
+    rules = Rules.over(np.full(count, 1 / count))
+    first = rules.ends[0]
+    whole = (levels < 0.7).astype(float)
+    going = {}
+    for together in (True, False):
+        found = Window(rules, size, 4)
+        found.add(-1, whole)
+        if together:
+            for number in range(64):
+                found.start(number)
+        stopped = []
+        for number in range(64):
+            if not together:
+                found.start(number)
+            stopped.append(found.see(number, results[number, :first]))
+            if not together:
+                found.end(number)
+        going[together] = [n for n, why in enumerate(stopped) if why is None]
+    assert going[True] == going[False]
+    # About one of each generation, and those are good ones.
+    assert 64 / size / 2 <= len(going[True]) < 64 / size * 2
+    assert shares[going[True]].mean() > np.quantile(shares, 0.8)
+
+
+def test_one_a_little_behind_the_best_so_far_goes_on():
+    """As in generations: the best so far is no rival at a look, it is asked whether it can still be passed."""
+    count = 400
+    random = np.random.default_rng(4)
+    levels = random.uniform(size=count)
+    rules = Rules.over(np.full(count, 1 / count))
+    first = rules.ends[0]
+    found = Window(rules, 8, 4)
+    for number, share in enumerate((0.1, 0.2, 0.3, 0.6)):
+        found.add(number, (levels < share).astype(float))
+    # Two of the first block's items less than the best so far, two others more: and one less.
+    leader = (levels[:first] < 0.6).astype(float)
+    own = leader.copy()
+    own[np.flatnonzero(leader == 1)[:3]] = 0
+    own[np.flatnonzero(leader == 0)[:2]] = 1
+    found.start(9)
+    assert found.see(9, own) is None
+    # Far behind it stops, and so does the same beside one that is better and not the best so far.
+    found.start(10)
+    assert found.see(10, (levels[:first] < 0.4).astype(float)) == SETTLED
+    found.start(11)
+    own[np.flatnonzero(own == 1)[:1]] = 0
+    assert found.see(11, own) == SETTLED
+
+
 def test_bets_in_a_window_are_against_those_that_have_all_items():
     count = 400
     random = np.random.default_rng(1)
     rules = Rules.over(np.full(count, 1 / count), reliability=2.0)  # nothing is ever settled
     found = Window(rules, 6, 2)
-    for _ in range(4):
-        found.add((random.uniform(size=count) < 0.8).astype(float))
+    for number in range(4):
+        found.add(-1 - number, (random.uniform(size=count) < 0.8).astype(float))
     found.start(0)
     bad = (random.uniform(size=count) < 0.2).astype(float)
     start, why = 0, None
