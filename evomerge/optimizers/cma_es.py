@@ -144,6 +144,9 @@ class CmaEs:
             "signals_filename": "",  # else it looks for a file in the working directory
             "verbose": -9,
         }
+        if self._flight.asynchronous:
+            # Else with a population below 6 pycma prepares mirrored points, which it wants to be asked for together.
+            options["CMA_mirrors"] = 0
         if len(grids):
             widths, half = np.maximum(self._bins, 1), np.where(self._bins > 0, 0.5, 0.0)
             options |= {
