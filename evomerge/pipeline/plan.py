@@ -193,8 +193,9 @@ class Plan:
         options = self.options
         # Controls are searched for their score alone.
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
+        sigma = space.sigma if options.sigma is None else options.sigma
         return make_optimizer(
-            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
+            sampler, space.parameters, seed, population=options.population, sigma=sigma, objectives=objectives,
             restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
             tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
         )  # fmt: skip

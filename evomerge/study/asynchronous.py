@@ -211,7 +211,7 @@ class Asynchronous(Iterator[Ask]):
 
     def _tell(self, trial: Trial, replayed: bool) -> None:
         search = self._search
-        (told,) = search.told([trial], self._ended)
+        (told,) = search.told([trial], self._ended, search.race)
         self._ended.append(trial)
         hash_ = trial.attributes.get("recipe_hash")
         self._idle = self._idle + 1 if hash_ in self._known else 0

@@ -30,11 +30,28 @@ class Raced:
         draw: The search items in the order in which they are scored.
         rules: When candidates stop.
         estimates: What those that stopped would score, by an item-response model where that is better. None: never.
+        turning: Whether each generation begins with other items than the one before (see `turned`).
+        represented: Items of every task that an order must rest on before it is settled.
     """
 
     draw: Draw
     rules: Rules
     estimates: Estimates | None = None
+    turning: bool = True
+    represented: int = 0
+
+    def turned(self, generation: int) -> Raced:
+        """The race of a generation, which begins in the order where the first block of the one before ended.
+
+        If all began with the same items, an optimizer would learn to answer those: candidates descend from ones that
+        did well on them. With items that their ancestors were not chosen by, what is measured is not flattered by the
+        choice, and the bounds of `racing` hold for them too. All candidates of one generation have the same.
+        """
+        if not self.turning:
+            return self
+        draw = self.draw.turned(generation * self.rules.ends[0])
+        rules = replace(self.rules, weights=draw.weights, settle_from=draw.represented(self.represented))
+        return replace(self, draw=draw, rules=rules)
 
 
 class _Candidate(Underway):

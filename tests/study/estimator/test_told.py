@@ -104,10 +104,10 @@ def told(monkeypatch):
     kept = {}
     tell = Search.told
 
-    def keep(self, generation, earlier):
-        found = tell(self, generation, earlier)
+    def keep(self, generation, earlier, race):
+        found = tell(self, generation, earlier, race)
         values, other = kept.setdefault(self.study.name, ({}, set()))
-        plain = differences(self.race.draw, generation, earlier)
+        plain = differences(race.draw, generation, earlier)
         values[len(earlier)] = found
         if any(found[i] not in (v, None) and generation[i].stopped == "settled" for i, v in plain.items()):
             other.add(len(earlier))
@@ -119,11 +119,11 @@ def told(monkeypatch):
 
 def test_killed_and_on_other_workers_it_is_told_the_same(url, told):
     estimates = fresh()
-    one, _ = search(url, 30, name="one", versions="one", estimates=estimates)
+    one, _ = search(url, 45, name="one", versions="one", estimates=estimates)
     assert estimates.choice.kind is not None and len(best(one)) >= 8
     for after in (30, 90):
         with pytest.raises(Killed):
-            search(url, 30, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh())
-    other, _ = search(url, 30, Pool(2), "other", versions="other", estimates=fresh())
+            search(url, 45, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh())
+    other, _ = search(url, 45, Pool(2), "other", versions="other", estimates=fresh())
     assert sequence(other) == sequence(one)
     assert told["other"] == told["one"] and len(told["one"][1]) >= 2
