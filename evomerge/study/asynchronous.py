@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import StudyError
-from evomerge.score import COST, RACE, State, Trial, Value, cost
+from evomerge.score import COST, RACE, TOLD, State, Trial, Value, cost
 from evomerge.study.candidates import attributes_of, best, layers, record
 from evomerge.study.contest import SETTLED
 from evomerge.study.job import Answer
@@ -23,8 +23,8 @@ from evomerge.study.window import Window
 if TYPE_CHECKING:
     from evomerge.study.loop import Search
 
-# Attributes of a candidate: how many had been told when it was asked for, and its own place among the tells.
-AFTER, TOLD = "asked_after", "told"
+# An attribute of a candidate: how many had been told when it was asked for.
+AFTER = "asked_after"
 # So many generations in a row of which every candidate was there before end a search.
 IDLE_GENERATIONS = 25
 
@@ -76,7 +76,7 @@ class Asynchronous(Iterator[Ask]):
         """
         search = self._search
         stored = search.study.trials()
-        told = sorted((t for t in stored if t.state is not State.RUNNING), key=lambda t: int(t.attributes[TOLD]))
+        told = sorted((t for t in stored if t.state is not State.RUNNING), key=lambda t: t.told)
         for trial in stored:
             while len(self._ended) < int(trial.attributes[AFTER]):
                 self._tell(told[len(self._ended)], replayed=True)

@@ -20,6 +20,7 @@ import pytest
 from evomerge.errors import EvoMergeError, SpaceError
 from evomerge.optimizers import OPTIMIZERS, Optimizer, default_optimizer
 from evomerge.optimizers import make_optimizer as make
+from evomerge.optimizers.behaviours import Archiving
 from evomerge.optimizers.protocol import Behaviour
 from evomerge.score import Value
 from evomerge.space import Categorical, Float, Integer, Parameter
@@ -553,7 +554,25 @@ def test_behaviours_are_asked_for_and_elites_known(name: str) -> None:
     for elite in elites:  # none that failed, each as it was told
         assert (elite.params, elite.score) in log
         assert elite.tasks == behaviour(elite.params, elite.score).tasks  # type: ignore[union-attr]
+        assert log[elite.told] == (elite.params, elite.score)
     assert len({json.dumps(e.params) for e in elites}) == len(elites)
+
+
+@pytest.mark.parametrize("name", [n for n, entry in OPTIMIZERS.items() if entry.whole])
+def test_a_generation_that_was_cut_short_joins_the_archive(name: str) -> None:
+    optimizer: Any = make_optimizer(name, FLOATS, seed=1)
+    assert isinstance(optimizer, Archiving) and not isinstance(make_optimizer("random", FLOATS, seed=1), Archiving)
+    first = len(run(optimizer, 3))
+    asked = optimizer.ask(optimizer.generation)
+    scores = [9.0, None, 8.0]  # better than all others
+    with pytest.raises(EvoMergeError, match="expected"):
+        optimizer.close([asked[1], asked[0]], [9.0, 8.0], [behaviour(p, 9.0) for p in asked[:2]])
+    # What was refused left it as it was.
+    optimizer.close(asked[:3], scores, [behaviour(p, s) for p, s in zip(asked, scores, strict=False)])
+    best_two = optimizer.elites()[:2]
+    assert [(e.params, e.score, e.told) for e in best_two] == [(asked[0], 9.0, first), (asked[2], 8.0, first + 2)]
+    with pytest.raises(EvoMergeError, match="has not been told"):
+        optimizer.ask(optimizer.generation)
 
 
 def test_default() -> None:
