@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.pipeline import Options, search
     from evomerge.report.outputs import write_outputs
     from evomerge.report.result import to_dict
-    from evomerge.report.table import front_text, table_text
+    from evomerge.report.table import archive_text, front_text, table_text
     from evomerge.study.workers import Cluster
 
     options = Options(
@@ -130,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
     path = "path.png, " if outcome.path is not None else ""
     database = "" if args.storage else ", study.db"
     files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
-    emit(args, to_dict(outcome), "\n".join([table_text(outcome), *front_text(outcome), f"{out}/: {files}"]))
+    lines = [table_text(outcome), *front_text(outcome), *archive_text(outcome), f"{out}/: {files}"]
+    emit(args, to_dict(outcome), "\n".join(lines))
     return 0
 
 

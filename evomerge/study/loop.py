@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
+from evomerge.optimizers.behaviours import Archiving
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
@@ -109,6 +110,7 @@ class Search:
             trials += generation
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
+                self._close(asked[: len(generation)], told, generation)
                 break
             self.tell(asked, told, generation)
             generations += 1
@@ -123,6 +125,11 @@ class Search:
     def tell(self, asked: Sequence[Mapping[str, Value]], told: Sequence[Told], trials: Sequence[Trial]) -> None:
         """Tell the optimizer what became of candidates."""
         self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
+
+    def _close(self, asked: Sequence[Mapping[str, Value]], told: Sequence[Told], trials: Sequence[Trial]) -> None:
+        """Let the last candidates into the archive of an optimizer that has one, and is told whole generations."""
+        if trials and isinstance(self.optimizer, Archiving):
+            self.optimizer.close(asked, told, [behaviour(t) for t in trials])
 
     def told(self, generation: Sequence[Trial], earlier: Sequence[Trial], race: Raced | None) -> list[Told]:
         """What candidates are worth to the optimizer: higher is better, of each objective.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import Optimizer
-from evomerge.score import COST, RACE, State, Trial, cost
+from evomerge.score import State, Trial, cost
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import attributes_of, best, layers, record
+from evomerge.study.candidates import attributes_of, best, record_end, record_stop
 from evomerge.study.contest import SETTLED, Contest, Rules
 from evomerge.study.estimator.told import Estimates
 from evomerge.study.goals import Goals
@@ -54,14 +53,6 @@ class Raced:
         return replace(self, draw=draw, rules=rules)
 
 
-class _Candidate(Underway):
-    """One of them while it is raced."""
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return attributes_of(self.ask.recipe, self.ask.hash)
-
-
 class RacedGeneration:
     """One generation's race.
 
@@ -92,7 +83,7 @@ class RacedGeneration:
         self._spent = spent
         self._in_order = in_order
         self._numbers = list(asks)
-        self._candidates = [_Candidate(ask) for ask in asks.values()]
+        self._candidates = [Underway(ask, attributes_of(ask.recipe, ask.hash)) for ask in asks.values()]
         self._ended = dict(ended)
         # A budget may have cut the generation short, so that some of it was scored whole.
         self._whole = {c for c, n in enumerate(self._numbers) if n in ended and ended[n].seen is None}
@@ -204,31 +195,20 @@ class RacedGeneration:
         return {c: failed[c] for c in sorted(failed)}
 
     def _fail(self, contest: Contest, c: int, answer: Answer) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        if n not in self._ended:
-            kept = {RACE: {"seen": contest.seen(c), COST: candidate.charged}}
-            self._study.attribute(n, kept)
-            answer = replace(answer, seconds=candidate.seconds)
-            self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
+        if self._numbers[c] not in self._ended:
+            self._end(record_end(self._study, self._candidates[c], answer, Goals(), contest.seen(c)))
 
     def _stop(self, contest: Contest, c: int) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        if n not in self._ended:
-            estimate, seen = contest.estimate(c), contest.seen(c)
-            kept = {RACE: {"stopped": contest.stopped[c], "seen": seen, "estimate": estimate, COST: candidate.charged}}
-            kept |= layers(candidate.layers)
+        candidate = self._candidates[c]
+        if self._numbers[c] not in self._ended:
             part = self._race.draw.joined(candidate.parts)
-            self._study.scores.write(f"trial/{n}", "search", part)
-            self._study.prune(n, kept, candidate.seconds, seen, estimate)
-            attributes = candidate.attributes | kept
-            self._end(Trial(n, candidate.ask.params, State.PRUNED, None, None, candidate.seconds, attributes, part))
+            why, seen, estimate = contest.stopped[c], contest.seen(c), contest.estimate(c)
+            self._end(record_stop(self._study, candidate, part, why, seen, estimate))
 
     def _complete(self, c: int) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        kept = {RACE: {"seen": len(self._race.draw), COST: candidate.charged}}
-        self._study.attribute(n, kept)
-        answer = Answer(self._race.draw.joined(candidate.parts), None, candidate.seconds, candidate.layers)
-        self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
+        candidate = self._candidates[c]
+        answer = Answer(self._race.draw.joined(candidate.parts))
+        self._end(record_end(self._study, candidate, answer, Goals(), len(self._race.draw)))
 
     def _end(self, trial: Trial) -> None:
         self._ended[trial.number] = trial
