@@ -38,12 +38,12 @@ def generations(record: Record) -> list[Numbers]:
     return found
 
 
-def raced(answers: Numbers, rules: Rules) -> tuple[float, bool, bool]:
+def raced(answers: Numbers, rules: Rules, parents: int = PARENTS) -> tuple[float, bool, bool]:
     """One generation's race: (share of the items, whether its best is told below the parents, whether it is stopped).
 
     Its best is whichever has the highest score over all items; where several tie, whichever of them fares best.
     """
-    contest = Contest(rules, len(answers), PARENTS)
+    contest = Contest(rules, len(answers), parents)
     for start, end in contest.blocks():
         contest.see({c: answers[c, start:end] for c in contest.left})
     seen = [contest.seen(c) for c in range(len(answers))]
@@ -56,7 +56,7 @@ def raced(answers: Numbers, rules: Rules) -> tuple[float, bool, bool]:
     best = [c for c in range(len(answers)) if scores[c] == scores.max()]
     return (
         sum(seen) / answers.size,
-        all(place[c] >= PARENTS for c in best),
+        all(place[c] >= parents for c in best),
         all(seen[c] < answers.shape[1] for c in best),
     )
 

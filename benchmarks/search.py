@@ -182,8 +182,6 @@ def against(name: str, curves: Mapping[str, Any], level: float, items: int) -> s
     The ratio is that of the median items until the level, its interval the bootstrap's over seeds (percentiles of
     10,000 draws); the difference of held-out scores after so many items is paired by seed, its interval Student's.
     """
-    from scipy import stats
-
     other, ours = reached(curves[name], level), reached(curves["ours"], level)
     drawn = np.random.default_rng(0).integers(len(ours), size=(10_000, len(ours)))
     with np.errstate(invalid="ignore"):
@@ -192,12 +190,20 @@ def against(name: str, curves: Mapping[str, Any], level: float, items: int) -> s
     low, high = np.sort(ratios)[[250, 9749]]
     pairs = zip(curves["ours"], curves[name], strict=True)
     gains = np.array([value_at(a, items) - value_at(b, items) for a, b in pairs])
-    half = float(stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1)) if len(gains) > 1 else math.nan
+    lower, upper = interval(gains)
     return (
         f"ours against {name}: {ratio:.1f} times fewer items ({low:.1f} .. {high:.1f}); held-out after {items:,} items "
-        f"{gains.mean():+.3f} (95 % {gains.mean() - half:+.3f} .. {gains.mean() + half:+.3f}), no lower in "
+        f"{gains.mean():+.3f} (95 % {lower:+.3f} .. {upper:+.3f}), no lower in "
         f"{int((gains >= 0).sum())} of {len(gains)}"
     )
+
+
+def interval(gains: Numbers) -> tuple[float, float]:
+    """Student's 95 % interval of a mean."""
+    from scipy import stats
+
+    half = float(stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1)) if len(gains) > 1 else math.nan
+    return float(gains.mean()) - half, float(gains.mean()) + half
 
 
 def value_at(found: tuple[list[float], list[float]], items: float) -> float:
