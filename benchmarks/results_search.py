@@ -47,7 +47,7 @@ def search_text(results: Mapping[str, Any]) -> list[str]:
         "",
         "Replayed on a surrogate that was fitted to recorded merges of the zoo's task at item level, by",
         f"`python -m benchmarks.search` (seeds {', '.join(results)}). Search items are scored until the held-out",
-        f"score of what a search would hand on comes to {level:.3f}, 95 % of the best known; the held-out score is that",
+        f"score of what it would hand on comes to {level:.3f}, 95 % of the best known; the held-out score is the one",
         f"after {BUDGET * ITEMS:,} items. Plain CMA-ES is mergekit-evolve's way: no bounds, a first step of 1/6,",
         f"every candidate on all {ITEMS} items. Those without a race went on to {LONG * ITEMS:,} items.",
         "",

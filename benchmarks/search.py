@@ -185,7 +185,9 @@ def against(name: str, curves: Mapping[str, Any], level: float, items: int) -> s
     other, ours = reached(curves[name], level), reached(curves["ours"], level)
     drawn = np.random.default_rng(0).integers(len(ours), size=(10_000, len(ours)))
     with np.errstate(invalid="ignore"):
-        ratios = np.nan_to_num(np.median(other[drawn], axis=1) / np.median(ours[drawn], axis=1), nan=1.0)
+        ratios = np.nan_to_num(
+            np.median(other[drawn], axis=1) / np.median(ours[drawn], axis=1), nan=1.0, posinf=math.inf
+        )
         ratio = np.median(other) / np.median(ours)
     low, high = np.sort(ratios)[[250, 9749]]
     pairs = zip(curves["ours"], curves[name], strict=True)
