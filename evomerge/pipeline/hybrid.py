@@ -22,7 +22,7 @@ from evomerge.recipe import Recipe
 from evomerge.score import cost
 from evomerge.sources import Source, open_sources
 from evomerge.space import MERGED, HybridConfig
-from evomerge.study import final, place, tables
+from evomerge.study import final, place, schema
 from evomerge.study.budget import Budget
 from evomerge.study.database import shown, table_names
 from evomerge.study.outcome import Outcome
@@ -77,7 +77,7 @@ def _check_names(storage: str, alone: Path | None, name: str) -> None:
     Args:
         alone: The folder of the database, where that is to hold this search alone.
     """
-    if not table_names(storage, missing_ok=True) >= tables.NAMES:
+    if not table_names(storage, missing_ok=True) >= schema.NAMES:
         return
     store = Store(storage)
     if alone is not None:
