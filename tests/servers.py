@@ -1,4 +1,4 @@
-"""Real database servers for a test run: the machine's PostgreSQL and MariaDB, each in a folder of its own, on loopback."""
+"""Real database servers for a test run: PostgreSQL and MariaDB, each in a folder of its own, on loopback."""
 
 import contextlib
 import glob

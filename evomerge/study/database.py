@@ -1,4 +1,4 @@
-"""Databases by their URL: drivers, passwords, and a look before one is used. Nothing is created; no study is refused."""
+"""Databases by their URL: drivers, passwords, and a look before use. What is no study is refused, nothing created."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def connectable(url: str) -> sa.URL:
     drivers, extra = DRIVERS[kind]
     if driver and driver not in dict(drivers):
         names = [f"{kind}+{d}" for d, _ in drivers]
-        raise StudyError(f'storage {shown(url)}: driver "{driver}" is not supported; {choose(parsed.drivername, names)}')
+        known = choose(parsed.drivername, names)
+        raise StudyError(f'storage {shown(url)}: driver "{driver}" is not supported; {known}')
     wanted = [(d, module) for d, module in drivers if driver in ("", d)]
     for name, module in wanted:
         if importlib.util.find_spec(module) is not None:

@@ -58,7 +58,7 @@ def _bytes() -> sa.types.TypeEngine[bytes]:
     return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql")
 
 
-_INNODB = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+_INNODB: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 version = sa.Table(
     "evomerge_schema",
@@ -217,4 +217,4 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappin
         case _:
             statement = sqlite.insert(table).on_conflict_do_nothing()
     for row in rows:
-        connection.execute(statement, dict(row))
+        connection.execute(statement.values(**row))

@@ -58,6 +58,9 @@ class Store:
                 connection.execute(sa.text("PRAGMA journal_mode=WAL"))
             sa.event.listen(self.engine, "connect", _synchronous_normal)
             self.engine.dispose()
+        elif self.engine.dialect.name == "postgresql":
+            sa.event.listen(self.engine, "connect", _idle_in_transaction)
+            self.engine.dispose()
 
     def names(self) -> list[str]:
         """Studies that evomerge made, by name; control searches (NAME/control) too."""
@@ -366,3 +369,10 @@ def _distribution(parameter: Parameter) -> Any:
 
 def _synchronous_normal(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _idle_in_transaction(connection: Any, _record: Any) -> None:
+    # Of a process that is suspended, or whose machine is lost, between a write and its commit: its locks go too.
+    with connection.cursor() as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    connection.commit()
