@@ -72,7 +72,7 @@ class Server:
             connection.exec_driver_sql(statement)
 
     def close(self):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(AssertionError, OSError):
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
