@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import InputError, StudyError, choose
 from evomerge.score import Trial, Value
 from evomerge.study.candidates import best
+from evomerge.study.database import shown
 from evomerge.study.store import Store, Study, differences
 
 # Kept with a study: the parameters that it begins from, best first.
@@ -79,7 +80,7 @@ def _open(where: str, storage: str) -> Study:
         raise InputError(f"--warm-start {where}: no such folder with a study.db, and {e}") from None
     if where not in store.names():
         raise InputError(
-            f'--warm-start {where}: neither a folder with a study.db nor a study of {storage}; '
+            f'--warm-start {where}: neither a folder with a study.db nor a study of {shown(storage)}; '
             f"{choose(where, [n for n in store.names() if '/' not in n])}"
         )
     return store.open(where)

@@ -32,7 +32,7 @@ def open_storage(url: str, create: bool) -> Any:
             raise StudyError(f"storage {shown(url)}: holds no study of evomerge")
         try:
             # A database that Optuna has finished is left as it is: what an older version made is told, not added to.
-            found = optuna_storage(url, skip_table_creation="alembic_version" in there)
+            found = optuna_storage(url, skip_table_creation=not create or "alembic_version" in there)
             schema.check(found.engine, f"storage {shown(url)}")
             if create:
                 schema.create(found.engine)
@@ -46,6 +46,20 @@ def open_storage(url: str, create: bool) -> Any:
             raise StudyError(f"storage {shown(url)}: {_reason(e, url)}") from None
         return found
     raise AssertionError("the last try returns or raises")
+
+
+def open_tables(url: str) -> Any:
+    """Optuna's storage object on a database with its tables, evomerge's or not; nothing is made.
+
+    Raises:
+        StudyError: the database cannot be used, or another version of Optuna made it.
+    """
+    try:
+        return optuna_storage(url, skip_table_creation=True)
+    except StudyError:
+        raise
+    except Exception as e:
+        raise StudyError(f"storage {shown(url)}: {_reason(e, url)}") from None
 
 
 def _reason(error: Exception, url: str) -> str:

@@ -128,7 +128,8 @@ def test_jobs_and_answers_cross_as_they_are():
     assert read_job(write_job(source), {}) == source
     assert read_job(write_job(source), names).source == "/b/x"
     bits = np.random.default_rng(0).integers(0, 2**32, 500, dtype=np.uint32).view(np.float32)
-    score = Score((TaskScore("t", "m", 0.1 + 0.2, 1 / 3, tuple(map(str, range(500))), bits, True), TaskScore("u", "m", -1e-320)))
+    items = tuple(map(str, range(500)))
+    score = Score((TaskScore("t", "m", 0.1 + 0.2, 1 / 3, items, bits, True), TaskScore("u", "m", -1e-320)))
     answer = read_answer(write_answer(Answer(score, None, {"build": 1 / 3}, (4, 2))))
     assert (answer.seconds, answer.layers, answer.reason) == ({"build": 1 / 3}, (4, 2), None)
     for a, b in zip(answer.score.tasks, score.tasks, strict=True):
