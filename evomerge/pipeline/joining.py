@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
-from evomerge.errors import InputError, StudyError
+from evomerge.errors import StudyError
+from evomerge.pipeline.hybrid import Stages, stage_elsewhere
 from evomerge.pipeline.one_space import offer_of, pool_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.plan import Plan
@@ -30,34 +33,65 @@ def join(options: Options, watcher: Watcher | None = None) -> Joined:
     watcher.say("checking space, evaluator and sources")
     asked = Asked.by(options)
     if isinstance(asked.config, HybridConfig):
-        raise InputError(f"--join: {asked.config.name} is a hybrid space, whose searches take no joiners yet")
+        return _both_stages(Stages(options, asked, writes=False), watcher)
     plan = Plan(options, asked, writes=False)
-    store = Store(plan.storage, say=watcher.say)
-    driver = driver_of(store, plan.name)
+    _check_driven(plan.storage, plan.name)
+    return _join(plan, watcher)
+
+
+def _both_stages(stages: Stages, watcher: Watcher) -> Joined:
+    """Join a hybrid search in the stage in which it is, and in what follows."""
+    _check_driven(stages.storage, stages.name)
+    first, before = stages.first(), None
+    if "winner" not in Store(stages.storage).open(first.name).notes():
+        before = _join(first, watcher)
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+        stage = stage_elsewhere(first, Path(folder) / "model")
+        if stage is None:  # its driver has ended without one
+            assert before is not None
+            return before
+        after = _join(stages.second(stage), watcher)
+    if before is None:
+        return after
+    return Joined(
+        after.study, before.candidates + after.candidates, before.jobs + after.jobs, before.seconds + after.seconds
+    )
+
+
+def _check_driven(storage: str, name: str) -> None:
+    """Raise where nobody drives a study."""
+    driver = driver_of(Store(storage), name)
     if driver is None or driver.gone:
         was = f" (its last driver, {driver}, is gone)" if driver is not None else ""
         raise StudyError(
-            f'--join: nobody drives study "{plan.name}" in {shown(plan.storage)}{was}; leave --join out to drive it'
+            f'--join: nobody drives study "{name}" in {shown(storage)}{was}; leave --join out to drive it'
         )
-    study = store.open(plan.name)
-    plan.resume(study)
-    different = differences(study.fingerprint, json.loads(json.dumps(plan.fingerprint(plan.space, plan.sampler))))
-    if different:
-        raise StudyError(f'--join: study "{plan.name}" was made with other settings: {"; ".join(different)}')
-    pool = pool_of(plan, watcher)
-    mine = offer_of(plan, pool)
-    references = {content: reference for reference, content in plan.contents.items()}
+
+
+def _join(plan: Plan, watcher: Watcher) -> Joined:
+    """Work for the driver of one search until it ends."""
+    store = Store(plan.storage, say=watcher.say)
+
+    def check_settings() -> None:
+        study = store.open(plan.name)
+        plan.resume(study)
+        different = differences(study.fingerprint, json.loads(json.dumps(plan.fingerprint(plan.space, plan.sampler))))
+        if different:
+            raise StudyError(f'--join: study "{plan.name}" was made with other settings: {"; ".join(different)}')
 
     def check(driver: Driver) -> None:
-        theirs = dict(driver.offer)
-        # Models go by their content, wherever they lie.
-        for offer in (found := {"stored": theirs, "given": dict(mine)}).values():
+        check_settings()
+        theirs, mine = (dict(o) for o in (driver.offer, offer_of(plan, pool)))
+        for offer in theirs, mine:  # models go by their content, wherever they lie
             offer["contents"] = sorted(offer["contents"].values())
-        other = differences(found["stored"], found["given"])
-        if other:
+        if other := differences(theirs, mine):
             words = "; ".join(other)
             raise StudyError(f'--join: study "{plan.name}" is driven with what this process has not: {words}')
 
+    if plan.name in store.names():  # before the workers are started; its driver may not have made it yet
+        check_settings()
+    references = {content: reference for reference, content in plan.contents.items()}
+    pool = pool_of(plan, watcher)
     try:
         return Joining(store, plan.name, pool, references, check, watcher.say).run()
     finally:

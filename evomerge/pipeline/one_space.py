@@ -263,7 +263,8 @@ def pool_of(plan: Plan, watcher: Watcher) -> Pool:
 def offer_of(plan: Plan, pool: Pool) -> dict[str, Any]:
     """What a driver tells those that join: what they must have, lest their scores be others."""
     return {
-        "program": __version__, "device": pool.device, "contents": dict(plan.contents), "tasks": dict(plan.versions),
+        "study": plan.name, "program": __version__, "device": pool.device, "contents": dict(plan.contents),
+        "tasks": dict(plan.versions),
     }  # fmt: skip
 
 

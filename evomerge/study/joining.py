@@ -78,9 +78,10 @@ class Joining:
             EvoMergeError: the driver was lost, and no other took its place.
         """
         began = time.monotonic()
-        driver = self._begun()
+        driver = self._first()
         while driver is not None:
-            self._work_for(driver)
+            if not driver.gone:
+                self._work_for(driver)
             driver = self._next(driver)
         return Joined(self._name, len(self._scored), self._jobs, time.monotonic() - began)
 
@@ -91,11 +92,22 @@ class Joining:
             self._looked = time.monotonic()
         return self._seen
 
-    def _begun(self) -> Driver | None:
-        """The driver, once it says what it needs; None where it has ended before."""
-        while (driver := self._look()) is not None and not driver.gone:
-            if driver.offer:
+    def _first(self) -> Driver | None:
+        """The driver, once it says what it needs; it may be between two stages. None where none comes."""
+        deadline = time.monotonic() + term()
+        while True:
+            driver = self._look(BOARD)
+            if driver is not None and (driver.gone or driver.offer.get("study") == self._name):
                 return driver
+            if driver is None and time.monotonic() >= deadline:
+                return None
+            time.sleep(BOARD)
+
+    def _begun(self) -> Driver | None:
+        """The driver, once it says what it needs, or is gone; None where it has ended, or does something else."""
+        while (driver := self._look(BOARD)) is not None and not driver.gone:
+            if driver.offer:
+                return driver if driver.offer.get("study") == self._name else None
             time.sleep(BOARD)
         return driver
 
@@ -112,7 +124,7 @@ class Joining:
                 return None
             if not driver.gone:
                 found = self._begun()
-                if found is not None and not found.gone:
+                if found is None or not found.gone:
                     return found
                 continue
             if time.monotonic() >= deadline:

@@ -259,3 +259,22 @@ def test_several_searches_and_readers_on_one_storage(postgresql, whole, small_ev
         assert sequence(None, name, url=storage) == sequence(whole[0])
         assert result["best"] == results[0]["best"]
     same_result(results[0], whole)
+
+
+def test_a_hybrid_is_joined_in_both_stages(postgresql, small_evaluator, start, tmp_path):
+    storage = postgresql.url()
+    args = ["search", "hybrid", "--evaluator", str(small_evaluator), "--budget", "24", "--study", "s"]
+    alone = ended(start(*args, "--out", tmp_path / "alone"))
+    args += ["--storage", storage]
+    driver = start(*args, "--out", tmp_path / "out", EVOMERGE_LEASE_SECONDS="600")
+    until(lambda: "scoring the sources" in driver.log.read_text(), driver)
+    suspend(driver, storage)
+    joiner = start(*args, "--out", tmp_path / "joiner", "--join")
+    until(lambda: "working for" in joiner.log.read_text(), joiner)
+    driver.send_signal(signal.SIGCONT)
+    result, joined = ended(driver), ended(joiner)
+    assert joiner.log.read_text().count("working for") == 2 and joined["study"] == "s" and joined["candidates"] >= 2
+    assert not (tmp_path / "joiner").exists()
+    for name in ("s/parameter", "s"):
+        assert sequence(None, name, url=storage) == sequence(tmp_path / "alone", name)
+    assert {k: result[k] for k in ("candidates", "best")} == {k: alone[k] for k in ("candidates", "best")}

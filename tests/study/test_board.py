@@ -169,7 +169,7 @@ def test_a_driver_and_those_that_joined_share_the_work(store, monkeypatch):
     """One joins, works, and is told when the driver has ended; another one wakes too late."""
     said, own, theirs = [], Scorer(0.1), Scorer(0.1)
     with leased(store, "s") as lease:
-        lease.offer({"contents": {"/a/x": "1"}})
+        lease.offer({"study": "s", "contents": {"/a/x": "1"}})
         pool = JoinedPool(own, Board(store, lease.token), said.append)
         joining = Joining(Store(store.url), "s", theirs, {"1": "/b/x"}, lambda driver: None, lambda text: None)
         ended = []
@@ -217,7 +217,7 @@ def test_a_driver_that_is_lost(store, monkeypatch):
     monkeypatch.setenv("EVOMERGE_LEASE_SECONDS", "1")
     said = []
     with leased(store, "s") as lease:
-        lease.offer({"contents": {}})
+        lease.offer({"study": "s", "contents": {}})
         joining = Joining(Store(store.url), "s", Scorer(), {}, lambda driver: None, said.append)
         lost = []
 

@@ -12,6 +12,7 @@ from evomerge.errors import StudyError
 from evomerge.score import Score, TaskScore
 from evomerge.space import Float
 from evomerge.study.database import connectable, make_engine, shown
+from evomerge.study.leases import driver_of, leased
 from evomerge.study.store import Store
 from tests.servers import PASSWORD, USER, free_port
 
@@ -71,6 +72,18 @@ def test_tables_of_other_versions(anywhere):
     execute(url, "UPDATE alembic_version SET version_num = 'v3.2.0.a'", "DROP TABLE evomerge_results",
             "CREATE TABLE evomerge_results (model INTEGER)")  # fmt: skip
     assert "its table evomerge_results is not evomerge's: it has no column evaluator" in refused(url)
+
+
+def test_a_database_of_the_first_version_is_read_and_gets_the_new_tables(anywhere):
+    study = Store(anywhere, create=True).create("s", PARAMETERS, {"a": 1})
+    study.start(0, {"w": 0.5}, {})
+    new = ("evomerge_schema", "evomerge_texts", "evomerge_leases", "evomerge_joiners", "evomerge_jobs")
+    execute(anywhere, *(f"DROP TABLE {name}" for name in new))
+    reader = Store(anywhere)
+    assert [t.number for t in reader.open("s").trials()] == [0] and driver_of(reader, "s") is None
+    assert not set(sa.inspect(reader.engine).get_table_names()) & set(new)
+    with leased(Store(anywhere, create=True), "s"):
+        assert driver_of(reader, "s") is not None
 
 
 @pytest.mark.parametrize(
