@@ -254,11 +254,11 @@ def test_several_searches_and_readers_on_one_storage(postgresql, whole, small_ev
             optuna.get_all_study_summaries(optuna_storage(storage, skip_table_creation=True))
     rows = evomerge("list", "--storage", storage, "--json").result
     assert sorted(r["study"] for r in rows) == list(names) and len(seen) > 3
-    results = [ended(p) for p in searches]
-    for name, result in zip(names, results, strict=True):
-        assert sequence(None, name, url=storage) == sequence(whole[0])
-        assert result["best"] == results[0]["best"]
-    same_result(results[0], whole)
+    expected = sequence(whole[0])
+    for name, process in zip(names, searches, strict=True):
+        assert ended(process)["study"] == name
+        # What another one has scored costs nothing, so that a budget may reach further.
+        assert sequence(None, name, url=storage)[: len(expected)] == expected
 
 
 def test_a_hybrid_is_joined_in_both_stages(postgresql, small_evaluator, start, tmp_path):
