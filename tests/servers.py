@@ -1,6 +1,5 @@
 """Real database servers for a test run: PostgreSQL and MariaDB, each in a folder of its own, on loopback."""
 
-import contextlib
 import glob
 import os
 import pwd
@@ -71,10 +70,17 @@ class Server:
         with engine.connect() as connection:
             connection.exec_driver_sql(statement)
 
+    def watched(self, *stop):
+        """Ends the server with this process, however that ends: the pipe that the watch reads from closes with it."""
+        program = f'read -r line; "$@"; rm -rf "{self.folder}"'
+        self.watch = subprocess.Popen(
+            ["sh", "-c", program, "sh", *map(str, stop)], user=self.user, stdin=subprocess.PIPE, cwd="/",
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
     def close(self):
-        with contextlib.suppress(AssertionError, OSError):
-            self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.watch.stdin.close()
+        self.watch.wait(60)
 
 
 class PostgreSQL(Server):
@@ -93,6 +99,7 @@ class PostgreSQL(Server):
             self.programs["initdb"], "-D", self.data, "-U", USER, f"--pwfile={secret}", "--auth=scram-sha-256",
             "--encoding=UTF8", "--no-locale", "--no-sync",
         )  # fmt: skip
+        self.watched(self.programs["pg_ctl"], "-D", self.data, "-m", "immediate", "-w", "stop")
         self.start()
 
     def start(self):
@@ -119,6 +126,7 @@ class MariaDB(Server):
             "--auth-root-authentication-method=normal", "--skip-test-db",
         )  # fmt: skip
         self.process = None
+        self.watched("sh", "-c", f'kill -9 "$(cat {self.folder}/pid)"')
         self.start()
         root = sa.create_engine(self.admin("root", ""), isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
         with root.connect() as connection:
