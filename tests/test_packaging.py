@@ -116,7 +116,7 @@ def test_the_wheel_searches_outside_the_repository(wheel: Path, tmp_path: Path) 
     assert Path(where).is_relative_to(site)
     command = str(tmp_path / "venv" / "bin" / "evomerge")
     result = json.loads(run(command, "search", "--budget", "4", "--workers", "0", "--json"))
-    assert result["candidates"]["complete"] == 4
+    assert result["candidates"]["complete"] >= 1 and result["cost"] <= 4
     assert (tmp_path / "elsewhere" / "runs" / result["study"] / "model" / "model.safetensors").is_file()
 
 

@@ -57,7 +57,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     how.add_argument(
         "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
     )
-    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
+    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: .3)")
     how.add_argument(
         "--restarts", choices=RESTARTS,
         help="cma, catcma: what follows where they have converged: another run from a random place, of twice as many "
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.pipeline import Options, join, search
     from evomerge.report.outputs import write_outputs
     from evomerge.report.result import to_dict
-    from evomerge.report.table import front_text, table_text
+    from evomerge.report.table import archive_text, front_text, table_text
     from evomerge.study.workers import Cluster
 
     options = Options(
@@ -146,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
     path = "path.png, " if outcome.path is not None else ""
     database = "" if args.storage else ", study.db"
     files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
-    emit(args, to_dict(outcome), "\n".join([table_text(outcome), *front_text(outcome), f"{out}/: {files}"]))
+    lines = [table_text(outcome), *front_text(outcome), *archive_text(outcome), f"{out}/: {files}"]
+    emit(args, to_dict(outcome), "\n".join(lines))
     return 0
 
 

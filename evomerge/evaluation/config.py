@@ -214,15 +214,18 @@ class EvaluatorFile:
         self.folder = folder
         self.file = file
 
-    def after(self, objectives: Sequence[str]) -> EvaluatorFile:
-        """The same after other objectives (`--objective`).
+    def after(self, objectives: Sequence[str], by: str = "--objective") -> EvaluatorFile:
+        """The same after other objectives.
+
+        Args:
+            by: What messages call the place where they were given.
 
         Raises:
             EvaluatorError: they do not go with the rest of it.
         """
         config = self.config.aimed(objectives)
         data = config.model_dump(exclude_unset=True)
-        again = validate(EvaluatorConfig, Document(data, f"{self.file} (--objective)"), EvaluatorError)
+        again = validate(EvaluatorConfig, Document(data, f"{self.file} ({by})"), EvaluatorError)
         return EvaluatorFile(again, self.name, self.folder, self.file)
 
     def path(self, relative: str, key: str) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from evomerge.errors import EvoMergeError
-from evomerge.optimizers.protocol import Behaviour
+from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.score import Value
 
 
@@ -19,11 +20,65 @@ class Elite:
     Attributes:
         score: What it was told to be worth, higher is better.
         tasks: Its value in each task that counts.
+        told: Its place among all that were told, failed ones included, from 0.
+        cell: Its place on each task's axis, from 0 (the lowest values), where the archive is a grid.
+        fitness: What it gets of the items that the archive's candidates share, in items, where they do.
     """
 
     params: dict[str, Value]
     score: float
     tasks: tuple[float, ...]
+    told: int
+    cell: tuple[int, ...] | None = None
+    fitness: float | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of an archive over the tasks' values, and how much of it is filled.
+
+    Attributes:
+        cells: How many along each task's axis.
+        low, high: The values that it spans in each task; nothing before any candidate was told.
+        coverage: Share of all cells that have a candidate.
+        qd_score: Sum over the cells with a candidate of its score above the offset (Pugh et al. 2016).
+        norm_qd_score: The same as a mean over all cells, as pyribs has it.
+        offset: What scores count above: the lowest ever told, or 0 where none is negative.
+    """
+
+    cells: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    coverage: float
+    qd_score: float
+    norm_qd_score: float
+    offset: float
+
+
+@runtime_checkable
+class Archiving(Protocol):
+    """An optimizer that keeps different candidates, and hands them on."""
+
+    def elites(self) -> list[Elite]:
+        """Those that it keeps, the best score first; of equal ones the earlier."""
+        ...
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid that they lie in; None where there is none."""
+        ...
+
+    def close(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """The first candidates of the generation asked last, which has no others: they join the archive.
+
+        For the end of a search whose budget cut a generation short. Nothing can be asked or told after it.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,12 @@ class Generation(Generic[T]):
         self._heard: list[tuple[T, Values]] = []
         self._run = 0
         self._started = False
+        self._told = 0
+
+    @property
+    def told(self) -> int:
+        """How many have been told so far, failed ones included."""
+        return self._told
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """Put a candidate in front of the next asks."""
@@ -88,6 +94,16 @@ class Generation(Generic[T]):
         """What was kept of each candidate with its one score, in the order told (None: failed)."""
         kept, told = self.tell_all(params, scores)
         return kept, [None if values is None else values[0] for values in told]
+
+    def close(
+        self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
+    ) -> tuple[list[T], list[float | None]]:
+        """As `tell`, of the first candidates of a generation that is not told to its end: the last that is heard."""
+        self._out, never = self._out[: len(params)], self._out[len(params) :]
+        try:
+            return self.tell(params, scores)
+        finally:
+            self._out = [*self._out, *never]
 
     def tell_all(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Values]]:
         """The same with the values of all objectives."""
@@ -132,6 +148,7 @@ class Generation(Generic[T]):
             if told is not None and len(told) != self.objectives:
                 raise EvoMergeError(f"told {len(told)} values of a candidate, expected {self.objectives}")
         found = [self._out[place] for place in places]
+        self._told += len(found)
         self._out = [asked for place, asked in enumerate(self._out) if place not in set(places)]
         finite = [
             None if told is None or not all(map(math.isfinite, told)) else tuple(map(float, told)) for told in values

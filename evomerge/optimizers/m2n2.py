@@ -8,11 +8,12 @@ straight line for its slerp: mixing the genes of a place mixes the weights there
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from evomerge.errors import EvoMergeError
-from evomerge.optimizers.behaviours import Elite, best_first, heard
+from evomerge.optimizers.behaviours import Elite, Grid, best_first, heard
 from evomerge.optimizers.coordinates import from_unit, to_unit
 from evomerge.optimizers.cube import folded
 from evomerge.optimizers.generation import Generation
@@ -88,8 +89,16 @@ class M2N2:
         return False
 
     def elites(self) -> list[Elite]:
-        """The archive, the best score first; of equal ones the earlier."""
-        return best_first([elite for elite, _ in self._kept])
+        """The archive with each one's shared fitness, the best score first; of equal ones the earlier."""
+        if not self._kept:
+            return []
+        shares = fitness(self._results()).tolist()
+        return best_first([replace(elite, fitness=f) for (elite, _), f in zip(self._kept, shares, strict=True)])
+
+    @property
+    def grid(self) -> Grid | None:
+        """None: candidates differ by the items that they solve."""
+        return None
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """See `Optimizer.enqueue`."""
@@ -118,7 +127,27 @@ class M2N2:
     ) -> None:
         """See `Optimizer.tell`; any number of candidates."""
         _, told = self._flight.tell(params, scores)
-        for p, known in zip(params, heard(told, behaviours), strict=True):
+        self._add(params, told, behaviours)
+
+    def close(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """See `Archiving.close`."""
+        _, told = self._flight.close(params, scores)
+        self._add(params, told, behaviours)
+
+    def _add(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        told: Sequence[float | None],
+        behaviours: Sequence[Behaviour | None] | None,
+    ) -> None:
+        """Let those told join the archive, one after the other."""
+        first = self._flight.told - len(told)
+        for place, (p, known) in enumerate(zip(params, heard(told, behaviours), strict=True), start=first):
             if known is None:
                 continue
             items = np.asarray(known.behaviour.items, dtype=np.float64)
@@ -127,7 +156,7 @@ class M2N2:
                     f"told a candidate's results on {len(items)} items, expected {len(self._kept[0][1])}"
                 )
             self._scale.see(items)
-            self._kept.append((Elite(dict(p), known.score, known.behaviour.tasks), items))
+            self._kept.append((Elite(dict(p), known.score, known.behaviour.tasks, place), items))
             if len(self._kept) > self.size:
                 # Of equal ones the eldest goes, so that the archive drifts over plateaus.
                 del self._kept[int(np.argmin(fitness(self._results())))]

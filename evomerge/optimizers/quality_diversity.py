@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimizers.behaviours import Elite, heard
+from evomerge.optimizers.behaviours import Elite, Grid, heard
 from evomerge.optimizers.cube import Cube, Point, folded
 from evomerge.optimizers.generation import Generation
 from evomerge.optimizers.protocol import Behaviour, Told
@@ -78,22 +78,42 @@ class _Archived:
         """The best candidate of each cell, the best first."""
         return self.archive.elites()
 
+    @property
+    def grid(self) -> Grid:
+        """The archive's grid, and how much of it is filled."""
+        return self.archive.grid
+
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """See `Optimizer.enqueue`."""
         self._flight.enqueue(params)
 
-    def _found(
+    def close(
         self,
         params: Sequence[Mapping[str, Value]],
         scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """See `Archiving.close`."""
+        found = self._found(params, self._flight.close(params, scores), behaviours)
+        self.archive.add([f for f in found if f is not None])
+
+    def _found(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        told: tuple[Sequence[Point], Sequence[float | None]],
         behaviours: Sequence[Behaviour | None] | None,
-    ) -> tuple[list[Point], list[Found | None]]:
-        """The points of those told, and what the archive is to have of each (None: failed)."""
-        points, told = self._flight.tell(params, scores)
-        known = heard(told, behaviours, self._tasks)
-        return points, [
-            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks)
-            for point, p, h in zip(points, params, known, strict=True)
+    ) -> list[Found | None]:
+        """What the archive is to have of each of those told (None: failed).
+
+        Args:
+            told: Their points and scores.
+        """
+        points, scores = told
+        known = heard(scores, behaviours, self._tasks)
+        first = self._flight.told - len(points)
+        return [
+            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks, first + i)
+            for i, (point, p, h) in enumerate(zip(points, params, known, strict=True))
         ]
 
 
@@ -163,7 +183,7 @@ class MapElites(_Archived):
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`; any number of candidates."""
-        _, found = self._found(params, scores, behaviours)
+        found = self._found(params, self._flight.tell(params, scores), behaviours)
         self.archive.add([f for f in found if f is not None])
 
 
@@ -230,7 +250,8 @@ class CmaMe(_Archived):
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`. Where all have failed so far, the emitters draw again as they are."""
-        points, found = self._found(params, scores, behaviours)
+        told = self._flight.tell(params, scores)
+        points, found = told[0], self._found(params, told, behaviours)
         added = iter(self.archive.add([f for f in found if f is not None]))
         effects = [None if f is None else next(added) for f in found]
         if not self._emitted or self.archive.ribs.empty:

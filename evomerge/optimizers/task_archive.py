@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.optimizers.behaviours import Elite, best_first
+from evomerge.optimizers.behaviours import Elite, Grid, best_first
 from evomerge.optimizers.cube import Point
 from evomerge.score import Value
 
@@ -24,12 +25,19 @@ NARROW = 1e-6
 
 @dataclass(frozen=True)
 class Found:
-    """A candidate as it is put into the archive: its place in the cube, its score, its value in each task."""
+    """A candidate as it is put into the archive.
+
+    Attributes:
+        point: Its place in the cube.
+        tasks: Its value in each task.
+        told: Its place among all that were told, from 0.
+    """
 
     point: Point
     params: Mapping[str, Value]
     score: float
     tasks: tuple[float, ...]
+    told: int
 
 
 class TaskArchive:
@@ -72,8 +80,22 @@ class TaskArchive:
 
     def elites(self) -> list[Elite]:
         """Those in the cells, the best first; of equal ones the earlier."""
-        kept = [self._seen[i] for i in sorted(self.ribs.data("number").tolist())]
-        return best_first([Elite(dict(f.params), f.score, f.tasks) for f in kept])
+        number, index = self.ribs.data(["number", "index"], return_type="tuple")
+        cells = dict(zip(number.tolist(), self.ribs.int_to_grid_index(index).tolist(), strict=True))
+        kept = [(self._seen[i], tuple(cells[i])) for i in sorted(cells)]
+        return best_first([Elite(dict(f.params), f.score, f.tasks, f.told, cell) for f, cell in kept])
+
+    @property
+    def grid(self) -> Grid:
+        """Its size, what it spans, and how much of it is filled."""
+        low, high = ((), ()) if self.ranges is None else (tuple(r) for r in self.ranges.tolist())
+        cells = tuple(int(n) for n in self.ribs.dims)
+        return Grid(cells, low, high, self.coverage, self.qd_score, self.qd_score / math.prod(cells), self.offset)
+
+    @property
+    def offset(self) -> float:
+        """What scores count above: the lowest ever added where that is negative, else 0."""
+        return min((f.score for f in self._seen if f.score < 0.0), default=0.0)
 
     @property
     def coverage(self) -> float:
@@ -82,9 +104,8 @@ class TaskArchive:
 
     @property
     def qd_score(self) -> float:
-        """Sum over the cells of their scores (Pugh et al. 2016), above the lowest ever added where that is negative."""
-        offset = min((f.score for f in self._seen), default=0.0)
-        return float(np.sum(self.ribs.data("objective") - min(offset, 0.0)))
+        """Sum over the cells of their scores above the offset (Pugh et al. 2016)."""
+        return float(np.sum(self.ribs.data("objective") - self.offset))
 
     def _put(self, found: Found) -> tuple[int, float]:
         assert self.ranges is not None

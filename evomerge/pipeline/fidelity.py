@@ -17,7 +17,7 @@ from evomerge.study.scoring import Scoring
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool
 
-NOTE, ESTIMATES_NOTE = "fidelity", "estimates"
+NOTE, ESTIMATES_NOTE, TURNING_NOTE = "fidelity", "estimates", "turning"
 # Below, a block of items says little and a race saves less than building candidates again costs.
 FEWEST = 64
 # Items of every task that an order must rest on before it can be settled.
@@ -59,7 +59,8 @@ def scoring_for(
     drop = DROP if within else 0.0
     rules = Rules.over(draw.weights, drop, settle_from=draw.represented(REPRESENTED))
     modelled = _estimated(estimates or plan.options.estimates, study) == "auto"
-    return Scoring(pool, known), Raced(draw, rules, Estimates(draw, rules.ends, scores) if modelled else None)
+    found = Estimates(draw, rules.ends, scores) if modelled else None
+    return Scoring(pool, known), Raced(draw, rules, found, _turning(study), REPRESENTED)
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:
@@ -90,6 +91,15 @@ def _settled(asked: str, study: Study, obstacle: str | None, draw: Draw | None) 
     found = asked if asked != "auto" else "race" if pays else "full"
     study.note(NOTE, found)
     return found
+
+
+def _turning(study: Study) -> bool:
+    """Whether generations begin with other items than those before: not in a study that began otherwise."""
+    before = study.notes().get(TURNING_NOTE)
+    if before is None:
+        before = not study.trials()
+        study.note(TURNING_NOTE, before)
+    return bool(before)
 
 
 def _estimated(asked: str, study: Study) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from evomerge.errors import EvaluatorError, choose
 from evomerge.evaluation import Evaluator
 from evomerge.evaluation.config import EvaluatorConfig
 from evomerge.evaluation.goals import DEPTH, SCORE
+from evomerge.optimizers import OPTIMIZERS
 from evomerge.space import DataflowConfig, SpaceConfig
 from evomerge.study.goals import Goals
 
@@ -38,3 +41,17 @@ def check_goals(goals: Goals, evaluator: Evaluator, file: str, paths: bool) -> N
         for name in (n for n in names if n not in valid):
             why = "only paths have one" if name == DEPTH else choose(name, valid)
             raise EvaluatorError(f"{file}: {what}: {name}: not of this evaluator and space; {why}")
+
+
+def no_race(sampler: str, goals: Goals, evaluator: EvaluatorConfig, items: Mapping[str, Sequence[str]]) -> str | None:
+    """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored.
+
+    Args:
+        items: Ids of the search items of each task.
+    """
+    if OPTIMIZERS[sampler].whole:
+        return f"sampler {sampler} needs the result of every item of each candidate"
+    if not goals.plain:
+        return "the search has other objectives or constraints than the score"
+    own = [t.name for t in evaluator.tasks if t.weight and items.get(t.name) == ()]
+    return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None

@@ -172,9 +172,10 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
         watcher.say(split)
         with opened(plan, watcher) as (_, study, pool):
             watcher.say("the first stage: merged weights")
-            trials, _, _, goals = searched(plan, study, pool, watcher, "first stage")
+            done = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")
-            winner, select = final.choose_winner(pool, study, trials, plan.decode(plan.space), plan.hash, goals)
+            decode = plan.decode(plan.space)
+            winner, select = final.choose_winner(pool, study, done.trials, decode, plan.hash, done.goals)
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)
         # As the database has it, which a run that goes on will read: a number may lose its last bits there.

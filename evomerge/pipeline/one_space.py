@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge import __version__
@@ -16,6 +16,7 @@ from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
+from evomerge.study.archive import Archive
 from evomerge.study.board import Board
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import check_some_complete, layer_evaluations
@@ -44,7 +45,8 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         EvoMergeError: every candidate failed, or a source cannot be scored.
     """
     with opened(plan, watcher) as (store, study, pool):
-        trials, stopped, scores, goals = searched(plan, study, pool, watcher)
+        found = searched(plan, study, pool, watcher)
+        trials, scores, goals = found.trials, found.scores, found.goals
         lines = {n: s.value for n, s in scores.items()}
         seconds, earlier = spent(study), 0.0
         if plan.first is not None:
@@ -71,11 +73,31 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         evaluator=plan.evaluator.name, trials=tuple(trials), best=winner, recipe=signed,
         recipe_hash=signed.hash(plan.contents),
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
-        stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
+        stopped=found.stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
         first_stage=plan.first.candidates if plan.first is not None else 0,
-        layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()), path=plan.path(recipe),
+        layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()),
+        archive=found.archive, path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()}, overlaps=shared,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has spent its budget, before a winner is chosen.
+
+    Attributes:
+        trials: Every candidate, by number.
+        stopped: Why it ended; see `Outcome.stopped`.
+        scores: Of base, sources and uniform merge on the search items.
+        goals: What it was after.
+        archive: What its optimizer keeps; None where it keeps nothing.
+    """
+
+    trials: list[Trial]
+    stopped: str
+    scores: Mapping[str, Score]
+    goals: Goals
+    archive: Archive | None
 
 
 @contextmanager
@@ -134,15 +156,8 @@ def check_alone(store: Store, out: object, name: str) -> None:
         raise StudyError(f'--out {out}: holds study "{others[0]}"; give another --out for "{name}"')
 
 
-def searched(
-    plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search"
-) -> tuple[list[Trial], str, Mapping[str, Score], Goals]:
-    """Search until the budget is spent.
-
-    Returns:
-        Every candidate, why the search ended, what base, sources and uniform merge score on the same items, and what
-        the search was after.
-    """
+def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search") -> Searched:
+    """Search until the budget is spent."""
     for line in plan.cost(pool.size):
         watcher.say(line)
     ended = [t for t in study.trials() if t.state is not State.RUNNING]
@@ -190,7 +205,7 @@ def searched(
     if goals.limits and all(t.violation for t in trials if t.score is not None):
         limits = ", ".join(limit.words for limit in goals.limits)
         watcher.say(f"no candidate keeps all constraints ({limits}): what follows is the one that misses them least")
-    return trials, stopped, scores, goals
+    return Searched(trials, stopped, scores, goals, Archive.of(optimizer, trials))
 
 
 def _starts(plan: Plan, study: Study) -> bool:

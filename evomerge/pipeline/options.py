@@ -9,12 +9,15 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
+from evomerge.optimizers import OPTIMIZERS
 from evomerge.space import AnyConfig, DataflowConfig, SearchSpace, default_space, load_space
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
 PREFIX_BYTES = 1 << 30
+# The optimizer for several objectives where the space's own takes one.
+SEVERAL = "evolution"
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ class Options:
     warm_start: str | None = None
     estimates: str = "auto"
 
-    def sampler_for(self, space: SearchSpace) -> str:
-        """The optimizer that is meant for a space."""
-        return space.sampler if self.sampler == "auto" else self.sampler
+    def sampler_for(self, space: SearchSpace, objectives: int = 1) -> str:
+        """The optimizer that is meant for a space and a number of objectives."""
+        if self.sampler != "auto":
+            return self.sampler
+        return SEVERAL if objectives > 1 and not OPTIMIZERS[space.sampler].several else space.sampler
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
-from evomerge.pipeline.goals import check_goals, objectives_of
-from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
+from evomerge.pipeline.goals import check_goals, no_race, objectives_of
+from evomerge.pipeline.models import fingerprint_of, fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -36,8 +36,6 @@ from evomerge.study.store import Store, Study
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
-# The optimizer for several objectives where the space's own takes one.
-SEVERAL = "evolution"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
 # Key of the fingerprint, and what it means where it has none.
@@ -100,9 +98,7 @@ class Plan:
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)
-        self.sampler = options.sampler_for(self.space)
-        if options.sampler == "auto" and len(self.objectives) > 1 and not OPTIMIZERS[self.sampler].several:
-            self.sampler = SEVERAL
+        self.sampler = options.sampler_for(self.space, len(self.objectives))
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
@@ -120,8 +116,7 @@ class Plan:
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
         self.warm: list[dict[str, Value]] = []
         if options.warm_start is not None:
-            space = self.fingerprint_of(self.space)
-            self.warm = warm_start.read(options.warm_start, self.name, self.storage, space)
+            self.warm = warm_start.read(options.warm_start, self.name, self.storage, fingerprint_of(self.space))
         if writes:
             place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
@@ -158,12 +153,7 @@ class Plan:
     @property
     def no_race(self) -> str | None:
         """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored."""
-        if OPTIMIZERS[self.sampler].whole:
-            return f"sampler {self.sampler} needs the result of every item of each candidate"
-        if not self.goals.plain:
-            return "the search has other objectives or constraints than the score"
-        own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
-        return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None
+        return no_race(self.sampler, self.goals, self.evaluator.config, self.search_items)
 
     @property
     def directions(self) -> dict[str, bool]:
@@ -197,8 +187,9 @@ class Plan:
         options = self.options
         # Controls are searched for their score alone.
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
+        sigma = space.sigma if options.sigma is None else options.sigma
         return make_optimizer(
-            sampler, space.parameters, seed, population=options.population, sigma=options.sigma, objectives=objectives,
+            sampler, space.parameters, seed, population=options.population, sigma=sigma, objectives=objectives,
             restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
             tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
         )  # fmt: skip
@@ -244,7 +235,7 @@ class Plan:
         again = {} if (restarts := self.restarts(sampler)) in (None, NONE) else {RESTARTS: restarts}
         return {
             "version": FINGERPRINT_VERSION,
-            "space": self.fingerprint_of(space),
+            "space": fingerprint_of(space),
             "evaluator": self.evaluator.fingerprint(),
             "tasks": self.definition,
             "items": self.items,
@@ -258,12 +249,6 @@ class Plan:
             **({"async": True} if options.asynchronous else {}),
             **({"warm_start": options.warm_start} if options.warm_start and sampler == self.sampler else {}),
         }
-
-    def fingerprint_of(self, space: SearchSpace) -> dict[str, Any]:
-        """A space's: models count by their short name there, and by their content beside it, not by where they lie."""
-        named = space.fingerprint() | {"sources": list(space.names)}
-        named.pop("base_model", None)
-        return named
 
     def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:
         """Keep with the study what `export` needs to build its candidates again."""

@@ -12,6 +12,7 @@ from evomerge.comparison import Difference, difference, excess, holm, interval, 
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Interval, Score, Trial
+from evomerge.study.archive import Archive
 from evomerge.study.goals import Goals, front, hypervolume, is_minimised, path_front
 
 Role = Literal["base", "source", "uniform", "control", "best"]
@@ -116,6 +117,7 @@ class Outcome:
         layers: Of candidates that are paths: evaluations of a layer on a sequence that they took, and how many of them
             were run (the others were known from earlier candidates).
         aims: What was searched for, and the front of those that no other candidate beats.
+        archive: What the optimizer keeps beside the winner; None where it keeps nothing.
         path: The winner as a path over models that are there; None for a merge.
         depths: Number of layers of each source, by reference.
         overlaps: What items of the splits have in common, and with texts that sources were trained on; see
@@ -141,6 +143,7 @@ class Outcome:
     first_stage: int = 0
     layers: tuple[int, int] | None = None
     aims: Aims = field(default_factory=Aims)
+    archive: Archive | None = None
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
     overlaps: Mapping[str, Any] | None = None

@@ -91,6 +91,10 @@ def test_the_least_fit_goes_and_the_specialist_stays() -> None:
     assert len(kept) == 20 and 0.0 in kept and kept[-1] == 0.0  # there, and the last by its score
     f = slow_fitness(np.array([specialist, *generalists]))
     assert int(np.argmin(f)) == 8 and f[0] == max(f)
+    # Shared among those that stay.
+    left = slow_fitness(np.array([s for k, (_, s) in enumerate(members) if k != 8]))
+    by_place = {e.told: e.fitness for e in optimizer.elites()}
+    assert [by_place[k] for k in range(21) if k != 8] == pytest.approx(left)
     assert members[8][0]["x"] not in kept
     plain = sorted(members, key=lambda m: -sum(m[1]))[:20]  # elitism by the mean loses it
     assert 0.0 not in [p["x"] for p, _ in plain]

@@ -24,7 +24,7 @@ NOTHING = np.zeros(3, np.float32)
 
 
 def found(score: float, *tasks: float) -> Found:
-    return Found(np.array([0.5, 0.5]), {"x": score}, score, tasks)
+    return Found(np.array([0.5, 0.5]), {"x": score}, score, tasks, 0)
 
 
 @BOTH
@@ -51,9 +51,14 @@ def test_the_elites_are_the_best_of_each_cell_of_all_that_was_told(name: str) ->
     assert np.all(low <= values) and np.all(values <= high)
     cells = np.minimum(((values - low) / (high - low) * 10 + 1e-6).astype(int), 9) @ [10, 1]
     expected = {c: scores[cells == c].max() for c in set(cells.tolist())}
+    kept = elites(optimizer)
+    assert {(10 * e.cell[0] + e.cell[1], e.score) for e in kept if e.cell is not None} == set(expected.items())
+    assert all(log[e.told][:2] == (e.params, e.score) for e in kept)
+    assert (optimizer.grid.low, optimizer.grid.high) == (tuple(low), tuple(high))
     assert sorted(e.score for e in elites(optimizer)) == sorted(expected.values())
     assert optimizer.coverage == pytest.approx(len(expected) / 100)
     assert optimizer.qd_score == pytest.approx(sum(expected.values()))
+    assert optimizer.grid.norm_qd_score == pytest.approx(sum(expected.values()) / 100) and optimizer.grid.offset == 0
 
 
 def test_a_cell_keeps_the_best_and_the_first_of_equal_ones() -> None:
@@ -77,6 +82,7 @@ def test_the_grid_spans_what_is_seen_and_is_laid_anew_without_loss() -> None:
     assert [e.score for e in archive.elites()] == [0.32, -3.0]
     # The lowest score stands for nothing: (0.32 + 3) + 0.
     assert archive.qd_score == pytest.approx(3.32)
+    assert (archive.offset, archive.grid.norm_qd_score) == (-3.0, pytest.approx(0.0332))
     before = archive.ranges.copy()
     archive.add([found(0.1, -2.0, 0.5)])
     assert np.array_equal(archive.ranges, before)
