@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
+from evomerge import __version__
 from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import Control, control_searches
@@ -15,14 +17,16 @@ from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
 from evomerge.study.archive import Archive
+from evomerge.study.board import Board
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import check_some_complete, layer_evaluations
 from evomerge.study.goals import Goals
+from evomerge.study.leases import driver_of, held, leased
 from evomerge.study.loop import Search
 from evomerge.study.outcome import Aims, Measured, Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
-from evomerge.study.workers import LocalPool, Pool, RayPool
+from evomerge.study.workers import JoinedPool, LocalPool, Pool, RayPool
 
 # Kept with a study: whether it began with the space's starts.
 STARTS = "starts"
@@ -98,19 +102,41 @@ class Searched:
 
 @contextmanager
 def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
-    """The database, the study in it and the workers, held for this process alone."""
-    with place.locked(plan.out, plan.storage):
-        store = Store(plan.storage, create=True)
+    """The database, the study in it and the workers, held for this process alone; others may join with theirs."""
+    with ExitStack() as stack:
+        _lock(stack, plan)
+        store = Store(plan.storage, create=True, say=watcher.say)
+        lease = stack.enter_context(leased(store, plan.name))
         if plan.options.storage is None:
             check_alone(store, plan.out, plan.name)
         study = plan.begin(store)
         plan.keep(study, plan.config)
         _note_overlaps(plan, study, watcher)
-        pool = _pool(plan, watcher)
-        try:
-            yield store, study, pool
-        finally:
-            pool.close()
+        own = pool_of(plan, watcher)
+        stack.callback(own.close)
+        lease.offer(offer_of(plan, own))
+        yield store, study, JoinedPool(own, Board(store, lease.token), watcher.say)
+
+
+def _lock(stack: ExitStack, plan: Plan) -> None:
+    """Hold the output folder and the database's file.
+
+    Raises:
+        StudyError: another process holds them; where it drives this study, with who that is and how to join it.
+    """
+    try:
+        stack.enter_context(place.locked(plan.out, plan.storage))
+    except StudyError as e:
+        raise _held(plan) or e from None
+
+
+def _held(plan: Plan) -> StudyError | None:
+    with suppress(StudyError):
+        store = Store(plan.storage)
+        driver = driver_of(store, plan.name)
+        if driver is not None and not driver.gone:
+            return held(store, plan.name, driver)
+    return None
 
 
 def _note_overlaps(plan: Plan, study: Study, watcher: Watcher) -> None:
@@ -240,12 +266,21 @@ def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], go
     return Measured(control.name, "control", found[-1].test, winner.score, select, recipe, cost(trials))
 
 
-def _pool(plan: Plan, watcher: Watcher) -> Pool:
+def pool_of(plan: Plan, watcher: Watcher) -> Pool:
+    """This process's own workers."""
     arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
     if plan.options.cluster.workers == 0:
         return LocalPool(*arguments)
     watcher.say("starting the workers")
     return RayPool(plan.options.cluster, *arguments, say=watcher.say)
+
+
+def offer_of(plan: Plan, pool: Pool) -> dict[str, Any]:
+    """What a driver tells those that join: what they must have, lest their scores be others."""
+    return {
+        "study": plan.name, "program": __version__, "device": pool.device, "contents": dict(plan.contents),
+        "tasks": dict(plan.versions),
+    }  # fmt: skip
 
 
 def spent(study: Study) -> float:

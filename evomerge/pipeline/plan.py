@@ -75,12 +75,15 @@ class Plan:
     Args:
         asked: The space and the evaluator, where they have been read already.
         first: The search before it, where this is the second stage of a hybrid.
+        writes: Whether it will drive the study; False for one that joins it.
 
     Raises:
         InputError: whatever is wrong with space, evaluator, sources, recipes, output or storage.
     """
 
-    def __init__(self, options: Options, asked: Asked | None = None, first: FirstStage | None = None) -> None:
+    def __init__(
+        self, options: Options, asked: Asked | None = None, first: FirstStage | None = None, writes: bool = True
+    ) -> None:
         asked = asked or Asked.by(options)
         assert isinstance(asked.config, SpaceConfig | DataflowConfig)
         self.options = options
@@ -114,7 +117,8 @@ class Plan:
         self.warm: list[dict[str, Value]] = []
         if options.warm_start is not None:
             self.warm = warm_start.read(options.warm_start, self.name, self.storage, fingerprint_of(self.space))
-        place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
+        if writes:
+            place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
@@ -198,13 +202,22 @@ class Plan:
     def begin(self, store: Store) -> Study:
         """The study in a database, made where it is not there.
 
-        One that is there goes on as it was begun: with the restarts that it had (before 2026-11-29: none).
-
         Raises:
             StudyError: it was made with other settings.
         """
-        restarts = self.restarts(self.sampler)
-        sampler = store.open(self.name).fingerprint["sampler"] if self.name in store.names() else {}
+        if self.name in store.names():
+            self.resume(store.open(self.name))
+        return store.create(
+            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
+        )
+
+    def resume(self, study: Study) -> None:
+        """Go on with a study as it was begun: with the restarts that it had (before 2026-11-29: none).
+
+        Raises:
+            StudyError: others were asked for.
+        """
+        restarts, sampler = self.restarts(self.sampler), study.fingerprint["sampler"]
         if restarts is not None and sampler.get("name") == self.sampler:
             begun = sampler.get(RESTARTS, NONE)
             if self.options.restarts not in (None, begun):
@@ -213,9 +226,6 @@ class Plan:
                     "another --study name"
                 )
             self.options = replace(self.options, restarts=begun)
-        return store.create(
-            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
-        )
 
     def fingerprint(self, space: SearchSpace, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import InputError, StudyError, choose
 from evomerge.score import Trial, Value
 from evomerge.study.candidates import best
+from evomerge.study.database import shown
 from evomerge.study.store import Store, Study, differences
 
 # Kept with a study: the parameters that it begins from, best first.
@@ -89,7 +90,7 @@ def _open(where: str, storage: str, option: str) -> Study:
         raise InputError(f"{option}: no such folder with a study.db, and {e}") from None
     if where not in store.names():
         raise InputError(
-            f'{option}: neither a folder with a study.db nor a study of {storage}; '
+            f'{option}: neither a folder with a study.db nor a study of {shown(storage)}; '
             f"{choose(where, [n for n in store.names() if '/' not in n])}"
         )
     return store.open(where)

@@ -63,11 +63,12 @@ class Actors:
         self._queue.append((key, item, 1))
         self._dispatch()
 
-    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Any]:
+    def wait(self, poll: Callable[[], None] | None = None, every: float = POLL_SECONDS) -> tuple[Hashable, Any]:
         """The next result, or `Lost`, with its item's key, in order of completion.
 
         Args:
-            poll: Called every few seconds meanwhile.
+            poll: Called every few seconds meanwhile. What it raises ends the wait; nothing is lost by that.
+            every: How many.
 
         Raises:
             EvoMergeError: what the worker raised; no worker comes up.
@@ -80,7 +81,7 @@ class Actors:
             # Workers that come up stand first: they are given work before a result is handed back.
             waiting = [*self._starting, *self._running]
             patience = None if self._running else SILENCE_SECONDS
-            timeout = patience if poll is None else POLL_SECONDS
+            timeout = patience if poll is None else every
             done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
             if poll is not None:
                 poll()

@@ -13,23 +13,34 @@ from evomerge.study.job import Answer, Job
 from evomerge.study.workers.actors import Actors, Lost
 from evomerge.study.workers.cluster import Cluster, Connection
 
+# Of candidates that take a second, two would be much to wait until it is seen that another process has scored one.
+POLL_SECONDS = 0.5
+
 
 class Pool(Protocol):
     """Runs jobs; `submit` returns at once, `wait` gives the next answer in order of completion.
 
     Attributes:
-        size: Number of workers.
+        size: Number of workers; more while others have joined.
         device: Kind of device that they run on ("cpu", "cuda").
+        ahead: How many jobs beyond that it takes gladly, so that no worker waits.
     """
 
-    size: int
     device: str
+    ahead: int
+
+    @property
+    def size(self) -> int: ...
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Hand in a job; it waits for a free worker."""
 
-    def wait(self) -> tuple[Hashable, Answer]:
-        """The next answer; raises RuntimeError where nothing was submitted."""
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
+        """The next answer; raises RuntimeError where nothing was submitted.
+
+        Args:
+            poll: Called now and then meanwhile, where the workers are other processes. What it raises ends the wait.
+        """
 
     def close(self) -> None:
         """Stop the workers."""
@@ -60,6 +71,8 @@ class RayPool:
         say: Is told when workers are long in coming.
     """
 
+    ahead = 1
+
     def __init__(
         self,
         cluster: Cluster,
@@ -78,9 +91,9 @@ class RayPool:
         """Hand in a job; see `Pool`."""
         self._actors.submit(key, job)
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         """The next answer; see `Pool`. A candidate whose workers died has failed."""
-        key, answer = self._actors.wait()
+        key, answer = self._actors.wait(poll, POLL_SECONDS)
         return key, Answer(None, answer.reason) if isinstance(answer, Lost) else answer
 
     def close(self) -> None:
@@ -93,6 +106,7 @@ class LocalPool:
     """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission."""
 
     size = 1
+    ahead = 0
 
     def __init__(
         self,
@@ -112,7 +126,7 @@ class LocalPool:
         """Hand in a job; see `Pool`."""
         self._queue.append((key, job))
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         """Run the next job; see `Pool`."""
         if not self._queue:
             raise RuntimeError("nothing was submitted")
