@@ -5,6 +5,7 @@ other Ray on the machine.
 """
 
 import contextlib
+import functools
 import os
 import random
 import secrets
@@ -60,6 +61,25 @@ def wait_for(what, seconds=120, told=lambda: ""):
     return found
 
 
+def without(hidden):
+    """What stands before a command that is not to see some folders: they are covered in a mount namespace of its own."""
+    if not hidden:
+        return []
+    script = 'while [ "$1" != -- ]; do mount -t tmpfs tmpfs "$1" || exit 1; shift; done; shift; exec "$@"'
+    return [*hiding(), "sh", "-c", script, "sh", *map(str, hidden), "--"]
+
+
+@functools.cache
+def hiding():
+    """The command that makes a mount namespace here; None where the system lets nobody."""
+    for command in (["unshare", "-m"], ["unshare", "-rm"]):
+        with contextlib.suppress(OSError):
+            done = subprocess.run([*command, "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True)
+            if done.returncode == 0:
+                return command
+    return None
+
+
 @dataclass
 class Head:
     """A running head; `.environment` is what a command line needs that is to know of it."""
@@ -86,22 +106,26 @@ class Head:
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def add(self, *size, **environment):
-        """Start another node, with what `ray start` is told of its size; returns its process."""
+    def add(self, *size, hidden=(), **environment):
+        """Start another node, with what `ray start` is told of its size; returns its process.
+
+        Args:
+            hidden: Folders that it does not see, as if it were another machine.
+        """
         # Loopback addresses of their own, by which Ray tells machines apart.
         ip = f"127.0.0.{len(self.processes) + 2}"
         first = free_ports(len(OF_NODES) + WORKER_PORTS)
         services = [f"--{name}={first + i}" for i, name in enumerate(OF_NODES)]
         options = [f"--address={self.address}", f"--node-ip-address={ip}", *services, *size]
-        return self._start(options, first + len(OF_NODES), environment)
+        return self._start(options, first + len(OF_NODES), environment, hidden)
 
-    def _start(self, options, first_worker_port, environment):
+    def _start(self, options, first_worker_port, environment, hidden=()):
         log = self.folder / f"node-{len(self.processes)}.log"
         workers = [f"--min-worker-port={first_worker_port}", f"--max-worker-port={first_worker_port + WORKER_PORTS}"]
         common = ["--object-store-memory=100000000", "--disable-usage-stats"]
         with log.open("w") as file:
             process = subprocess.Popen(
-                [RAY, "start", "--block", *options, *workers, *common], env={**self.environment, **environment},
+                [*without(hidden), RAY, "start", "--block", *options, *workers, *common], env={**self.environment, **environment},
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
         process.log = log
@@ -110,12 +134,13 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(*size, alone=True, **environment):
+def ray_head(*size, alone=True, hidden=(), **environment):
     """A head, until the block ends.
 
     Args:
         size: What `ray start --head` is told of its size.
         alone: Whether no other node is to join it.
+        hidden: Folders that it does not see.
         environment: Further variables of the head and of all that it starts.
     """
     # Not tmp_path: Ray's sockets lie below it, and a socket's path has at most 107 bytes.
@@ -146,7 +171,7 @@ def ray_head(*size, alone=True, **environment):
     }, ip="127.0.0.1" if alone else "127.0.0.2")  # fmt: skip
     services = [f"--{name}={port}" for name, port in ports.items()]
     where = [f"--node-ip-address={head.ip}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-    process = head._start(["--head", *where, *services, *size], first + len(SERVICES), {})
+    process = head._start(["--head", *where, *services, *size], first + len(SERVICES), {}, hidden)
     try:
         needed = ("port", "dashboard-agent-listen-port", "ray-client-server-port")
 

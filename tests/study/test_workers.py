@@ -97,7 +97,7 @@ def test_an_autoscaler_without_machines_needs_the_number(cluster, nodes, message
     ("cluster", "nodes", "message"),
     [
         (Cluster("auto", 8, 1), [Node(8, 1), Node(8, 1), Node(16, 4)],
-         "8 workers with 1 GPU each.*room for 6: 1 machine with 4 GPUs and 16 CPUs, 2 machines with 1 GPU"),
+         "8 workers with 1 GPU each.*room for 6: 1 machine with 4 GPUs and 16 CPUs, 2 machines with 1"),
         (Cluster("auto", 1, 2), [Node(8, 1), Node(8, 1)],
          "1 worker with 2 GPUs each.*none to give: 2 machines with 1 GPU.*no machine has 2 GPUs for one worker"),
         (Cluster("auto", gpus_per_worker=1), machine(8), "none to give: 1 machine with no GPU and 8 CPUs"),
