@@ -62,7 +62,7 @@ def wait_for(what, seconds=120, told=lambda: ""):
 
 
 def without(hidden):
-    """What stands before a command that is not to see some folders: they are covered in a mount namespace of its own."""
+    """What stands before a command that is not to see some folders: they are covered in mounts of its own."""
     if not hidden:
         return []
     script = 'while [ "$1" != -- ]; do mount -t tmpfs tmpfs "$1" || exit 1; shift; done; shift; exec "$@"'
@@ -107,17 +107,24 @@ class Head:
         )  # fmt: skip
 
     def add(self, *size, hidden=(), **environment):
-        """Start another node, with what `ray start` is told of its size; returns its process.
+        """Start another node, with what `ray start` is told of its size; returns its process when it is up.
 
         Args:
             hidden: Folders that it does not see, as if it were another machine.
         """
-        # Loopback addresses of their own, by which Ray tells machines apart.
-        ip = f"127.0.0.{len(self.processes) + 2}"
-        first = free_ports(len(OF_NODES) + WORKER_PORTS)
-        services = [f"--{name}={first + i}" for i, name in enumerate(OF_NODES)]
-        options = [f"--address={self.address}", f"--node-ip-address={ip}", *services, *size]
-        return self._start(options, first + len(OF_NODES), environment, hidden)
+        for last in (False, False, True):
+            # Loopback addresses of their own, by which Ray tells machines apart.
+            ip = f"127.0.0.{len(self.processes) + 2}"
+            first = free_ports(len(OF_NODES) + WORKER_PORTS)
+            services = [f"--{name}={first + i}" for i, name in enumerate(OF_NODES)]
+            options = [f"--address={self.address}", f"--node-ip-address={ip}", *services, *size]
+            process = self._start(options, first + len(OF_NODES), environment, hidden)
+            # One after the other: nodes that start together on a busy machine run out of the time that Ray gives them,
+            # and a node alone does so now and then. Its process ends by itself then, or waits for minutes.
+            if ready(process, 60):
+                return process
+            end(process)
+            assert not last, "\n".join(p.log.read_text()[-2000:] for p in (process, self.processes[0]))
 
     def _start(self, options, first_worker_port, environment, hidden=()):
         log = self.folder / f"node-{len(self.processes)}.log"
@@ -125,8 +132,9 @@ class Head:
         common = ["--object-store-memory=100000000", "--disable-usage-stats"]
         with log.open("w") as file:
             process = subprocess.Popen(
-                [*without(hidden), RAY, "start", "--block", *options, *workers, *common], env={**self.environment, **environment},
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                [*without(hidden), RAY, "start", "--block", *options, *workers, *common],
+                env={**self.environment, **environment}, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file,
+                stderr=file, start_new_session=True,
             )  # fmt: skip
         process.log = log
         self.processes.append(process)
@@ -185,6 +193,16 @@ def ray_head(*size, alone=True, hidden=(), **environment):
         for process in reversed(head.processes):
             end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ready(process, seconds):
+    """Whether a node comes up."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        if "block forever" in process.log.read_text():
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def end(process):

@@ -112,7 +112,8 @@ def test_more_than_a_cluster_has_where_nobody_starts_machines(cluster, nodes, me
 def test_more_workers_than_cpus_of_a_cluster_wait():
     found = shares(Cluster("auto", 5), [Node(2), Node(1)], Growth.UNKNOWN)
     assert (found.workers, found.cpus) == (5, 1.0)
-    assert "room for 3: 1 machine with no GPU and 2 CPUs, 1 machine with no GPU and 1 CPUs; the others wait" in found.told
+    there = "1 machine with no GPU and 2 CPUs, 1 machine with no GPU and 1 CPUs"
+    assert f"room for 3: {there}; the others wait" in found.told
 
 
 def test_more_gpus_than_this_machine_has():
