@@ -87,8 +87,8 @@ class Asked:
         share = options.cluster.gpus_per_worker or 0.0
         if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
             raise InputError(
-                f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, every '
-                "source whole, as any layer may follow any other; expected 1 or less"
+                f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, '
+                "every source whole, as any layer may follow any other; expected 1 or less"
             )
         if "/" in (name := asked.study(options)):
             # What stands behind one is a search that belongs to another: NAME/parameter, a control's.

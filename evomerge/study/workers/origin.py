@@ -56,7 +56,9 @@ class Origin:
             here = NodeAffinitySchedulingStrategy(self._node, soft=False)
             for source in sources.values():
                 source.content_hash()  # known by now; it goes with the source
-            self._actor = make.options(scheduling_strategy=here).remote(None, self._listed, dict(sources))
+            # The actor has another current folder.
+            absolute, _ = placed(self._listed, [f.home for f in self._listed], sources, evaluator)
+            self._actor = make.options(scheduling_strategy=here).remote(None, self._listed, absolute)
 
     def placed(
         self, sources: Mapping[str, Source], evaluator: EvaluatorFile
