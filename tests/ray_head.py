@@ -6,6 +6,7 @@ other Ray on the machine.
 
 import contextlib
 import functools
+import json
 import os
 import random
 import secrets
@@ -126,6 +127,12 @@ class Head:
             end(process)
             assert not last, "\n".join(p.log.read_text()[-2000:] for p in (process, self.processes[0]))
 
+    def close(self):
+        """End all nodes."""
+        for process in reversed(self.processes):
+            end(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _start(self, options, first_worker_port, environment, hidden=()):
         log = self.folder / f"node-{len(self.processes)}.log"
         workers = [f"--min-worker-port={first_worker_port}", f"--max-worker-port={first_worker_port + WORKER_PORTS}"]
@@ -142,15 +149,38 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(*size, alone=True, hidden=(), **environment):
+def ray_head(*size, alone=True, hidden=(), autoscaler=None, **environment):
     """A head, until the block ends.
 
     Args:
         size: What `ray start --head` is told of its size.
         alone: Whether no other node is to join it.
         hidden: Folders that it does not see.
+        autoscaler: Configuration of an autoscaler whose machines are processes of this one (fake_multinode).
         environment: Further variables of the head and of all that it starts.
     """
+    for last in (False, False, True):
+        head = start_head(size, alone, hidden, autoscaler, environment)
+        # Its ports answer before it is clear that it stays: on a busy machine Ray gives up after half a minute.
+        if ready(head.processes[0], 120):
+            break
+        log = head.processes[0].log.read_text()
+        head.close()
+        assert not last, log[-3000:]
+    try:
+        needed = ("port", "dashboard-agent-listen-port", "ray-client-server-port")
+
+        def up():
+            return answers(head.ports["dashboard-port"]) and all(answers(head.ports[p], head.ip) for p in needed)
+
+        wait_for(up, told=lambda: head.processes[0].log.read_text()[-3000:])
+        yield head
+    finally:
+        head.close()
+
+
+def start_head(size, alone, hidden, autoscaler, environment):
+    """Start a head; see `ray_head`."""
     # Not tmp_path: Ray's sockets lie below it, and a socket's path has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="evo", dir="/tmp"))
     token = folder / "token"
@@ -179,20 +209,13 @@ def ray_head(*size, alone=True, hidden=(), **environment):
     }, ip="127.0.0.1" if alone else "127.0.0.2")  # fmt: skip
     services = [f"--{name}={port}" for name, port in ports.items()]
     where = [f"--node-ip-address={head.ip}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-    process = head._start(["--head", *where, *services, *size], first + len(SERVICES), {}, hidden)
-    try:
-        needed = ("port", "dashboard-agent-listen-port", "ray-client-server-port")
-
-        def up():
-            assert process.poll() is None, process.log.read_text()[-3000:]
-            return answers(ports["dashboard-port"]) and all(answers(ports[p], head.ip) for p in needed)
-
-        wait_for(up, told=lambda: process.log.read_text()[-3000:])
-        yield head
-    finally:
-        for process in reversed(head.processes):
-            end(process)
-        shutil.rmtree(folder, ignore_errors=True)
+    if autoscaler is not None:
+        provider = {"type": "fake_multinode", "gcs_address": head.address}
+        (folder / "cluster.yaml").write_text(json.dumps(autoscaler | {"provider": provider}))
+        size = (*size, f"--autoscaling-config={folder / 'cluster.yaml'}")
+        head.environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    head._start(["--head", *where, *services, *size], first + len(SERVICES), {}, hidden)
+    return head
 
 
 def ready(process, seconds):
