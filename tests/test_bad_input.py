@@ -261,3 +261,8 @@ def test_names_that_results_use_are_not_taken_by_sources(here, refused, tmp_path
         space=SPACE | {"sources": [{"model": "zoo:maths", "name": "uniform"}]},
         words=["uniform", "give the source another name"],
     )
+
+
+@pytest.mark.parametrize("space", ["dataflow", "hybrid"])
+def test_paths_over_layers_run_on_one_gpu(refused, space):
+    refused(space, "--gpus-per-worker", 2, words=["--gpus-per-worker 2", f'"{space}"', "expected 1 or less"])

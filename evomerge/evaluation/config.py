@@ -206,13 +206,24 @@ class EvaluatorConfig(Frozen):
 
 
 class EvaluatorFile:
-    """An evaluator together with where it was read: its name and the folder that its paths are relative to."""
+    """An evaluator together with where it was read: its name and the folder that its paths are relative to.
 
-    def __init__(self, config: EvaluatorConfig, name: str, folder: Path, file: str) -> None:
+    Args:
+        places: Where what some keys name lies instead: on a worker's machine.
+    """
+
+    def __init__(
+        self, config: EvaluatorConfig, name: str, folder: Path, file: str, places: Mapping[str, Path] | None = None
+    ) -> None:
         self.config = config
         self.name = name
         self.folder = folder
         self.file = file
+        self._places = dict(places or {})
+
+    def placed(self, places: Mapping[str, Path]) -> EvaluatorFile:
+        """The same where the files that some keys name lie elsewhere."""
+        return EvaluatorFile(self.config, self.name, self.folder, self.file, places)
 
     def after(self, objectives: Sequence[str], by: str = "--objective") -> EvaluatorFile:
         """The same after other objectives.
@@ -230,7 +241,7 @@ class EvaluatorFile:
 
     def path(self, relative: str, key: str) -> Path:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
-        path = self.folder / relative
+        path = self._places.get(key, self.folder / relative)
         if not path.exists():
             raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path})")
         return path

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.optimizers import OPTIMIZERS
-from evomerge.space import AnyConfig, DataflowConfig, SearchSpace, default_space, load_space
+from evomerge.space import AnyConfig, DataflowConfig, HybridConfig, SearchSpace, default_space, load_space
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
@@ -89,6 +89,12 @@ class Asked:
         if options.objectives:
             evaluator = evaluator.after(options.objectives)
         asked = cls(config, evaluator, root)
+        share = options.cluster.gpus_per_worker or 0.0
+        if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
+            raise InputError(
+                f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, '
+                "every source whole, as any layer may follow any other; expected 1 or less"
+            )
         if "/" in (name := asked.study(options)):
             # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
             raise InputError(f'--study "{name}": expected a name without "/"')

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import EvoMergeError
-from evomerge.study.workers.cluster import Connection, first_line
+from evomerge.study.workers.connection import Connection, first_line
 
 # An item whose worker died is worked off elsewhere; one that kills a second worker is given up.
 TRIES = 2
@@ -47,6 +47,8 @@ class Actors:
         found = connection.shares
         self.size = found.workers
         self._say = say or (lambda text: None)
+        if found.told:
+            self._say(found.told)
         self._asked = f"{self.size} workers with {found.gpus or found.cpus:g} {'GPU' if found.gpus else 'CPU'} each"
         self._actor: Any = self._ray.remote(num_cpus=found.cpus, num_gpus=found.gpus)(_Worker)
         self._arguments = (make, "cuda" if found.gpus else "cpu")

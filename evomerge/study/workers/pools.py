@@ -11,7 +11,9 @@ from evomerge.evaluation import EvaluatorFile
 from evomerge.sources import Source
 from evomerge.study.job import Answer, Job
 from evomerge.study.workers.actors import Actors, Lost
-from evomerge.study.workers.cluster import Cluster, Connection
+from evomerge.study.workers.cluster import Cluster
+from evomerge.study.workers.connection import Connection
+from evomerge.study.workers.origin import Origin
 
 # Of candidates that take a second, two would be much to wait until it is seen that another process has scored one.
 POLL_SECONDS = 0.5
@@ -54,13 +56,18 @@ class _Making:
     base: str
     evaluator: EvaluatorFile
     prefix_bytes: int
+    gpus: float = 0.0
+    origin: Origin | None = None
 
     def __call__(self, device: str) -> Callable[[Job], Answer]:
         from evomerge.study.builder import Builder
 
+        sources, evaluator = self.sources, self.evaluator
+        if self.origin is not None:
+            sources, evaluator = self.origin.placed(sources, evaluator)
         # With a GPU the evaluator may say which.
         own = None if device == "cuda" else device
-        return Builder(self.sources, self.base, self.evaluator, own, self.prefix_bytes).run
+        return Builder(sources, self.base, evaluator, own, self.prefix_bytes, self.gpus).run
 
 
 class RayPool:
@@ -82,8 +89,17 @@ class RayPool:
         prefix_bytes: int = 0,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._connection = Connection(cluster)
-        self._actors = Actors(self._connection, _Making(dict(sources), base, evaluator, prefix_bytes), say)
+        connection = self._connection = Connection(cluster)
+        try:
+            # Ray that was started here has this process's folder, and no other machine.
+            origin = Origin(connection, sources, evaluator) if connection.joined else None
+            gpus = connection.shares.gpus
+            self._actors = Actors(
+                connection, _Making(dict(sources), base, evaluator, prefix_bytes, gpus, origin), say
+            )
+        except BaseException:
+            connection.close()
+            raise
         self.size = self._actors.size
         self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
