@@ -50,7 +50,7 @@ class Server:
     def run(self, *command, **options):
         done = subprocess.run(
             [str(c) for c in command], user=self.user, cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, **options,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, **options,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:]
         return done.stdout
@@ -106,7 +106,7 @@ class PostgreSQL(Server):
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='{self.folder}'"
         log = self.folder / "log"
         # pg_ctl's own output goes to the server's too, whose end nobody waits for.
-        self.run(self.programs["pg_ctl"], "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60", "start")
+        self.run(self.programs["pg_ctl"], "-D", self.data, "-l", log, "-o", options, "-w", "-t", "180", "start")
 
     def stop(self, mode="immediate"):
         self.run(self.programs["pg_ctl"], "-D", self.data, "-m", mode, "-w", "stop")
@@ -142,7 +142,7 @@ class MariaDB(Server):
             ],
             user=self.user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

@@ -97,7 +97,8 @@ def test_a_lost_acknowledgement_doubles_nothing(kind, request):
     assert said.count(said[-1]) >= 1 and all("pw" not in text for text in said)
 
 
-@pytest.mark.parametrize("kind", ["postgresql", pytest.param("mariadb", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_a_server_that_restarts(kind, request):
     """It is killed and started again while candidates are recorded."""
     server, said = request.getfixturevalue(kind), []
@@ -126,6 +127,7 @@ def test_a_server_that_restarts(kind, request):
     assert sum("it answers again" in t for t in said) == len(said) - 1 if said else True
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away(postgresql):
     server, said = postgresql, []
     store = Store(server.url(), create=True, say=said.append)
