@@ -40,6 +40,11 @@ class M2N2:
     there. Then all genes mutate a little. Steady state: each told candidate joins the archive, f is worked out anew
     over all, and where they are more than the archive holds the least goes.
 
+    Those that miss constraints compete for nothing that one has who keeps them (the paper has no constraints): the one
+    that misses them furthest goes first, f is worked out over those that keep them while there are any, and only these
+    are parents, but for the mate of one that is alone. Where none keeps them, parent A is the one that misses them less
+    of two that are drawn uniformly (Deb 2000).
+
     The first generations, until there are as many candidates as half the archive, are those enqueued, the start, and
     uniform draws. Failed candidates are not in the archive; they count as ones that solve no item.
 
@@ -127,10 +132,16 @@ class M2N2:
                     f"told a candidate's results on {len(items)} items, expected {len(self._kept[0][1])}"
                 )
             self._scale.see(items)
-            self._kept.append((Elite(dict(p), known.score, known.behaviour.tasks), items))
+            self._kept.append((Elite(dict(p), known.score, known.behaviour.tasks, known.missed), items))
             if len(self._kept) > self.size:
-                # Of equal ones the eldest goes, so that the archive drifts over plateaus.
-                del self._kept[int(np.argmin(fitness(self._results())))]
+                del self._kept[self._least()]
+
+    def _least(self) -> int:
+        """Who goes. Of equal ones the eldest, so that the archive drifts over plateaus."""
+        missed = [elite.missed for elite, _ in self._kept]
+        if max(missed) > 0.0:
+            return int(np.argmax(missed))
+        return int(np.argmin(fitness(self._results())))
 
     def _results(self) -> Array:
         """The archive's results in [0, 1], shape (candidates, items)."""
@@ -155,11 +166,21 @@ class M2N2:
         if not self._kept:
             return None
         results = self._results()
-        shares = fitness(results)
-        if not shares.sum() > 0.0:
+        missed = np.array([elite.missed for elite, _ in self._kept])
+        keeps = missed == 0.0
+        # One that keeps the constraints alone has nobody to mate with but those that do not.
+        there = np.ones(len(missed), bool) if keeps.sum() == 1 else keeps if keeps.any() else missed > 0.0
+        shares = np.zeros(len(missed))
+        shares[there] = fitness(results[there])
+        if not keeps.any():
+            pair = self._random.integers(len(missed), size=2)
+            first = int(min(pair, key=lambda i: missed[i]))
+        elif shares[keeps].sum() > 0.0:
+            first = self._roulette(np.where(keeps, shares, 0.0))
+        else:
             return None
-        first = self._roulette(shares)
-        pull = attraction(results, first)
+        pull = np.zeros(len(missed))
+        pull[there] = attraction(results[there], int(there[:first].sum()))
         # One that solves all that any other does is drawn to none: then its mate is any other, by its fitness.
         if not pull.sum() > 0.0:
             pull = np.where(np.arange(len(shares)) == first, 0.0, shares)
