@@ -142,6 +142,7 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
             watcher.say("the first stage: merged weights")
             trials, _, _, goals = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")
+            goals = final.goals_on(pool, study, "select", goals, plan.baselines())
             winner, select = final.choose_winner(pool, study, trials, plan.decode(plan.space), plan.hash, goals)
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)

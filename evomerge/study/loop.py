@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
+from evomerge.optimizers.protocol import Told
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
@@ -24,7 +25,7 @@ from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.estimator.told import worth
-from evomerge.study.goals import Goals, Told
+from evomerge.study.goals import Goals
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -123,9 +124,9 @@ class Search:
         self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
 
     def told(self, generation: Sequence[Trial], earlier: Sequence[Trial]) -> list[Told]:
-        """What candidates are worth to the optimizer: higher is better, of each objective."""
+        """What candidates are worth to the optimizer."""
         if not self.goals.plain:
-            return self.goals.told(generation, earlier)
+            return self.goals.told(generation)
         values: list[float | None] = [t.value for t in generation]
         stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
         if not stopped or self.race is None:
