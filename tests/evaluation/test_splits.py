@@ -60,8 +60,8 @@ def test_a_cap_keeps_the_first_by_hash_in_the_order_of_the_data():
         (
             ITEMS,
             Splits(search=SplitConfig(share=0.3, items=1000)),
-            r"splits\.search: items = 1,000 are asked for, and its share of 0\.3 holds 117 of the 400 items; expected items "
-            "of at most 117 or more items in the task",
+            r"splits\.search: items = 1,000 are asked for, and its share of 0\.3 holds 117 of the 400 items; expected "
+            "items of at most 117 or more items in the task",
         ),
         (ITEMS, Splits(select=SplitConfig(share=0.2, items=90)), r"splits\.select: items = 90 .* holds \d+ of the 400"),
     ],
@@ -95,7 +95,7 @@ def test_a_split_larger_than_its_items_says_which_share_would_do(split, share):
 
 
 def test_less_for_the_others_where_the_shares_are_given_away():
-    with pytest.raises(EvaluatorError, match="a share of 0.[34][0-9]*, and so much less for the others"):
+    with pytest.raises(EvaluatorError, match=r"a share of 0\.[34]\d*, and so much less for the others"):
         divide(ITEMS, Splits(search=SplitConfig(share=0.3, items=140)), 0, "t")
 
 

@@ -193,7 +193,7 @@ def test_bad_goals_are_one_message(search, tmp_path, args, evaluator, words):
 @pytest.mark.parametrize(
     ("evaluator", "words"),
     [
-        ({"objectives": ["score", "kovesh_problem"]}, ['objectives: kovesh_problem: not', 'did you mean "kovesh_problems"']),
+        ({"objectives": ["score", "kovesh_problem"]}, ["objectives: kovesh_problem: not", '"kovesh_problems"?']),
         (
             {"objectives": ["score", "depth"], "constraints": [{"of": "depth", "at_most": 5}]},
             [],  # of an evaluator alone nobody knows whether it is for paths
