@@ -36,7 +36,7 @@ from evomerge.study.store import Store, Study
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
-# The optimizer for several objectives where the space's own takes one.
+# The optimizer for several objectives where the space's own takes one: by benchmarks/fronts.py, see docs/decisions.md.
 SEVERAL = "evolution"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")

@@ -95,6 +95,7 @@ def test_what_must_not_be_forgotten_is_kept(search, tmp_path):
     assert again["best"] == result["best"] and len(study(tmp_path).trials()) == len(trials)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_is_measured_of_answers_is_scored_once_by_item_too(search, tmp_path):
     storage = f"sqlite:///{tmp_path / 'both.db'}"
@@ -124,6 +125,7 @@ def grouped(tmp_path):
     return {"include_path": str(folder), "tasks": tasks}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_member_of_a_group_is_an_objective_and_a_constraint(search, tmp_path, grouped):
     constraints = [{"of": "ambri_direction", "keep": 0.9}]
