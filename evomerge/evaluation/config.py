@@ -185,9 +185,13 @@ class EvaluatorConfig(Frozen):
         """What objectives and constraints are about."""
         return list(dict.fromkeys([*self.objectives, *(c.of for c in self.constraints)]))
 
-    def searched(self, task: TaskConfig) -> bool:
-        """Whether a task is run on the search items: it counts, or an objective or a constraint needs it."""
-        return bool(task.weight) or any(measured(n)[0] == task.name for n in self.named)
+    def searched(self, task: TaskConfig, name: str | None = None) -> bool:
+        """Whether a task is run on the search items: it counts, or an objective or a constraint needs it.
+
+        Args:
+            name: Of a group, which of its tasks.
+        """
+        return bool(task.weight) or any(measured(n)[0] == (name or task.name) for n in self.named)
 
     def measures(self, task: str) -> list[str]:
         """What is measured of a task's answers beside its metric."""

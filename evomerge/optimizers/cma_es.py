@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
 from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
@@ -219,7 +219,7 @@ class CmaEs:
                 self._flight.renew(run.population)
                 self._begin(run, self._places(self._random.uniform(size=len(self._bins))))
 
-    def _update(self, drawn: Sequence[_Drawn], told: Sequence[float | None]) -> None:
+    def _update(self, drawn: Sequence[_Drawn], told: Sequence[Worth]) -> None:
         es = self._es
         order = range(len(drawn))
         if not self._flight.asynchronous:

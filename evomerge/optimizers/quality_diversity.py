@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evomerge.optimizers.behaviours import Elite, Grid, heard
 from evomerge.optimizers.cube import Cube, Point, folded
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.task_archive import Found, TaskArchive
 from evomerge.score import Value
 from evomerge.space.parameters import Parameter
@@ -100,19 +101,19 @@ class _Archived:
     def _found(
         self,
         params: Sequence[Mapping[str, Value]],
-        told: tuple[Sequence[Point], Sequence[float | None]],
+        told: tuple[Sequence[Point], Sequence[Worth]],
         behaviours: Sequence[Behaviour | None] | None,
     ) -> list[Found | None]:
         """What the archive is to have of each of those told (None: failed).
 
         Args:
-            told: Their points and scores.
+            told: Their points, and what they are worth.
         """
-        points, scores = told
-        known = heard(scores, behaviours, self._tasks)
+        points, worths = told
+        known = heard(worths, behaviours, self._tasks)
         first = self._flight.told - len(points)
         return [
-            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks, first + i)
+            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks, first + i, h.missed)
             for i, (point, p, h) in enumerate(zip(points, params, known, strict=True))
         ]
 
@@ -256,9 +257,7 @@ class CmaMe(_Archived):
         effects = [None if f is None else next(added) for f in found]
         if not self._emitted or self.archive.ribs.empty:
             return
-        # Finite stand-ins for what failed: not added, and further from it than all others.
-        last = (0, min((e[1] for e in effects if e is not None), default=0.0) - 1.0)
-        status, value = np.array([last if e is None else e for e in effects]).T
+        status, value = self._ranked(found, effects)
         worst = min((f.score for f in found if f is not None), default=0.0)
         objective = np.array([worst if f is None else f.score for f in found])
         first = 0
@@ -271,6 +270,26 @@ class CmaMe(_Archived):
                 measures=np.zeros((batch, self._tasks)),  # "2imp" ranks by status and value alone
                 add_info={"status": status[part].astype(np.int32), "value": value[part]},
             )
+
+    def _ranked(
+        self, found: Sequence[Found | None], effects: Sequence[tuple[int, float] | None]
+    ) -> npt.NDArray[np.float64]:
+        """What candidates rank by: their status in the archive, then their value; shape (2, candidates).
+
+        Those that miss constraints rank by how little, new cell or not, below all that keep them. What failed gets
+        finite stand-ins: not added, and further from it than all others.
+        """
+        low = min((e[1] for e in effects if e is not None), default=0.0) - 1.0
+        missed = sorted({f.missed for f in found if f is not None and f.missed})
+        out = []
+        for f, effect in zip(found, effects, strict=True):
+            if f is None or effect is None:
+                out.append((0.0, low - len(missed)))
+            elif f.missed:
+                out.append((float(effect[0] > 0), low - missed.index(f.missed)))
+            else:
+                out.append((float(effect[0]), effect[1]))
+        return np.array(out).T
 
     def _made(self) -> list[Any]:
         from ribs.emitters import EvolutionStrategyEmitter

@@ -31,6 +31,7 @@ class Found:
         point: Its place in the cube.
         tasks: Its value in each task.
         told: Its place among all that were told, from 0.
+        missed: By how much it misses the constraints.
     """
 
     point: Point
@@ -38,6 +39,12 @@ class Found:
     score: float
     tasks: tuple[float, ...]
     told: int
+    missed: float = 0.0
+
+    @property
+    def objective(self) -> float:
+        """What it is compared by with its like: of those that miss constraints by how little, else its score."""
+        return -self.missed if self.missed else self.score
 
 
 class TaskArchive:
@@ -48,9 +55,13 @@ class TaskArchive:
     values of a task are in it), and filled from all that was ever added: an elite that loses its cell goes, another
     candidate may come back.
 
+    Those that miss constraints are in the archive only as long as no candidate keeps them all, and compete by how
+    little they miss them; the first that keeps them empties all cells.
+
     Attributes:
         ribs: pyribs' `GridArchive`, over [0, 1] in each task; its field `number` counts what was added.
         ranges: Lowest and highest value of the grid in each task, shape (2, tasks).
+        kept: Whether a candidate keeps all constraints, so that those that do not are out.
     """
 
     def __init__(self, size: int, tasks: int, seed: int) -> None:
@@ -64,6 +75,7 @@ class TaskArchive:
             extra_fields={"number": ((), np.int64)},
         )
         self.ranges: npt.NDArray[np.float64] | None = None
+        self.kept = False
         self._seen: list[Found] = []
 
     def add(self, found: Sequence[Found]) -> list[tuple[int, float]]:
@@ -71,19 +83,23 @@ class TaskArchive:
 
         Returns:
             Of each its status (2: in a new cell, 1: in the place of a worse one, 0: not in), and by how much it is
-            better than the one that it met (in a new cell: its score).
+            better than the one that it met (in a new cell: its score). Those that miss constraints and are out: (0, 0).
         """
-        if not found:
-            return []
-        self._cover(np.array([f.tasks for f in found]))
-        return [self._put(f) for f in found]
+        if not self.kept and any(not f.missed for f in found):
+            self.kept, self.ranges, self._seen = True, None, []
+            self.ribs.clear()
+        there = [f for f in found if not (self.kept and f.missed)]
+        if not there:
+            return [(0, 0.0) for _ in found]
+        self._cover(np.array([f.tasks for f in there]))
+        return [(0, 0.0) if self.kept and f.missed else self._put(f) for f in found]
 
     def elites(self) -> list[Elite]:
         """Those in the cells, the best first; of equal ones the earlier."""
         number, index = self.ribs.data(["number", "index"], return_type="tuple")
         cells = dict(zip(number.tolist(), self.ribs.int_to_grid_index(index).tolist(), strict=True))
         kept = [(self._seen[i], tuple(cells[i])) for i in sorted(cells)]
-        return best_first([Elite(dict(f.params), f.score, f.tasks, f.told, cell) for f, cell in kept])
+        return best_first([Elite(dict(f.params), f.score, f.tasks, f.told, f.missed, cell) for f, cell in kept])
 
     @property
     def grid(self) -> Grid:
@@ -94,8 +110,8 @@ class TaskArchive:
 
     @property
     def offset(self) -> float:
-        """What scores count above: the lowest ever added where that is negative, else 0."""
-        return min((f.score for f in self._seen if f.score < 0.0), default=0.0)
+        """What scores count above: the lowest ever added that keeps the constraints where that is negative, else 0."""
+        return min((f.score for f in self._seen if f.score < 0.0 and not f.missed), default=0.0)
 
     @property
     def coverage(self) -> float:
@@ -104,8 +120,11 @@ class TaskArchive:
 
     @property
     def qd_score(self) -> float:
-        """Sum over the cells of their scores above the offset (Pugh et al. 2016)."""
-        return float(np.sum(self.ribs.data("objective") - self.offset))
+        """Sum over the cells of their scores above the offset (Pugh et al. 2016).
+
+        0 as long as no candidate keeps the constraints.
+        """
+        return float(np.sum(self.ribs.data("objective") - self.offset)) if self.kept else 0.0
 
     def _put(self, found: Found) -> tuple[int, float]:
         assert self.ranges is not None
@@ -113,7 +132,7 @@ class TaskArchive:
         # One at a time: adding a batch compiles with numba, which takes longer than a search's additions together.
         info = self.ribs.add_single(
             solution=found.point,
-            objective=found.score,
+            objective=found.objective,
             measures=(np.array(found.tasks) - low) / (high - low),
             number=len(self._seen),
         )

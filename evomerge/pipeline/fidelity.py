@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evomerge.errors import InputError, StudyError
 from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.goals import measured
 from evomerge.evaluation.splits import content_id
 from evomerge.pipeline.plan import Plan
 from evomerge.score import Score
@@ -47,9 +48,10 @@ def scoring_for(
     weights = {t.task: t.weight for t in like.tasks}
     obstacle = _obstacle(plan, like)
     draw = known = None
-    if all(t.by_item and t.items and t.items == plan.search_items.get(t.task) for t in like.tasks):
-        draw = Draw.of(plan.search_items, weights, plan.options.seed)
-        versions = {task: content_id({"version": plan.versions[task], "device": pool.device}) for task in weights}
+    items = {t.task: plan.search_items.get(measured(t.task)[0], ()) for t in like.tasks}
+    if all(t.by_item and t.items and t.items == items[t.task] for t in like.tasks):
+        draw = Draw.of(items, weights, plan.options.seed)
+        versions = {task: content_id(_version(plan, task) | {"device": pool.device}) for task in weights}
         known = KnownResults(study.results, draw, versions, like)
     wanted = _settled(asked or plan.options.fidelity, study, obstacle, draw)
     if wanted == "full" or draw is None:
@@ -61,6 +63,12 @@ def scoring_for(
     modelled = _estimated(estimates or plan.options.estimates, study) == "auto"
     found = Estimates(draw, rules.ends, scores) if modelled else None
     return Scoring(pool, known), Raced(draw, rules, found, _turning(study), REPRESENTED)
+
+
+def _version(plan: Plan, task: str) -> dict[str, str]:
+    """What the results of a task depend on, or of what is measured of its answers."""
+    name, measure = measured(task)
+    return {"version": plan.versions[name]} | ({"measure": measure} if measure else {})
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:

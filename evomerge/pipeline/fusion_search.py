@@ -120,8 +120,8 @@ class TargetSearch:
         with told_of(self._key("restarts")):
             restarts_of(sampler, options.restarts)
         goals = Goals(objectives, tuple(self.evaluator.config.constraints))
-        named = f"{self._file}: then.search" if options.objectives else self.evaluator.file
-        check_goals(goals, evaluator, named, paths=False)
+        by = f"{self._file}: then.search" if options.objectives else ""
+        check_goals(evaluator, self.evaluator, paths=False, objectives=objectives, by=by)
         obstacle = no_race(sampler, goals, self.evaluator.config, evaluator.items("search"))
         if options.fidelity == "race" and obstacle is not None:
             raise FusionError(f"{self._key('fidelity')} = race: {obstacle}; expected full")

@@ -175,7 +175,8 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
             done = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")
             decode = plan.decode(plan.space)
-            winner, select = final.choose_winner(pool, study, done.trials, decode, plan.hash, done.goals)
+            goals = final.goals_on(pool, study, "select", done.goals, plan.baselines())
+            winner, select = final.choose_winner(pool, study, done.trials, decode, plan.hash, goals)
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)
         # As the database has it, which a run that goes on will read: a number may lose its last bits there.

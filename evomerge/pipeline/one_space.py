@@ -54,15 +54,18 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         controls: list[Measured] = []
         if plan.options.controls:
             # Equal budget: both stages of a hybrid.
-            controls = _controls(plan, store, pool, cost(trials) + earlier, scores, goals.alone, watcher)
+            controls = _controls(plan, store, study, pool, cost(trials) + earlier, scores, goals.alone, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
-        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals, plan.start)
+        selecting = final.goals_on(pool, study, "select", goals, plan.baselines())
+        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, selecting, plan.start)
         recipe = decode(winner.params)
         watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
         watcher.say("scoring the winner and what it must beat on the test items")
         measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
         measured[-1:-1] = controls
+        tested = final.goals_on(pool, study, "test", goals, plan.baselines())
+        aims = Aims.of(goals, trials, scores.values(), {"select": selecting.limits, "test": tested.limits})
         signed = plan.signed(recipe, winner.number)
         shared = study.notes().get(OVERLAPS_NOTE)
         model = plan.out / "model"
@@ -75,8 +78,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
         stopped=found.stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
         first_stage=plan.first.candidates if plan.first is not None else 0,
-        layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()),
-        archive=found.archive, path=plan.path(recipe),
+        layers=layer_evaluations(trials), aims=aims, archive=found.archive, path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()}, overlaps=shared,
     )  # fmt: skip
 
@@ -169,8 +171,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
-    base = "base" if plan.config.base_model else None
-    goals = plan.goals.limited(scores, base, [s.name for s in plan.config.sources])
+    goals = plan.goals.limited([scores[b.name] for b in final.held_by(plan.baselines())])
     scoring, race = scoring_for(plan, study, pool, list(scores.values()))
     if race is not None:
         drop = race.rules.drop
@@ -231,7 +232,7 @@ def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
 
 
 def _controls(
-    plan: Plan, store: Store, pool: Pool, candidates: float, scores: Mapping[str, Score], goals: Goals,
+    plan: Plan, store: Store, main: Study, pool: Pool, candidates: float, scores: Mapping[str, Score], goals: Goals,
     watcher: Watcher,
 ) -> list[Measured]:
     """Search each control at the main search's budget.
@@ -239,7 +240,8 @@ def _controls(
     Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
     """
     measured = []
-    notes = store.open(plan.name).notes()
+    notes = main.notes()
+    selecting = final.goals_on(pool, main, "select", goals, plan.baselines())
     for control in control_searches(plan):
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
@@ -254,7 +256,7 @@ def _controls(
             asynchronous=plan.options.asynchronous,
         ).run()
         check_some_complete(trials)
-        measured.append(_control(control, study, pool, trials, goals, plan))
+        measured.append(_control(control, study, pool, trials, selecting, plan))
     return measured
 
 

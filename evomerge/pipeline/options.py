@@ -16,7 +16,7 @@ from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
 PREFIX_BYTES = 1 << 30
-# The optimizer for several objectives where the space's own takes one.
+# The optimizer for several objectives where the space's own takes one: by benchmarks/fronts.py, see docs/decisions.md.
 SEVERAL = "evolution"
 
 

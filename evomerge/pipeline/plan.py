@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, StudyError
-from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
+from evomerge.evaluation import SPLITS, Evaluator, open_evaluator
 from evomerge.evaluation.overlaps import Overlaps
 from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
@@ -105,8 +105,8 @@ class Plan:
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
-        check_goals(self.goals, evaluator, self.evaluator.file, isinstance(self.config, DataflowConfig))
-        self.items = _items(evaluator, self.evaluator)
+        check_goals(evaluator, self.evaluator, isinstance(self.config, DataflowConfig), self.objectives)
+        self.items = _items(evaluator)
         self.definition = dict(evaluator.definition())
         self.search_items = dict(evaluator.items("search"))
         if options.fidelity == "race" and self.no_race is not None:
@@ -363,14 +363,14 @@ def _without(contents: Mapping[str, str], reference: str) -> dict[str, str]:
     return {r: digest for r, digest in contents.items() if r != reference}
 
 
-def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
+def _items(opened: Evaluator) -> dict[str, dict[str, Any]]:
     """Number and hash of the items of every task and split: part of what a study is."""
-    searched = {t.name: file.config.searched(t) for t in file.config.tasks}
+    searched = set(opened.searched())
     found: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         found[split] = {
             task: {"count": len(ids), "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]}
             for task, ids in opened.items(split).items()
-            if split != "search" or searched.get(task, True)
+            if split != "search" or task in searched
         }
     return found

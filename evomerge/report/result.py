@@ -12,7 +12,6 @@ from evomerge.evaluation.goals import DEPTH
 from evomerge.report.path import path_text
 from evomerge.score import Interval, State, Trial, cost
 from evomerge.study.archive import Archive
-from evomerge.study.goals import Limit
 from evomerge.study.goals import shown as value_of
 from evomerge.study.outcome import Measured, Outcome, Role
 
@@ -70,7 +69,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
         With several objectives "objectives": [NAME], "front": [{"trial", "search", NAME: value}] and "hypervolume":
         {"reference": {NAME: value}, "value", "history": [[candidates, value]]}; with constraints "constraints":
-        [{"of", "at_least" | "at_most", "search", "select", "test", "kept"}] of the winner.
+        [{"of", "at_least" | "at_most", "search", "select", "test", "kept", "limits"}] of the winner; the limit is the
+        search's, "limits" has it of each split, "kept" is about test.
         Of a search that keeps different candidates "archive": {"sampler", "elites": [{"trial", "search", "tasks":
         {TASK: value}}]}, the best first, with constraints each with its "violation"; of map-elites and cma-me each with
         its "cell" [place on the first task's axis, ...], and "grid": {TASK: {"cells", "low", "high"}}, "coverage",
@@ -162,7 +162,7 @@ def _aims(outcome: Outcome) -> dict[str, Any]:
         data["objectives"] = list(goals.objectives)
         data["hypervolume"] = {"reference": reference, "value": volume, "history": history}
     if goals.limits:
-        data["constraints"] = [_kept(outcome, limit) for limit in goals.limits]
+        data["constraints"] = [_kept(outcome, i) for i in range(len(goals.limits))]
     return data
 
 
@@ -189,14 +189,19 @@ def _archive(archive: Archive, limited: bool) -> dict[str, Any]:
     return data
 
 
-def _kept(outcome: Outcome, limit: Limit) -> dict[str, Any]:
+def _kept(outcome: Outcome, constraint: int) -> dict[str, Any]:
     winner, attributes = outcome.winner, outcome.best.attributes
+    limits = {split: found[constraint] for split, found in outcome.aims.limits.items()}
+    limit = limits["search"]
     bounds = {"at_least": limit.low, "at_most": limit.high}
     search = winner.search if winner.search is not None else outcome.best.score
     splits = {"search": search, "select": winner.select, "test": winner.test}
     values = {k: None if s is None else value_of(limit.of, s, attributes) for k, s in splits.items()}
-    kept = values["test"] is not None and not limit.missed(values["test"])
-    return {"of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept}
+    kept = values["test"] is not None and not limits.get("test", limit).missed(values["test"])
+    return {
+        "of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept,
+        "limits": {split: found.bound for split, found in limits.items()},
+    }  # fmt: skip
 
 
 def _difference(found: Difference) -> dict[str, Any]:

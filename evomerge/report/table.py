@@ -74,7 +74,7 @@ def front_text(outcome: Outcome) -> list[str]:
     elif len(front) > 1:
         shown = [f"{t.attributes[DEPTH]} layers {number(t.value or 0.0)} (candidate {t.number})" for t in front]
         lines = [f"best with as few layers, on the search items: {', '.join(shown)}"]
-    for limit in aims.goals.limits:
+    for limit in aims.limits.get("test", aims.goals.limits):
         found = value_of(limit.of, outcome.winner.test, outcome.best.attributes)
         lines.append(f"{limit.words}: {number(found)} on the test items{', not kept' if limit.missed(found) else ''}")
     return lines
@@ -98,6 +98,8 @@ def archive_text(outcome: Outcome) -> list[str]:
         if scores:
             words += f" of {number(min(scores))} to {number(max(scores))}"
             words += f", shared fitness {number(min(shares))} to {number(max(shares))} items"
+    if any(m.trial.violation for m in archive.members):
+        words += ", all of which miss the constraints"
     return [f"archive of {archive.sampler}, on the search items: {words}; each is in result.json"]
 
 

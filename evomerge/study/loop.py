@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
 from evomerge.optimizers.behaviours import Archiving
+from evomerge.optimizers.protocol import Told
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
@@ -25,7 +26,7 @@ from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.estimator.told import worth
-from evomerge.study.goals import Goals, Told
+from evomerge.study.goals import Goals
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -132,13 +133,13 @@ class Search:
             self.optimizer.close(asked, told, [behaviour(t) for t in trials])
 
     def told(self, generation: Sequence[Trial], earlier: Sequence[Trial], race: Raced | None) -> list[Told]:
-        """What candidates are worth to the optimizer: higher is better, of each objective.
+        """What candidates are worth to the optimizer.
 
         Args:
             race: That they were in.
         """
         if not self.goals.plain:
-            return self.goals.told(generation, earlier)
+            return self.goals.told(generation)
         values: list[float | None] = [t.value for t in generation]
         stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
         if not stopped or race is None:

@@ -144,7 +144,7 @@ def test_what_was_kept_in_a_grid(mapped: Outcome, outcome: Outcome) -> None:
 
 def test_what_shares_the_items_and_who_misses_a_constraint(shared: Outcome) -> None:
     goals = Goals(limits=(Limit("target", low=0.5),))
-    found = to_dict(replace(shared, aims=Aims(goals)))["archive"]
+    found = to_dict(replace(shared, aims=Aims(goals, limits={"search": goals.limits})))["archive"]
     elites = [
         {"trial": 3, "search": 0.75, "tasks": {"target": 0.75}, "violation": 0.0, "fitness": 2.5},
         {"trial": 0, "search": 0.25, "tasks": {"target": 0.25}, "violation": 0.0, "fitness": 0.5},

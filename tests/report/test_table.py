@@ -133,6 +133,10 @@ def test_the_archive_is_a_line(outcome: Outcome, mapped: Outcome, shared: Outcom
         "archive of m2n2, on the search items: 2 candidates of 0.250 to 0.750, shared fitness 0.500 to 2.500 items; "
         "each is in result.json"
     ]
+    assert shared.archive is not None
+    members = [replace(m, trial=replace(m.trial, attributes={"violation": 0.5})) for m in shared.archive.members]
+    (line,) = archive_text(replace(shared, archive=replace(shared.archive, members=tuple(members))))
+    assert line.endswith("2.500 items, all of which miss the constraints; each is in result.json")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import OPTIMIZERS, make_optimizer
+from evomerge.optimizers.sharing import fitness
 from evomerge.score import Score, State, TaskScore
 from evomerge.study.archive import Archive
 from evomerge.study.budget import Budget
@@ -89,14 +90,36 @@ def test_candidates_are_known_by_their_place_among_the_tells(url, sampler):
     assert shown(again) == shown(found)
 
 
-def test_those_that_miss_a_constraint_lower_the_offset(url):
-    goals = Goals(limits=(Limit("easy", low=0.5),), constraints=("easy",))
-    found, _ = archive(url, 24, sampler="map-elites", goals=goals)
-    missed = [m for m in found.members if m.trial.violation]
-    assert missed and found.grid.offset < 0
-    worth = [m.trial.value for m in found.members if not m.trial.violation]
-    assert found.grid.qd_score > sum(v - found.grid.offset for v in worth) - 1e-9
-    assert [bool(m.trial.violation) for m in found.members] == sorted(bool(m.trial.violation) for m in found.members)
+def limited(low):
+    return Goals(limits=(Limit("easy", low=low),), constraints=("easy",))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_those_that_miss_a_constraint_are_in_it_only_where_all_do(url, sampler):
+    """Those of the generation that the budget cut short too."""
+    found, trials = archive(url, 23, sampler=sampler, goals=limited(0.34))
+    missed = [bool(t.violation) for t in trials]
+    assert any(missed) and not all(missed)
+    assert found.members and not any(m.trial.violation for m in found.members)
+    assert found.members[0].trial.value == max(t.value for t in trials if not t.violation)
+    none, trials = archive(url, 23, sampler=sampler, name="none", goals=limited(3.0))
+    how_far = [m.trial.violation for m in none.members]
+    assert how_far == sorted(how_far) and how_far[0] == min(t.violation for t in trials) > 0
+    if sampler == "m2n2":
+        items = np.array([np.concatenate([t.results for t in m.trial.score.tasks]) for m in found.members])
+        assert [m.fitness for m in found.members] == pytest.approx(fitness(items.astype(float)))
+    else:
+        values = [m.trial.value for m in found.members]
+        assert found.grid.offset == 0 and found.grid.qd_score == pytest.approx(sum(values))
+        assert (none.grid.offset, none.grid.qd_score, none.grid.norm_qd_score) == (0, 0, 0)
+        assert none.grid.coverage == pytest.approx(len(none.members) / 100)
+
+
+def test_a_constrained_one_is_the_same_after_resuming(url):
+    with pytest.raises(Killed):
+        archive(url, 23, Pool(3, seed=5, kill_after=9), "two", "m2n2", goals=limited(0.34))
+    two, _ = archive(url, 23, Pool(3, seed=9), "two", "m2n2", goals=limited(0.34))
+    assert shown(two) == shown(archive(url, 23, name="one", goals=limited(0.34))[0])
 
 
 def test_others_keep_nothing(url):
