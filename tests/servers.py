@@ -80,7 +80,7 @@ class Server:
 
     def close(self):
         self.watch.stdin.close()
-        self.watch.wait(60)
+        self.watch.wait(240)
 
 
 class PostgreSQL(Server):
@@ -157,7 +157,7 @@ class MariaDB(Server):
             self.process.kill()
         else:
             self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(240)
 
     def admin(self, user=USER, password=PASSWORD):
         return f"mysql+pymysql://{user}:{password}@127.0.0.1:{self.port}/mysql"
