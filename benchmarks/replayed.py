@@ -1,14 +1,18 @@
-"""Searches replayed on the surrogate of the zoo's task: the real loop, optimizers and database, no models."""
+"""Searches replayed on the surrogate of the zoo's task: the real loop, races, estimates and optimizers, no models.
+
+Nor a database, whose tables (a row for each parameter of each candidate) would take most of the time: what a study
+keeps stays in memory, and nothing goes on after a kill.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +30,15 @@ from evomerge.study.known import KnownResults
 from evomerge.study.loop import Search
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
-from evomerge.study.store import Store
+from evomerge.study.store import Study
+from evomerge.study.tables import Known, ResultTable
 from evomerge.study.watcher import Silent
 from evomerge.study.workers import Pool
 
 RECORDED = Path(__file__).parent / "recorded" / "quickstart.npz"
 LOW, HIGH, INIT, SOURCES = 0.0, 1.5, 0.5, 3  # as the preset "quickstart" has them
 BOUNDED, FREE = (LOW, HIGH), (-1e6, 1e6)
+BASELINES = ("base", "maths", "kovesh", "sorting", "uniform")  # scored before the first candidate
 ITEMS = 800  # that a search has; the others are held out
 TASK = "items"
 
@@ -85,6 +91,64 @@ class Replay:
         pass
 
 
+class _Results(ResultTable):
+    """Results of single items, in memory."""
+
+    def __init__(self) -> None:
+        self.study = 0
+        self._found: dict[tuple[str, str], dict[str, Known]] = {}
+
+    def write(self, model: str, found: Sequence[tuple[str, Sequence[str], Sequence[float]]], trial: int) -> None:
+        for evaluator, items, results in found:
+            held = self._found.setdefault((model, evaluator), {})
+            for item, result in zip(items, results, strict=True):
+                held.setdefault(item, Known(float(result), (self.study, trial)))
+
+    def read(self, model: str, evaluator: str) -> Mapping[str, Known]:
+        return self._found.get((model, evaluator), {})
+
+
+class _Unread:
+    """In the place of a table that nobody will read."""
+
+    def write(self, *_: object) -> None:
+        pass
+
+
+class Unrecorded(Study):
+    """A study that keeps nothing but what the search that runs asks for again."""
+
+    name = "replayed"
+
+    def __init__(self) -> None:
+        self.results = _Results()
+        self.scores: Any = _Unread()
+
+    def trials(self) -> list[Trial]:
+        return []
+
+    def notes(self) -> dict[str, Any]:
+        return {}
+
+    def note(self, key: str, value: Any) -> None:
+        pass
+
+    def start(self, number: int, params: Mapping[str, Value], attributes: Mapping[str, Any]) -> None:
+        pass
+
+    def attribute(self, number: int, attributes: Mapping[str, Any]) -> None:
+        pass
+
+    def complete(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def prune(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def fail(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 def point(recipe: Recipe | None) -> Numbers:
     """The parameters of a stand-in recipe."""
     assert recipe is not None and recipe.models is not None
@@ -110,33 +174,34 @@ def replay(
     modelled: bool = False,
     around: Callable[[Pool], Pool] = lambda pool: pool,
     asynchronous: bool = False,
+    turning: bool = True,
 ) -> list[Trial]:
-    """One search, its study in a database of its own.
+    """One search.
 
     Args:
         make: The optimizer, of parameters and seed.
         rules: When candidates stop; None: each has all items.
         modelled: Whether what those that stopped are told with may be an item-response model's.
         around: What the answers come through.
+        turning: Whether generations begin with other items than those before.
     """
     parameters = [Float(name, *bounds, INIT) for name in names()]
     places = np.random.default_rng([0, seed]).permutation(surrogate.items)
     items = {TASK: tuple(f"{i}" for i in range(ITEMS))}
     draw = Draw.of(items, {TASK: 1.0}, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        study = Store(f"sqlite:///{folder}/study.db", create=True).create("s", parameters, {})
-        like = Score((TaskScore(TASK, "acc", 0.0),))
-        known = KnownResults(study.results, draw, {TASK: "surrogate"}, like)
-        race = None
-        if rules is not None:
-            found = rules(draw.weights)
-            told = Estimates(draw, found.ends, sources(surrogate, places[:ITEMS])) if modelled else None
-            race = Raced(draw, found, told)
-        trials, _ = Search(
-            study, make(parameters, seed), decode, lambda r: r.hash(),
-            Scoring(around(Replay(surrogate, places[:ITEMS])), known), Budget(candidates=budget), Silent(), race=race,
-            asynchronous=asynchronous,
-        ).run()  # fmt: skip
+    study = Unrecorded()
+    like = Score((TaskScore(TASK, "acc", 0.0),))
+    known = KnownResults(study.results, draw, {TASK: "surrogate"}, like)
+    race = None
+    if rules is not None:
+        found = rules(draw.weights)
+        told = Estimates(draw, found.ends, sources(surrogate, places[:ITEMS])) if modelled else None
+        race = Raced(draw, found, told, turning)
+    trials, _ = Search(
+        study, make(parameters, seed), decode, lambda r: r.hash(),
+        Scoring(around(Replay(surrogate, places[:ITEMS])), known), Budget(candidates=budget), Silent(), race=race,
+        asynchronous=asynchronous,
+    ).run()  # fmt: skip
     return trials
 
 

@@ -1,12 +1,13 @@
 """The measured results on the zoo, over several training seeds: writes docs/results.md and docs/results.json.
 
-    python benchmarks/results.py --work runs/results [--part zoo quickstart dataflow hybrid fusion] [--workers 2]
+    python benchmarks/results.py --work runs/results [--part zoo quickstart search dataflow hybrid fusion] [--workers 2]
 
 zoo: for each training seed, train base, three fine-tunes and the joint-training ceilings, search with all controls at
 equal budget, then measure what only a table of controls asks for. quickstart: `make search` with several search seeds.
-dataflow, hybrid: paths over the layer-local experts, with their controls. fusion: bits per byte of fusions of models
-that share neither architecture nor tokenizer, with theirs. Every step is resumable: the same command goes on where it
-was. A part that is not asked for keeps the figures that it has. About three hours on two cores.
+search: what searches cost, replayed on a surrogate without models. dataflow, hybrid: paths over the layer-local
+experts, with their controls. fusion: bits per byte of fusions of models that share neither architecture nor tokenizer,
+with theirs. Every step is resumable: the same command goes on where it was. A part that is not asked for keeps the
+figures that it has. About three hours on two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import results_fusion as fusions
 import results_merges as merges
 import results_paths as paths
+import results_search as searches
 import torch
 
 import evomerge
@@ -44,6 +46,7 @@ class Part:
 PARTS = {
     "zoo": Part(merges.zoo, merges.zoo_text, (0, 1, 2)),
     "quickstart": Part(merges.quickstart, merges.quickstart_text, (0, 1, 2)),
+    "search": Part(searches.search, searches.search_text, searches.SEEDS),
     "dataflow": Part(paths.dataflow, paths.dataflow_text, (0, 1, 2, 3, 4)),
     "hybrid": Part(paths.hybrid, paths.hybrid_text, (0, 1, 2, 3, 4)),
     "fusion": Part(fusions.fusion, fusions.fusion_text, (0, 1, 2)),
@@ -59,7 +62,6 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         "are exact match on word problems in Kovesh, a skill no source was trained on, over the held-out test items;",
         "those of fusion, at the end, bits per byte. Intervals are 95 % (Wilson for a score; normal for a difference",
         "or a mean). Each control was searched at the budget of the main search.",
-        "What searches cost until they have found something is in [search.md](search.md) (`benchmarks/search.py`).",
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",
     ]
     for name, part in PARTS.items():

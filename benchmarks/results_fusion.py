@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import yaml
-from evomerge.pipeline.starts import SCE_SHARE, VARM_UNIT
 from results_shared import scored
 
 from evomerge import presets
@@ -28,6 +27,7 @@ from evomerge.fusion.measure import Measuring, measure
 from evomerge.fusion.prepared import HELD_OUT
 from evomerge.merging.engine import Engine
 from evomerge.pipeline import FuseOptions, fuse
+from evomerge.pipeline.fused_starts import SCE_SHARE, VARM_UNIT
 from evomerge.recipe import InputModel, Recipe
 from evomerge.report.fusion import write_fusion
 from evomerge.sources import open_source, open_sources

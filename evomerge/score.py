@@ -22,6 +22,8 @@ Value = float | int | str
 COST, RACE = "cost", "race"
 # How far it misses the constraints of its search.
 VIOLATION = "violation"
+# Without generations: its place among those that the optimizer was told of.
+TOLD = "told"
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ class Trial:
     def stopped(self) -> str | None:
         """Of one that was stopped: why ("raced out", "settled")."""
         return self._race.get("stopped")
+
+    @property
+    def told(self) -> int:
+        """Its place among those that the optimizer was told of, from 0: in generations its number."""
+        return int(self.attributes.get(TOLD, self.number))
 
     @property
     def violation(self) -> float:

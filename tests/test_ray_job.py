@@ -1,111 +1,36 @@
 """`ray job submit --working-dir . -- evomerge search ...`, end to end, on a Ray head that this test starts on loopback.
 
-The head has ports, a temporary folder and a token of its own, and is ended by its process group: `ray stop` would end
-every other Ray on the machine.
+A job that was stopped, or whose driver was killed, ends the same when it is submitted again.
 """
 
-import contextlib
 import json
-import os
-import random
 import secrets
 import shutil
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from evomerge.study.store import Store
+from evomerge.errors import InputError
+from evomerge.study.workers import Cluster
+from evomerge.study.workers.connection import Connection
+from tests.ray_head import BIN, ray_head, wait_for
+from tests.study.recorded import recorded, sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-RAY = BIN / "ray"
-SERVICES = (
-    "port", "ray-client-server-port", "object-manager-port", "node-manager-port", "dashboard-port",
-    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
-)  # fmt: skip
-WORKER_PORTS = 60
 # Candidates of this evaluator take about 0.1 s each, `ray job stop` a second or two to get there.
 BUDGET = 80
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def free_ports(count):
-    """The first of so many free ports in a row: above 20000, outside the system's ephemeral range (from 32768) and
-    outside 23000 to 23999, where Ray's client server puts its own."""
-    for _ in range(100):
-        first = random.randrange(24000, 32000 - count)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise AssertionError("no free ports")
-
-
 @pytest.fixture(scope="module")
 def head():
-    """A Ray head with two CPUs; `.environment` is what its command line needs."""
-    # Not tmp_path: Ray's sockets lie below it, and a socket's path has at most 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="evo", dir="/tmp"))
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    first = free_ports(len(SERVICES) + WORKER_PORTS)
-    ports = {name: first + i for i, name in enumerate(SERVICES)}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment = {
-        **kept,
-        # A job's command is looked up, and run, with what the head was started with.
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Despite its name: without it Ray takes 127.0.0.1 for the machine's outer address, and listens there.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    services = [f"--{name}={port}" for name, port in ports.items()]
-    workers = [
-        f"--min-worker-port={first + len(SERVICES)}",
-        f"--max-worker-port={first + len(SERVICES) + WORKER_PORTS}",
-    ]
-    where = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-    size = ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats"]
-    log = folder / "head.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", *where, *services, *workers, *size],
-            env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not all(answers(ports[p]) for p in ("port", "dashboard-port", "dashboard-agent-listen-port")):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield SimpleNamespace(environment=environment, ports=ports, folder=folder)
-    finally:
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, how)
-                process.wait(timeout=3)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def answers(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+    """A Ray head with two CPUs."""
+    with ray_head("--num-cpus=2", "--num-gpus=0") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -119,34 +44,9 @@ def submit(head, small_evaluator, tmp_path_factory):
     def run(out, budget=BUDGET, options=(), job=()):
         search = ["search", "--evaluator", "small.yaml", "--budget", str(budget), "--study", "s", "--workers", "2"]
         search += ["--address", "auto", "--out", str(out), "--json"]
-        return ray(head, "job", "submit", "--working-dir", ".", *job, "--", *program, *search, *options, cwd=folder)
+        return head.run("job", "submit", "--working-dir", ".", *job, "--", *program, *search, *options, cwd=folder)
 
     return run
-
-
-def ray(head, *args, cwd=None):
-    command = [RAY, *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env=head.environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
-    )
-
-
-def sequence(out):
-    trials = Store(f"sqlite:///{out / 'study.db'}").open("s").trials()
-    return [
-        (t.number, dict(t.params), t.state, t.reason, t.score and [x.results.tolist() for x in t.score.tasks])
-        for t in trials
-    ]
-
-
-def recorded(database):
-    if not database.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
-            return connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +65,9 @@ def test_a_submitted_search_ends_with_its_outputs_and_goes_on_when_submitted_aga
     assert result["candidates"] == {"complete": 6, "pruned": 0, "failed": 0}
     assert sequence(out) == undisturbed[:6]
     assert (out / "model" / "model.safetensors").is_file()
-    logs = ray(head, "job", "logs", "first").stdout
+    logs = head.run("job", "logs", "first").stdout
     assert "scoring the sources on the search items" in logs and "2 workers" in logs
-    assert "candidates, best" in logs
+    assert "1 candidate, best" in logs
     # --json: the job's log holds the result too.
     assert '"study": "s"' in logs
 
@@ -188,37 +88,141 @@ def test_what_would_vanish_with_the_job_is_refused(submit, tmp_path, out, option
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_stopped_half_way_and_submitted_again_it_ends_the_same(head, submit, undisturbed, tmp_path):
-    submitted = submit(tmp_path, job=["--submission-id", "stopped", "--no-wait"])
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    deadline = time.monotonic() + 150
-    while recorded(tmp_path / "study.db") < 2:
-        assert time.monotonic() < deadline, ray(head, "job", "logs", "stopped").stdout[-3000:]
-        time.sleep(0.1)
-    stopped = ray(head, "job", "stop", "stopped")
+def stop(head, name, out):
+    """As the user does."""
+    stopped = head.run("job", "stop", name)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert "Job 'stopped' was stopped" in ray(head, "job", "status", "stopped").stdout
-    assert 2 <= recorded(tmp_path / "study.db") < BUDGET
-    assert not (tmp_path / "result.json").exists()
-    again = submit(tmp_path)
+    assert f"Job '{name}' was stopped" in head.run("job", "status", name).stdout
+
+
+def kill(head, name, out):
+    """SIGKILL of the search itself, as the system does where memory is out."""
+    lines = {p: p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])}
+    (driver,) = [p for p, line in lines.items() if str(out) in line and "search" in line and "submit" not in line]
+    driver.send_signal(signal.SIGKILL)
+    wait_for(lambda: f"Job '{name}' failed" in head.run("job", "status", name).stdout, 60)
+
+
+@pytest.mark.parametrize("cut_off", [stop, kill])
+def test_cut_off_half_way_and_submitted_again_it_ends_the_same(cut_off, head, submit, undisturbed, here, tmp_path):
+    name, out = cut_off.__name__, tmp_path / "out"
+    submitted = submit(out, job=["--submission-id", name, "--no-wait"])
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    wait_for(lambda: recorded(out / "study.db") >= 2, 150, lambda: head.run("job", "logs", name).stdout[-3000:])
+    cut_off(head, name, out)
+    assert 2 <= recorded(out / "study.db") < BUDGET
+    assert not (out / "result.json").exists()
+    again = submit(out)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
-    assert sequence(tmp_path) == undisturbed
+    assert sequence(out) == undisturbed
+    # The result is a plain checkpoint, and the study's candidates can be written from elsewhere.
+    assert loads(out / "model")
+    here("export", out, tmp_path / "third", "--trial", 3)
+    assert loads(tmp_path / "third")
 
 
-def test_a_wrong_token_is_one_line(head, evomerge, small_evaluator, tmp_path, monkeypatch):
-    wrong = tmp_path / "token"
-    wrong.touch(mode=0o600)
-    wrong.write_text(secrets.token_hex(32))
-    for name, value in {**head.environment, "RAY_AUTH_TOKEN_PATH": str(wrong)}.items():
-        if name.startswith("RAY_"):
-            monkeypatch.setenv(name, value)
+def loads(folder):
+    """Whether transformers loads a checkpoint and generates by it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer("1 + 1 =", return_tensors="pt").input_ids
+    return model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
+
+
+@pytest.fixture
+def told(head, monkeypatch):
+    """Sets what a command line needs to know of the head."""
+    for key, value in head.environment.items():
+        if key.startswith("RAY_"):
+            monkeypatch.setenv(key, value)
+    return monkeypatch
+
+
+def search(evomerge, evaluator, address, out, budget=2, **options):
+    return evomerge(
+        "search", "--evaluator", evaluator, "--budget", budget, "--study", "s", "--address", address, "--out", out,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["auto", "address", "client_address"])
+def test_each_kind_of_address(kind, head, told, evomerge, small_evaluator, undisturbed, tmp_path):
+    address = getattr(head, kind, kind)
+    if kind == "auto":  # else it takes any Ray on the machine; a job has it from its head
+        told.setenv("RAY_ADDRESS", head.address)
+    search(evomerge, small_evaluator, address, tmp_path, budget=6)
+    assert sequence(tmp_path) == undisturbed[:6]
+    assert loads(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["address", "client_address"])
+def test_a_wrong_token_is_one_line(kind, head, told, evomerge, small_evaluator, tmp_path):
+    expired = tmp_path / "token"
+    expired.touch(mode=0o600)
+    expired.write_text(secrets.token_hex(32))
+    told.setenv("RAY_AUTH_TOKEN_PATH", str(expired))
+    address = getattr(head, kind)
     started = time.monotonic()
-    address = f"127.0.0.1:{head.ports['port']}"
-    done = evomerge(
-        "search", "--evaluator", small_evaluator, "--budget", 2, "--address", address, "--out", tmp_path / "out",
+    done = search(evomerge, small_evaluator, address, tmp_path / "out", check=False)
+    assert done.returncode == 2
+    assert f"--address {address}: the Ray cluster there does not take this token" in done.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in done.stderr and expired.read_text() not in done.stderr
+    assert "Traceback" not in done.stderr
+    # Most of it goes to imports: under a second to ask.
+    assert time.monotonic() - started < 40
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1:{ray-client-server-port}", "or ray://HOST:PORT"), ("ray://127.0.0.1:{port}", "without ray://")],
+)
+def test_the_wrong_port_of_the_right_cluster(address, expected, head, told):
+    with pytest.raises(InputError, match=f"Ray answers there, but not on this kind of port; .*{expected}"):
+        Connection(Cluster(address.format(**head.ports)))
+
+
+def test_more_gpus_than_the_cluster_has(head, told, evomerge, small_evaluator, tmp_path):
+    done = search(
+        lambda *args, **kw: evomerge(*args, "--gpus-per-worker", 2, **kw), small_evaluator, head.address, tmp_path,
         check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "no Ray cluster answers there that takes us" in done.stderr and "RAY_AUTH_TOKEN_PATH" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 60
+    assert "--gpus-per-worker 2: asked for 1 worker with 2 GPUs each" in done.stderr
+    assert "none to give: 1 machine with no GPU and 2 CPUs" in done.stderr
+
+
+# Run in a process of its own: this one stays without Ray.
+NOTE_VERSION = """
+import json, sys
+from ray._common.usage import usage_constants
+from ray._raylet import GcsClient
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+client, key = GcsClient(address=sys.argv[1]), usage_constants.CLUSTER_METADATA_KEY
+noted = json.loads(client.internal_kv_get(key, KV_NAMESPACE_CLUSTER))
+print(noted["ray_version"])
+client.internal_kv_put(key, json.dumps(noted | {"ray_version": sys.argv[2]}).encode(), True, KV_NAMESPACE_CLUSTER)
+"""
+
+
+def note_version(head, version):
+    """Overwrite what a head has noted of itself; returns what it was."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTE_VERSION, head.address, version], env=head.environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_another_version_of_ray(head, told, evomerge, small_evaluator, tmp_path):
+    """The head says that it is of another version; the check is Ray's own."""
+    own = note_version(head, "2.1.0")
+    try:
+        done = search(evomerge, small_evaluator, head.address, tmp_path, check=False)
+    finally:
+        note_version(head, own)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "the cluster runs another version of Ray or Python than this process" in line and "Ray: 2.1.0" in line

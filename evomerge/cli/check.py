@@ -151,9 +151,11 @@ def _fusion(path: Path) -> Facts:
 
 def _evaluator(path: Path) -> Facts:
     from evomerge.evaluation import SPLITS, load_evaluator, open_evaluator
+    from evomerge.pipeline.goals import check_goals
 
     file = load_evaluator(path)
     evaluator = open_evaluator(file)
+    check_goals(evaluator, file)
     counts = {split: {task: len(ids) for task, ids in evaluator.items(split).items()} for split in SPLITS}
     lines = [f"{t.name}: weight {t.weight:g}" for t in file.config.tasks]
     lines += [f"{split}: " + ", ".join(f"{n} items of {task}" for task, n in counts[split].items()) for split in SPLITS]

@@ -77,9 +77,13 @@ def add_cluster(where: argparse._ActionsContainer) -> None:
         help="processes that work side by side, on Ray; default: one per GPU, else per CPU; 0: this one alone",
     )  # fmt: skip
     where.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker (default: 1 where there are any)"
-    )
-    where.add_argument("--address", metavar="A", help="a Ray cluster: auto, or ray://HOST:PORT (default: this machine)")
+        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker: 0 (CPUs), up to 1, or several for a "
+        "model that one does not hold (default: 1 where there are any)",
+    )  # fmt: skip
+    where.add_argument(
+        "--address", metavar="A", help="a Ray cluster: auto, HOST:PORT of its head, or ray://HOST:PORT from outside "
+        "(default: this machine)",
+    )  # fmt: skip
 
 
 def whole(text: str, low: int, high: int) -> int:

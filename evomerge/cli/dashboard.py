@@ -61,10 +61,10 @@ def study_names(url: str) -> list[str]:
     """
     import sqlalchemy as sa
 
-    from evomerge.study.database import shown, table_names
+    from evomerge.study.database import make_engine, shown, table_names
 
     table_names(url)
-    engine = sa.create_engine(url)
+    engine = make_engine(url)
     with engine.connect() as connection:
         names = [str(row[0]) for row in connection.execute(sa.text("SELECT study_name FROM studies"))]
     engine.dispose()
@@ -84,10 +84,11 @@ class _Handler(WSGIRequestHandler):
 
 def open_server(url: str, host: str, port: int) -> WSGIServer:
     """optuna-dashboard on a storage, bound and not yet serving; InputError where the address is taken."""
-    import optuna
     import optuna_dashboard
 
-    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+    from evomerge.study.opening import open_tables
+
+    storage = open_tables(url)
     try:
         return make_server(host, port, optuna_dashboard.wsgi(storage), server_class=_Server, handler_class=_Handler)
     except OSError as e:

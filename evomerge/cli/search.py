@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command, whole
 from evomerge.cli.output import emit
+
+if TYPE_CHECKING:
+    from evomerge.study.joining import Joined
 
 DESCRIPTION = """\
 Search for the best merge of some models within a budget. The same command resumes a search that was cut off, and
@@ -14,7 +19,9 @@ extends a finished one when its budget is larger.
 
   evomerge search --budget 100                                     the shipped models: a five-minute start
   evomerge search space.yaml --evaluator evaluator.yaml --budget 2h
-  evomerge search --models ./a ./b --base ./c --tasks gsm8k --budget 200"""
+  evomerge search --models ./a ./b --base ./c --tasks gsm8k --budget 200
+
+A second process with the same command and --join adds its workers to the first one's search."""
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:
@@ -50,7 +57,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     how.add_argument(
         "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
     )
-    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: 1/6)")
+    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: .3)")
     how.add_argument(
         "--restarts", choices=RESTARTS,
         help="cma, catcma: what follows where they have converged: another run from a random place, of twice as many "
@@ -88,7 +95,14 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     where = parser.add_argument_group("where it runs and what it leaves")
     where.add_argument("--study", metavar="S", help="name of the study (default: SPACE-EVALUATOR-SEED)")
     where.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: runs/STUDY)")
-    where.add_argument("--storage", metavar="URL", help="database (default: one SQLite file in the output folder)")
+    where.add_argument(
+        "--storage", metavar="URL", help="database: a file ending in .db, postgresql://USER@HOST/DATABASE or "
+        "mysql://... (default: one SQLite file in the output folder)",
+    )  # fmt: skip
+    where.add_argument(
+        "--join", action="store_true", help="add this process's workers to the search that another process drives with "
+        "the same command; ends with it",
+    )  # fmt: skip
     add_cluster(where)
     where.add_argument(
         "--prefix-memory", type=_gigabytes, default=1.0, metavar="GB",
@@ -104,10 +118,10 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget.parse(args.budget)
 
     from evomerge.cli.progress import Progress
-    from evomerge.pipeline import Options, search
+    from evomerge.pipeline import Options, join, search
     from evomerge.report.outputs import write_outputs
     from evomerge.report.result import to_dict
-    from evomerge.report.table import front_text, table_text
+    from evomerge.report.table import archive_text, front_text, table_text
     from evomerge.study.workers import Cluster
 
     options = Options(
@@ -121,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     with Progress() as progress:
         try:
+            if args.join:
+                return _joined(args, join(options, progress))
             outcome = search(options, progress)
         except KeyboardInterrupt:
             progress.say("interrupted: the same command goes on where it was")
@@ -130,7 +146,18 @@ def run(args: argparse.Namespace) -> int:
     path = "path.png, " if outcome.path is not None else ""
     database = "" if args.storage else ", study.db"
     files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
-    emit(args, to_dict(outcome), "\n".join([table_text(outcome), *front_text(outcome), f"{out}/: {files}"]))
+    lines = [table_text(outcome), *front_text(outcome), *archive_text(outcome), f"{out}/: {files}"]
+    emit(args, to_dict(outcome), "\n".join(lines))
+    return 0
+
+
+def _joined(args: argparse.Namespace, joined: Joined) -> int:
+    candidates = f"{joined.candidates} candidate{'s' if joined.candidates != 1 else ''}"
+    words = (
+        f'study "{joined.study}" has ended: {candidates} scored here, in {joined.jobs} jobs and '
+        f"{joined.seconds:.0f} seconds"
+    )
+    emit(args, asdict(joined), words)
     return 0
 
 

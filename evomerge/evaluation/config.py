@@ -185,9 +185,13 @@ class EvaluatorConfig(Frozen):
         """What objectives and constraints are about."""
         return list(dict.fromkeys([*self.objectives, *(c.of for c in self.constraints)]))
 
-    def searched(self, task: TaskConfig) -> bool:
-        """Whether a task is run on the search items: it counts, or an objective or a constraint needs it."""
-        return bool(task.weight) or any(measured(n)[0] == task.name for n in self.named)
+    def searched(self, task: TaskConfig, name: str | None = None) -> bool:
+        """Whether a task is run on the search items: it counts, or an objective or a constraint needs it.
+
+        Args:
+            name: Of a group, which of its tasks.
+        """
+        return bool(task.weight) or any(measured(n)[0] == (name or task.name) for n in self.named)
 
     def measures(self, task: str) -> list[str]:
         """What is measured of a task's answers beside its metric."""
@@ -206,28 +210,42 @@ class EvaluatorConfig(Frozen):
 
 
 class EvaluatorFile:
-    """An evaluator together with where it was read: its name and the folder that its paths are relative to."""
+    """An evaluator together with where it was read: its name and the folder that its paths are relative to.
 
-    def __init__(self, config: EvaluatorConfig, name: str, folder: Path, file: str) -> None:
+    Args:
+        places: Where what some keys name lies instead: on a worker's machine.
+    """
+
+    def __init__(
+        self, config: EvaluatorConfig, name: str, folder: Path, file: str, places: Mapping[str, Path] | None = None
+    ) -> None:
         self.config = config
         self.name = name
         self.folder = folder
         self.file = file
+        self._places = dict(places or {})
 
-    def after(self, objectives: Sequence[str]) -> EvaluatorFile:
-        """The same after other objectives (`--objective`).
+    def placed(self, places: Mapping[str, Path]) -> EvaluatorFile:
+        """The same where the files that some keys name lie elsewhere."""
+        return EvaluatorFile(self.config, self.name, self.folder, self.file, places)
+
+    def after(self, objectives: Sequence[str], by: str = "--objective") -> EvaluatorFile:
+        """The same after other objectives.
+
+        Args:
+            by: What messages call the place where they were given.
 
         Raises:
             EvaluatorError: they do not go with the rest of it.
         """
         config = self.config.aimed(objectives)
         data = config.model_dump(exclude_unset=True)
-        again = validate(EvaluatorConfig, Document(data, f"{self.file} (--objective)"), EvaluatorError)
+        again = validate(EvaluatorConfig, Document(data, f"{self.file} ({by})"), EvaluatorError)
         return EvaluatorFile(again, self.name, self.folder, self.file)
 
     def path(self, relative: str, key: str) -> Path:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
-        path = self.folder / relative
+        path = self._places.get(key, self.folder / relative)
         if not path.exists():
             raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path})")
         return path

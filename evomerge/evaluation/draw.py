@@ -1,4 +1,4 @@
-"""The random order in which a study's search items are scored, the same for all of its candidates, and parts of it.
+"""The random order in which a study's search items are scored, and parts of it.
 
 What is drawn is a unit: one item of one task, or, where all tasks have the same items, one item with its results in
 all of them. The mean of the units, each with its weight, is the score.
@@ -7,7 +7,7 @@ all of them. The mean of the units, each with its weight, is the score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,15 @@ class Draw:
         """Of each unit, what it counts in the score, shape (units,); they add up to 1."""
         return np.array([sum(self.shares[t] / len(self.items[t]) for t, _ in unit) for unit in self.units])
 
+    def turned(self, by: int) -> Draw:
+        """The same order from a later unit on; what was before it follows at the end.
+
+        Args:
+            by: How many units it begins later; round and round.
+        """
+        by %= len(self.units)
+        return replace(self, units=self.units[by:] + self.units[:by])
+
     def places(self, start: int, end: int) -> Places:
         """The items of some units that follow each other."""
         found: dict[str, list[int]] = {}
@@ -75,6 +84,17 @@ class Draw:
                 for unit in self.units[start:end]
             ]
         )
+
+    def known(self, score: Score) -> Numbers:
+        """A score's results of all units, NaN where it has not all of one's items, shape (units,)."""
+        at = {t.task: dict(zip(t.items, t.results.tolist(), strict=True)) for t in score.tasks}
+        found = np.full(len(self.units), np.nan)
+        for i, unit in enumerate(self.units):
+            results = [at.get(t, {}).get(self.items[t][p]) for t, p in unit]
+            if None not in results:
+                shares = [self.shares[t] for t, _ in unit]
+                found[i] = sum(s * r for s, r in zip(shares, results, strict=True) if r is not None) / sum(shares)
+        return found
 
     def estimate(self, score: Score, seen: int) -> float:
         """A score on the first units alone."""

@@ -28,6 +28,12 @@ class Evaluator(Protocol):
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
 
+    def searched(self) -> Sequence[str]:
+        """Names of the tasks that are run on the search items, as `items` has them."""
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Of what the file names that is several tasks (a group or tag of lm-eval), their names."""
+
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """What a model is shown of each item, with the right answer, in the order of `items`; for `overlaps`.
 

@@ -44,6 +44,14 @@ class FunctionEvaluator:
         """Ids of each task's items in a split (none where the function brings its own)."""
         return {t.name: tuple(i.id for i in self._split[split]) for t in self._config.tasks}
 
+    def searched(self) -> Sequence[str]:
+        """See `Evaluator.searched`."""
+        return [t.name for t in self._config.tasks if self._config.searched(t)]
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """None: every task is one."""
+        return {}
+
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """See `Evaluator.texts`: the strings and numbers of each item, in its order; every task has the same items."""
         found = tuple(" ".join(_leaves(self._contents[i.index])) for i in self._split[split])

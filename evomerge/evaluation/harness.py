@@ -109,7 +109,10 @@ class HarnessEvaluator:
     def __init__(self, file: EvaluatorFile) -> None:
         self._file = file
         self._config = file.config
-        self._tasks = [self._prepare(*entry) for entry in self._load()]
+        loaded = self._load()
+        several = [entry for entry, name, *_ in loaded if name != entry.name]
+        self._groups = {entry.name: [name for other, name, *_ in loaded if other is entry] for entry in several}
+        self._tasks = [self._prepare(*entry) for entry in loaded]
         self._harness: Any = None
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
@@ -120,6 +123,14 @@ class HarnessEvaluator:
             if t.language is not None and split != "search":
                 found[t.share] = found[t.name]
         return found
+
+    def searched(self) -> Sequence[str]:
+        """See `Evaluator.searched`."""
+        return [t.name for t in self._tasks if t.searched]
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """See `Evaluator.groups`."""
+        return self._groups
 
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """See `Evaluator.texts`."""
@@ -272,14 +283,18 @@ class HarnessEvaluator:
             found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
             if found:
                 raise EvaluatorError("\n".join(f"{self._greedily(name)}: {line}" for line in found))
-        measures = config.measures(entry.name)
+        measures = config.measures(name)
+        if measures and entry.greedy_likelihood:
+            raise EvaluatorError(
+                f"{self._greedily(name)}: generates no answers, whose {measures[0]} {name}.{measures[0]} is"
+            )
         if measures and task.get_config("output_type") != "generate_until":
             raise EvaluatorError(
-                f'{file.file}: {entry.name}.{measures[0]}: task "{name}" is {task.get_config("output_type")}; only '
+                f'{file.file}: {name}.{measures[0]}: task "{name}" is {task.get_config("output_type")}; only '
                 "generated answers (generate_until) have one"
             )
         return _Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood, entry.language,
-                         searched=config.searched(entry), measures=measures)  # fmt: skip
+                         searched=config.searched(entry, name), measures=measures)  # fmt: skip
 
     def _build(self, task: _Prepared, split: Split, lm: Any) -> list[Any]:
         """lm-eval's requests for the items of a split."""

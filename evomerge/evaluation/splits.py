@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ def divide(
 
     Args:
         contents: The items in the order of the task's data.
-        splits: Share and cap of each split. Where more fall into a split than its cap, the first by hash are kept.
+        splits: Share of each split, and how many of its items are used: the first by hash.
         where: What messages begin with.
 
     Returns:
@@ -59,7 +60,7 @@ def divide(
         ids of their own ("ID#2"), so that they still pair.
 
     Raises:
-        EvaluatorError: a split would be empty, or asks for more items than the task has.
+        EvaluatorError: a split would be empty, or asks for more items than fall into it.
     """
     bounds: list[tuple[Split, float, float]] = []
     low = 0.0
@@ -68,12 +69,12 @@ def divide(
         low += splits.of(split).share
     found: dict[Split, list[tuple[float, Item]]] = {split: [] for split in SPLITS}
     seen: dict[str, int] = {}
-    total = 0
+    places: list[float] = []
     for index, content in enumerate(contents):
-        total += 1
         key = content_id(content)
         seen[key] = seen.get(key, 0) + 1
         at = place(key, split_seed)
+        places.append(at)
         for split, start, end in bounds:
             if start <= at < end:
                 name = key if seen[key] == 1 else f"{key}#{seen[key]}"
@@ -81,13 +82,33 @@ def divide(
     out: dict[Split, list[Item]] = {}
     for split in SPLITS:
         cap = splits.of(split).items
-        has = len(found[split])
-        if not has or (cap is not None and cap > total):
-            asked = f", but items = {cap} are asked for" if cap else ""
-            raise EvaluatorError(
-                f"{where}: splits.{split} holds {has} of the {total} items{asked}; expected more items, a larger share "
-                f"than {splits.of(split).share:g}, or fewer items asked for"
-            )
+        if len(found[split]) < (cap or 1):
+            raise EvaluatorError(f"{where}: {_too_few(split, splits, len(found[split]), places)}")
         kept = sorted(found[split], key=lambda pair: (pair[0], pair[1].index))[:cap]
         out[split] = sorted((item for _, item in kept), key=lambda item: item.index)
     return out
+
+
+def _too_few(split: Split, splits: Splits, has: int, places: Sequence[float]) -> str:
+    """A split with fewer items than are asked for, and what would be right, in words.
+
+    Args:
+        has: How many fall into it.
+        places: Of all items of the task.
+    """
+    share, cap = splits.of(split).share, splits.of(split).items
+    start = sum(splits.of(other).share for other in SPLITS[: SPLITS.index(split)])
+    asked = f"items = {cap:,} are asked for, and " if cap else ""
+    words = f"splits.{split}: {asked}its share of {share:g} holds {has:,} of the {len(places):,} items"
+    expected = [f"items of at most {has:,}"] if has and cap else []
+    wanted = cap or 1
+    beyond = sorted(at for at in places if at >= start)
+    # Rounded up, so that it does hold them.
+    need = math.floor((beyond[wanted - 1] - start) * 1000) / 1000 + 0.001 if len(beyond) >= wanted else 1.0
+    if need < 1.0 - 1e-9:
+        rest = 1.0 - share - sum(splits.of(other).share for other in SPLITS if other != split)
+        less = ", and so much less for the others" if need - share > rest + 1e-9 else ""
+        expected.append(f"a share of {need:.3g}{less}")
+    else:
+        expected.append("more items in the task")
+    return f"{words}; expected {' or '.join(expected)}"

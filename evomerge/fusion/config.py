@@ -234,6 +234,9 @@ class SearchConfig(Frozen):
         space: A search space's file or preset, over the targets; its models are replaced.
         evaluator: Default: the fusion's.
         sigma: First step size, as a share of each range: small, for targets of one pivot lie close together.
+        restarts: What follows where the sampler has converged; default: its own.
+        objectives: What it is after, instead of the evaluator's objectives (`--objective`).
+        warm_start: Output folder of a search over targets of the same names to begin from; relative to the file.
         starts: Which merges are tried first: SCE, VaRM, and VaRM's weights by place; where the space has not the
             method, the weights nearest to it.
     """
@@ -244,6 +247,9 @@ class SearchConfig(Frozen):
     sampler: str = "auto"
     population: int | None = Field(default=None, ge=1)
     sigma: float | None = Field(default=0.05, gt=0)
+    restarts: Literal["none", "ipop", "bipop"] | None = None
+    objectives: list[str] = []
+    warm_start: str | None = None
     patience: int | None = Field(default=None, ge=1)
     fidelity: Literal["auto", "full", "race"] = "auto"
     estimates: Literal["auto", "plain"] = "auto"

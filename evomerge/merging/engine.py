@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from evomerge.errors import CandidateError, SourceError
+from evomerge.errors import CandidateError, RecipeError, SourceError
 from evomerge.header import TensorInfo
 from evomerge.merging import adapters
 from evomerge.merging.checkpoint import write_checkpoint
@@ -88,6 +88,7 @@ class Engine:
         self._cache_bytes = cache_bytes
         self._copies: WeakValueDictionary[TensorInfo, Tensor] = WeakValueDictionary()
         self._cached: dict[TensorInfo, Tensor] = {}
+        self._others: dict[torch.device, Engine] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
         """Every output tensor with its inputs and parameters; nothing is read.
@@ -120,10 +121,34 @@ class Engine:
 
         Raises:
             CandidateError: NaN or infinity; the model then holds those weights until it is built again.
-            RecipeError: the recipe has another number of layers, or tensors that the model has not.
+            RecipeError: the recipe has another number of layers, or tensors that the model has not; or weights of the
+                model are not in memory.
         """
         plan = self.plan(recipe)
-        self._fill(plan, targets_of(plan, model))
+        for engine, targets in self._where(targets_of(plan, model)):
+            engine._fill(plan, targets)
+
+    def _where(self, targets: Sequence[Target]) -> Iterator[tuple[Engine, list[Target]]]:
+        """Targets by the engine that fills them: on GPUs, over which a model may be spread, each by one on its own.
+
+        So each GPU merges, and holds sources for, what lies on it, and no tensor goes from one to the other.
+        """
+        by_device: dict[torch.device, list[Target]] = {}
+        for target in targets:
+            by_device.setdefault(target[1].device, []).append(target)
+        if torch.device("meta") in by_device:
+            name = by_device[torch.device("meta")][0][0].name
+            raise RecipeError(
+                f'"{name}" of the live model is not in memory (offloaded, or not loaded): nothing can be built into it'
+            )
+        if self.device.type != "cuda":
+            yield self, list(targets)
+            return
+        for device, found in by_device.items():
+            elsewhere = device.type == "cuda" and device != torch.empty(0, device=self.device).device
+            if elsewhere and device not in self._others:
+                self._others[device] = Engine(self.sources, device=device, chunk=self._chunk, planner=self._planner)
+            yield self._others[device] if elsewhere else self, found
 
     def write(
         self,

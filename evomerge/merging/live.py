@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import SourceError
 from evomerge.merging.config import merged_config
+from evomerge.merging.placement import Devices, spread
 from evomerge.merging.plan import Plan
 from evomerge.sources import HEADS, Source
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def live_model(
     model: Source | Path | str,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Devices = "cpu",
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -27,10 +29,12 @@ def live_model(
     Args:
         model: An open source, or the folder of a checkpoint.
         dtype: Type to compute in; None takes the checkpoint's.
+        device: Where it runs; several: its layers are spread over them.
         trust_remote_code: Run code that lies in the checkpoint's folder.
 
     Raises:
         SourceError: transformers cannot load it.
+        InputError: it does not fit on the devices.
     """
     from transformers import AutoConfig
 
@@ -60,7 +64,7 @@ def live_model(
 def live_model_for(
     plan: Plan,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Devices = "cpu",
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -121,6 +125,9 @@ def _untie(config: Any, source: Source) -> None:
             part.tie_word_embeddings = False
 
 
-def _ready(live: Any, device: torch.device | str) -> PreTrainedModel:
-    model: PreTrainedModel = live.eval().requires_grad_(False).to(device)
+def _ready(live: Any, device: torch.device | str | Devices) -> PreTrainedModel:
+    live = live.eval().requires_grad_(False)
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        return spread(live, device)
+    model: PreTrainedModel = live.to(device)
     return model

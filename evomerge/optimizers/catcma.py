@@ -16,7 +16,7 @@ from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
-SIGMA = 1 / 6
+SIGMA = 0.3  # as `cma`
 # Of what has a grid, in steps of the grid.
 LEAST_STEP = 0.5
 
@@ -28,7 +28,7 @@ class CatCma:
     nothing where half a generation ties.
 
     Args:
-        sigma: First standard deviation, as a share of every range; default 1/6.
+        sigma: First standard deviation, as a share of every range; default .3.
         population: Of the first run; default 4 + floor(3 ln n).
         initial: The first mean; default the parameters' own.
         restarts: "none", "ipop" or "bipop" (the default), see `restarts`. The mean of a later run is drawn uniformly;

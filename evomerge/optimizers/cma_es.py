@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from evomerge.optimizers.coordinates import bins, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
 from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
-SIGMA = 1 / 6
+# Of a range from 0 to 1.5 that begins at .5 this reaches its lower end and leaves the upper one in sight. With 1/6, as
+# arXiv 2403.13187 has it, more searches end at the first place that is any good (docs/decisions.md, 2026-11-29).
+SIGMA = 0.3
 # A step of less than this part of a range merges to the same model for all that an evaluator can tell.
 CONVERGED = 1e-4
 # Of so many parameters n a search of some thousand candidates learns no covariances: there are n^2 / 2 of them.
@@ -75,7 +77,7 @@ class CmaEs:
     back together, by the length of the path as else.
 
     Args:
-        sigma: First standard deviation, as a share of every range; default 1/6, as in arXiv 2403.13187.
+        sigma: First standard deviation, as a share of every range; default .3.
         population: Of the first run; default 4 + floor(3 ln n).
         initial: The first mean; default the parameters' own.
         restarts: "none", "ipop" or "bipop" (the default), see `restarts`: a run that has converged is followed by
@@ -220,7 +222,7 @@ class CmaEs:
                 self._flight.renew(run.population)
                 self._begin(run, self._places(self._random.uniform(size=len(self._bins))))
 
-    def _update(self, drawn: Sequence[_Drawn], told: Sequence[float | None]) -> None:
+    def _update(self, drawn: Sequence[_Drawn], told: Sequence[Worth]) -> None:
         es = self._es
         order = range(len(drawn))
         if not self._flight.asynchronous:

@@ -7,26 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from evomerge.optimizers.protocol import Worth
 
-def best_first(values: Sequence[tuple[float, ...] | None]) -> list[int]:
-    """Indices of the candidates, the best first (higher is better).
+
+def best_first(worths: Sequence[Worth]) -> list[int]:
+    """Indices of the candidates, the best first.
 
     By front (those that no other dominates, then those that only the first front dominates, ...), in a front the least
-    crowded first; equal ones stay in the order given. Those that failed (None) come last.
-
-    Args:
-        values: One or more values of each candidate.
+    crowded first; equal ones stay in the order given. Those that miss constraints come after all others, the less they
+    miss the sooner (of those that miss as much, by front), and those that failed come last.
     """
-    failed = [i for i, told in enumerate(values) if told is None]
-    left = np.array([i for i, told in enumerate(values) if told is not None], dtype=np.int64)
     out: list[int] = []
-    while len(left):
-        points = np.array([values[i] for i in left], dtype=np.float64)
-        first = ~dominated(points)
-        order = np.argsort(-_distance(points[first]), kind="stable")
-        out += left[first][order].tolist()
-        left = left[~first]
-    return out + failed
+    there = [i for i, worth in enumerate(worths) if not worth.failed]
+    for missed in sorted({worths[i].missed for i in there}):
+        left = np.array([i for i in there if worths[i].missed == missed], dtype=np.int64)
+        while len(left):
+            points = np.array([worths[i].values for i in left], dtype=np.float64)
+            first = ~dominated(points)
+            order = np.argsort(-_distance(points[first]), kind="stable")
+            out += left[first][order].tolist()
+            left = left[~first]
+    return out + [i for i, worth in enumerate(worths) if worth.failed]
 
 
 def dominated(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 from evomerge.optimizers.coordinates import bins
 from evomerge.optimizers.domination import best_first
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Integer, Parameter
 
@@ -40,7 +40,7 @@ class Evolution:
     The first generation is the start and mutants of it. Parents are drawn by tournaments of two among the best
     `PARENTS` of all generations; of equal ones the younger goes first, so that the search drifts over plateaus instead
     of resting on them. With several objectives the best are NSGA-II's: those that none dominates first, the least
-    crowded first.
+    crowded first. Those that miss constraints come after all that keep them.
 
     Args:
         sigma: Standard deviation of a number's mutation, as a share of its range; default 1/6.
@@ -72,7 +72,7 @@ class Evolution:
         self._start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
         by_kind = sorted(parameters, key=_kind)
         self._kinds = [list(genes) for _, genes in groupby(by_kind, key=_kind)]
-        self._parents: list[tuple[tuple[float, ...] | None, Params]] = []
+        self._parents: list[tuple[Worth, Params]] = []
         self._seen: set[str] = set()
         self._flight: Generation[None] = Generation(parameters, self.generation, objectives, asynchronous)
 
@@ -105,11 +105,11 @@ class Evolution:
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`. A failed one is a parent only where fewer than `PARENTS` others are known."""
-        _, told = self._flight.tell_all(params, scores)
-        young = [(score, dict(p)) for p, score in zip(params, told, strict=True)]
+        _, told = self._flight.tell(params, scores)
+        young = [(worth, dict(p)) for p, worth in zip(params, told, strict=True)]
         # The youngest first: the order keeps those before their equals.
         known = [*reversed(young), *self._parents]
-        self._parents = [known[i] for i in best_first([score for score, _ in known])[:PARENTS]]
+        self._parents = [known[i] for i in best_first([worth for worth, _ in known])[:PARENTS]]
 
     def _new(self) -> Params:
         """A child that was not asked before, else any such point of the space, else (all were) a child."""

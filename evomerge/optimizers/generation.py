@@ -5,7 +5,6 @@ Every optimizer holds one `Generation`; the state that they share in form lives 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from evomerge.errors import EvoMergeError
-from evomerge.optimizers.protocol import Told
+from evomerge.optimizers.protocol import Told, Worth
 from evomerge.score import Value
 from evomerge.space.parameters import Parameter, check
 
 T = TypeVar("T")
 Params = dict[str, Value]
-Values = tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,15 @@ class Generation(Generic[T]):
         self.asynchronous = asynchronous
         self.queue: list[Params] = []
         self._out: list[_Asked[T]] = []
-        self._heard: list[tuple[T, Values]] = []
+        self._heard: list[tuple[T, Worth]] = []
         self._run = 0
         self._started = False
+        self._told = 0
+
+    @property
+    def told(self) -> int:
+        """How many have been told so far, failed ones included."""
+        return self._told
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """Put a candidate in front of the next asks."""
@@ -84,28 +88,31 @@ class Generation(Generic[T]):
         self._out += [_Asked(params, kept, self._run) for params, kept in candidates]
         return [dict(params) for params, _ in candidates]
 
-    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[float | None]]:
-        """What was kept of each candidate with its one score, in the order told (None: failed)."""
-        kept, told = self.tell_all(params, scores)
-        return kept, [None if values is None else values[0] for values in told]
-
-    def tell_all(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Values]]:
-        """The same with the values of all objectives."""
+    def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Worth]]:
+        """What was kept of each candidate with what it is worth, in the order told."""
         found = self._found(params, scores)
-        return [asked.kept for asked, _ in found], [values for _, values in found]
+        return [asked.kept for asked, _ in found], [worth for _, worth in found]
+
+    def close(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Worth]]:
+        """As `tell`, of the first candidates of a generation that is not told to its end: the last that is heard."""
+        self._out, never = self._out[: len(params)], self._out[len(params) :]
+        try:
+            return self.tell(params, scores)
+        finally:
+            self._out = [*self._out, *never]
 
     def complete(
         self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
-    ) -> Iterator[tuple[list[T], list[float | None]]]:
+    ) -> Iterator[tuple[list[T], list[Worth]]]:
         """Whole generations, as `tell` has them: with this telling one, or, asynchronously, none or several.
 
         Candidates of an earlier run (see `renew`) take no part.
         """
         found = self._found(params, scores)
-        self._heard += [(asked.kept, values) for asked, values in found if asked.run == self._run]
+        self._heard += [(asked.kept, worth) for asked, worth in found if asked.run == self._run]
         while len(self._heard) >= self.size:
             whole, self._heard = self._heard[: self.size], self._heard[self.size :]
-            yield [kept for kept, _ in whole], [None if values is None else values[0] for _, values in whole]
+            yield [kept for kept, _ in whole], [worth for _, worth in whole]
 
     def renew(self, size: int) -> None:
         """A new run, of another size of generations, begins: what is out or told so far is none of its business."""
@@ -113,8 +120,8 @@ class Generation(Generic[T]):
         self._run += 1
         self._heard = []
 
-    def _found(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> list[tuple[_Asked[T], Values]]:
-        """The candidates told, no longer out, with their values; None where one of these is not a finite number."""
+    def _found(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> list[tuple[_Asked[T], Worth]]:
+        """The candidates told, no longer out, with what they are worth."""
         if not self._out:
             raise EvoMergeError("no generation is asked for: nothing to tell")
         given = [dict(p) for p in params]
@@ -127,16 +134,14 @@ class Generation(Generic[T]):
                     f"told {len(given)} candidates and {len(scores)} scores, expected the {self.size} asked last, "
                     "in order"
                 )
-        values = [None if s is None else s if isinstance(s, tuple) else (s,) for s in scores]
-        for told in values:
-            if told is not None and len(told) != self.objectives:
-                raise EvoMergeError(f"told {len(told)} values of a candidate, expected {self.objectives}")
+        worths = [Worth.of(score) for score in scores]
+        for worth in worths:
+            if not worth.failed and len(worth.values) != self.objectives:
+                raise EvoMergeError(f"told {len(worth.values)} values of a candidate, expected {self.objectives}")
         found = [self._out[place] for place in places]
+        self._told += len(found)
         self._out = [asked for place, asked in enumerate(self._out) if place not in set(places)]
-        finite = [
-            None if told is None or not all(map(math.isfinite, told)) else tuple(map(float, told)) for told in values
-        ]
-        return list(zip(found, finite, strict=True))
+        return list(zip(found, worths, strict=True))
 
     def _places(self, given: Sequence[Params], scores: Sequence[Told]) -> list[int]:
         """Which of those that are out are told: of twins the one that was asked first."""
@@ -151,19 +156,23 @@ class Generation(Generic[T]):
         return places
 
 
-def losses(scores: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """Scores as losses to minimise, shape (n,); a failed one is worse than every other, and all finite.
+def losses(worths: Sequence[Worth]) -> npt.NDArray[np.float64]:
+    """What candidates of one objective are worth as losses to minimise, shape (n,), all finite; failed ones are worst.
 
-    Finite because pycma takes NaN for the median and infinities break its statistics.
+    Finite because pycma takes NaN for the median and infinities break its statistics. Where some miss a constraint the
+    losses are places in the order, equal for equal ones: their values are on no scale with what is missed.
     """
-    found = [-s for s in scores if s is not None]
+    if any(w.missed for w in worths if not w.failed):
+        places = {key: place for place, key in enumerate(sorted({w.key for w in worths}, reverse=True))}
+        return np.array([places[w.key] for w in worths], dtype=np.float64)
+    found = [-w.values[0] for w in worths if not w.failed]
     worst = max(found, default=0.0) + max(1.0, max(found, default=0.0) - min(found, default=0.0))
-    return np.array([worst if s is None else -s for s in scores], dtype=np.float64)
+    return np.array([worst if w.failed else -w.values[0] for w in worths], dtype=np.float64)
 
 
-def ranks(scores: Sequence[float | None]) -> npt.NDArray[np.int64]:
+def ranks(worths: Sequence[Worth]) -> npt.NDArray[np.int64]:
     """Ranks from 0 (best), shape (n,); ties in the order of the asks, which is random."""
-    order = np.argsort(losses(scores), kind="stable")
+    order = np.argsort(losses(worths), kind="stable")
     found = np.empty(len(order), dtype=np.int64)
     found[order] = np.arange(len(order))
     return found

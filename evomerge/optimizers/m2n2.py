@@ -8,15 +8,16 @@ straight line for its slerp: mixing the genes of a place mixes the weights there
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from evomerge.errors import EvoMergeError
-from evomerge.optimizers.behaviours import Elite, best_first, heard
+from evomerge.optimizers.behaviours import Elite, Grid, best_first, heard
 from evomerge.optimizers.coordinates import from_unit, to_unit
 from evomerge.optimizers.cube import folded
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.sharing import Array, Scale, attraction, fitness
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Parameter
@@ -39,6 +40,11 @@ class M2N2:
     (1 - w) A + w B, in all sources alike; a category or whole number is A's with the probability that A has as weight
     there. Then all genes mutate a little. Steady state: each told candidate joins the archive, f is worked out anew
     over all, and where they are more than the archive holds the least goes.
+
+    Those that miss constraints compete for nothing that one has who keeps them (the paper has no constraints): the one
+    that misses them furthest goes first, f is worked out over those that keep them while there are any, and only these
+    are parents, but for the mate of one that is alone. Where none keeps them, parent A is the one that misses them less
+    of two that are drawn uniformly (Deb 2000).
 
     The first generations, until there are as many candidates as half the archive, are those enqueued, the start, and
     uniform draws. Failed candidates are not in the archive; they count as ones that solve no item.
@@ -88,8 +94,24 @@ class M2N2:
         return False
 
     def elites(self) -> list[Elite]:
-        """The archive, the best score first; of equal ones the earlier."""
-        return best_first([elite for elite, _ in self._kept])
+        """See `Archiving.elites`; each with what it gets of the items, which these alone share.
+
+        Those that miss constraints may be kept beside ones that keep them, as mates of one that is alone, but they are
+        none of these.
+        """
+        if not self._kept:
+            return []
+        keeps = np.array([not elite.missed for elite, _ in self._kept])
+        there = keeps if keeps.any() else ~keeps
+        shares = iter(fitness(self._results()[there]).tolist())
+        return best_first(
+            [replace(elite, fitness=next(shares)) for (elite, _), t in zip(self._kept, there, strict=True) if t]
+        )
+
+    @property
+    def grid(self) -> Grid | None:
+        """None: candidates differ by the items that they solve."""
+        return None
 
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """See `Optimizer.enqueue`."""
@@ -118,7 +140,27 @@ class M2N2:
     ) -> None:
         """See `Optimizer.tell`; any number of candidates."""
         _, told = self._flight.tell(params, scores)
-        for p, known in zip(params, heard(told, behaviours), strict=True):
+        self._add(params, told, behaviours)
+
+    def close(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """See `Archiving.close`."""
+        _, told = self._flight.close(params, scores)
+        self._add(params, told, behaviours)
+
+    def _add(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        told: Sequence[Worth],
+        behaviours: Sequence[Behaviour | None] | None,
+    ) -> None:
+        """Let those told join the archive, one after the other."""
+        first = self._flight.told - len(told)
+        for place, (p, known) in enumerate(zip(params, heard(told, behaviours), strict=True), start=first):
             if known is None:
                 continue
             items = np.asarray(known.behaviour.items, dtype=np.float64)
@@ -127,10 +169,17 @@ class M2N2:
                     f"told a candidate's results on {len(items)} items, expected {len(self._kept[0][1])}"
                 )
             self._scale.see(items)
-            self._kept.append((Elite(dict(p), known.score, known.behaviour.tasks), items))
+            elite = Elite(dict(p), known.score, known.behaviour.tasks, place, known.missed)
+            self._kept.append((elite, items))
             if len(self._kept) > self.size:
-                # Of equal ones the eldest goes, so that the archive drifts over plateaus.
-                del self._kept[int(np.argmin(fitness(self._results())))]
+                del self._kept[self._least()]
+
+    def _least(self) -> int:
+        """Who goes. Of equal ones the eldest, so that the archive drifts over plateaus."""
+        missed = [elite.missed for elite, _ in self._kept]
+        if max(missed) > 0.0:
+            return int(np.argmax(missed))
+        return int(np.argmin(fitness(self._results())))
 
     def _results(self) -> Array:
         """The archive's results in [0, 1], shape (candidates, items)."""
@@ -155,11 +204,21 @@ class M2N2:
         if not self._kept:
             return None
         results = self._results()
-        shares = fitness(results)
-        if not shares.sum() > 0.0:
+        missed = np.array([elite.missed for elite, _ in self._kept])
+        keeps = missed == 0.0
+        # One that keeps the constraints alone has nobody to mate with but those that do not.
+        there = np.ones(len(missed), bool) if keeps.sum() == 1 else keeps if keeps.any() else missed > 0.0
+        shares = np.zeros(len(missed))
+        shares[there] = fitness(results[there])
+        if not keeps.any():
+            pair = self._random.integers(len(missed), size=2)
+            first = int(min(pair, key=lambda i: missed[i]))
+        elif shares[keeps].sum() > 0.0:
+            first = self._roulette(np.where(keeps, shares, 0.0))
+        else:
             return None
-        first = self._roulette(shares)
-        pull = attraction(results, first)
+        pull = np.zeros(len(missed))
+        pull[there] = attraction(results[there], int(there[:first].sum()))
         # One that solves all that any other does is drawn to none: then its mate is any other, by its fitness.
         if not pull.sum() > 0.0:
             pull = np.where(np.arange(len(shares)) == first, 0.0, shares)

@@ -102,12 +102,18 @@ class _Sampled:
         scores: Sequence[Told],
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
-        """See `Optimizer.tell`. Optuna would forget a failed trial: it is told at minus infinity instead."""
-        trials, told = self._flight.tell_all(params, scores)
+        """See `Optimizer.tell`. Optuna would forget a failed trial: it is told at minus infinity instead.
+
+        Samplers know constraints themselves (NSGA and TPE by Deb's order, the Gaussian process by a model of the
+        violation), and want one of every trial or of none.
+        """
+        trials, told = self._flight.tell(params, scores)
         worst = (float("-inf"),) * self._flight.objectives
         with _silent():
-            for trial, values in zip(trials, told, strict=True):
-                self._study.tell(trial, worst if values is None else values)
+            for trial, worth in zip(trials, told, strict=True):
+                if worth.violation is not None:
+                    trial.set_constraint("violation", worth.violation)
+                self._study.tell(trial, worst if worth.failed else worth.values)
 
     def _sampler(self, seed: int) -> BaseSampler:
         raise NotImplementedError

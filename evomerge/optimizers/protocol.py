@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,8 +12,50 @@ import numpy.typing as npt
 
 from evomerge.score import Value
 
-# What a candidate is worth, higher is better: one score, or a value of each objective; None where it failed.
-Told = float | tuple[float, ...] | None
+
+@dataclass(frozen=True)
+class Worth:
+    """What a candidate is worth: Deb's rules (2000) need to know apart what it reaches and by how far it misses.
+
+    One that keeps all constraints is better than every one that misses some; of those that miss some the one that
+    misses them less is better, whatever it reaches.
+
+    Attributes:
+        values: Of each objective, higher is better, all finite; empty where it failed.
+        violation: How far it misses the constraints, 0 where it keeps them; infinite where it failed. None: the search
+            has no constraints.
+    """
+
+    values: tuple[float, ...]
+    violation: float | None = None
+
+    @classmethod
+    def of(cls, told: Told) -> Worth:
+        """What was told, whichever way it was; one that failed where a value is no finite number."""
+        if not isinstance(told, Worth):
+            told = cls(() if told is None else told if isinstance(told, tuple) else (told,))
+        if told.values and all(map(math.isfinite, told.values)) and not math.isnan(told.missed):
+            return cls(tuple(map(float, told.values)), told.violation)
+        return cls((), None if told.violation is None else math.inf)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to compare it by."""
+        return not self.values
+
+    @property
+    def missed(self) -> float:
+        """How far it misses the constraints, 0 where there are none."""
+        return self.violation or 0.0
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Sorts candidates of one objective, better ones higher."""
+        return (-math.inf, -math.inf) if self.failed else (-self.missed, self.values[0])
+
+
+# As it may be told: in a search without constraints also one score, a value of each objective, or None: it failed.
+Told = Worth | float | tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +111,7 @@ class Optimizer(Protocol):
         scores: Sequence[Told],
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
-        """The results of the generation asked last, higher is better; None (or NaN) failed and takes the worst rank.
+        """What the generation asked last is worth (see `Worth`); one that failed takes the worst rank.
 
         One that was made `asynchronous` is told any of the candidates that are asked and not told yet, in any order.
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from evomerge.optimizers.behaviours import Elite, heard
+from evomerge.optimizers.behaviours import Elite, Grid, heard
 from evomerge.optimizers.cube import Cube, Point, folded
 from evomerge.optimizers.generation import Generation
-from evomerge.optimizers.protocol import Behaviour, Told
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.task_archive import Found, TaskArchive
 from evomerge.score import Value
 from evomerge.space.parameters import Parameter
@@ -78,22 +79,42 @@ class _Archived:
         """The best candidate of each cell, the best first."""
         return self.archive.elites()
 
+    @property
+    def grid(self) -> Grid:
+        """The archive's grid, and how much of it is filled."""
+        return self.archive.grid
+
     def enqueue(self, params: Mapping[str, Value]) -> None:
         """See `Optimizer.enqueue`."""
         self._flight.enqueue(params)
 
-    def _found(
+    def close(
         self,
         params: Sequence[Mapping[str, Value]],
         scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """See `Archiving.close`."""
+        found = self._found(params, self._flight.close(params, scores), behaviours)
+        self.archive.add([f for f in found if f is not None])
+
+    def _found(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        told: tuple[Sequence[Point], Sequence[Worth]],
         behaviours: Sequence[Behaviour | None] | None,
-    ) -> tuple[list[Point], list[Found | None]]:
-        """The points of those told, and what the archive is to have of each (None: failed)."""
-        points, told = self._flight.tell(params, scores)
-        known = heard(told, behaviours, self._tasks)
-        return points, [
-            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks)
-            for point, p, h in zip(points, params, known, strict=True)
+    ) -> list[Found | None]:
+        """What the archive is to have of each of those told (None: failed).
+
+        Args:
+            told: Their points, and what they are worth.
+        """
+        points, worths = told
+        known = heard(worths, behaviours, self._tasks)
+        first = self._flight.told - len(points)
+        return [
+            None if h is None else Found(point, dict(p), h.score, h.behaviour.tasks, first + i, h.missed)
+            for i, (point, p, h) in enumerate(zip(points, params, known, strict=True))
         ]
 
 
@@ -163,7 +184,7 @@ class MapElites(_Archived):
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`; any number of candidates."""
-        _, found = self._found(params, scores, behaviours)
+        found = self._found(params, self._flight.tell(params, scores), behaviours)
         self.archive.add([f for f in found if f is not None])
 
 
@@ -230,14 +251,13 @@ class CmaMe(_Archived):
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`. Where all have failed so far, the emitters draw again as they are."""
-        points, found = self._found(params, scores, behaviours)
+        told = self._flight.tell(params, scores)
+        points, found = told[0], self._found(params, told, behaviours)
         added = iter(self.archive.add([f for f in found if f is not None]))
         effects = [None if f is None else next(added) for f in found]
         if not self._emitted or self.archive.ribs.empty:
             return
-        # Finite stand-ins for what failed: not added, and further from it than all others.
-        last = (0, min((e[1] for e in effects if e is not None), default=0.0) - 1.0)
-        status, value = np.array([last if e is None else e for e in effects]).T
+        status, value = self._ranked(found, effects)
         worst = min((f.score for f in found if f is not None), default=0.0)
         objective = np.array([worst if f is None else f.score for f in found])
         first = 0
@@ -250,6 +270,26 @@ class CmaMe(_Archived):
                 measures=np.zeros((batch, self._tasks)),  # "2imp" ranks by status and value alone
                 add_info={"status": status[part].astype(np.int32), "value": value[part]},
             )
+
+    def _ranked(
+        self, found: Sequence[Found | None], effects: Sequence[tuple[int, float] | None]
+    ) -> npt.NDArray[np.float64]:
+        """What candidates rank by: their status in the archive, then their value; shape (2, candidates).
+
+        Those that miss constraints rank by how little, new cell or not, below all that keep them. What failed gets
+        finite stand-ins: not added, and further from it than all others.
+        """
+        low = min((e[1] for e in effects if e is not None), default=0.0) - 1.0
+        missed = sorted({f.missed for f in found if f is not None and f.missed})
+        out = []
+        for f, effect in zip(found, effects, strict=True):
+            if f is None or effect is None:
+                out.append((0.0, low - len(missed)))
+            elif f.missed:
+                out.append((float(effect[0] > 0), low - missed.index(f.missed)))
+            else:
+                out.append((float(effect[0]), effect[1]))
+        return np.array(out).T
 
     def _made(self) -> list[Any]:
         from ribs.emitters import EvolutionStrategyEmitter

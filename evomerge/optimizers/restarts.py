@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evomerge.optimizers.protocol import Worth
+
 NONE, IPOP, BIPOP = "none", "ipop", "bipop"
 RESTARTS = (NONE, IPOP, BIPOP)
 # First and last part of the window whose medians are compared (Hansen 2009).
@@ -84,19 +86,19 @@ class Stagnation:
 
     def __init__(self, dimensions: int, population: int) -> None:
         self._length = 10 + math.ceil(30 * dimensions / population)
-        self._best: list[float] = []
-        self._median: list[float] = []
+        self._best: list[tuple[float, float]] = []
+        self._median: list[tuple[float, float]] = []
 
-    def hear(self, scores: Sequence[float | None]) -> bool:
-        """Whether it has, with this generation; a failed candidate (None) is worse than any other."""
-        told = np.array([-math.inf if s is None else s for s in scores])
-        self._best = [*self._best, float(told.max())][-self._length :]
-        self._median = [*self._median, float(np.sort(told)[len(told) // 2])][-self._length :]
+    def hear(self, worths: Sequence[Worth]) -> bool:
+        """Whether it has, with this generation; to miss the constraints by less is progress too."""
+        told = sorted(w.key for w in worths)
+        self._best = [*self._best, told[-1]][-self._length :]
+        self._median = [*self._median, told[len(told) // 2]][-self._length :]
         if len(self._best) < self._length:
             return False
         part = max(1, round(PART * self._length))
         return all(_middle(values[-part:]) <= _middle(values[:part]) for values in (self._best, self._median))
 
 
-def _middle(values: Sequence[float]) -> float:
+def _middle(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sorted(values)[len(values) // 2]

@@ -3,8 +3,9 @@
 from evomerge.pipeline.export import export
 from evomerge.pipeline.fusion import fuse
 from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
+from evomerge.pipeline.joining import join
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
 from evomerge.pipeline.plan import Plan
 
-__all__ = ["FuseOptions", "FusionPlan", "Options", "Plan", "export", "fuse", "search"]
+__all__ = ["FuseOptions", "FusionPlan", "Options", "Plan", "export", "fuse", "join", "search"]

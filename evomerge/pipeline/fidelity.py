@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evomerge.errors import InputError, StudyError
 from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.goals import measured
 from evomerge.evaluation.splits import content_id
 from evomerge.pipeline.plan import Plan
 from evomerge.score import Score
@@ -17,7 +18,7 @@ from evomerge.study.scoring import Scoring
 from evomerge.study.store import Study
 from evomerge.study.workers import Pool
 
-NOTE, ESTIMATES_NOTE = "fidelity", "estimates"
+NOTE, ESTIMATES_NOTE, TURNING_NOTE = "fidelity", "estimates", "turning"
 # Below, a block of items says little and a race saves less than building candidates again costs.
 FEWEST = 64
 # Items of every task that an order must rest on before it can be settled.
@@ -47,9 +48,10 @@ def scoring_for(
     weights = {t.task: t.weight for t in like.tasks}
     obstacle = _obstacle(plan, like)
     draw = known = None
-    if all(t.by_item and t.items and t.items == plan.search_items.get(t.task) for t in like.tasks):
-        draw = Draw.of(plan.search_items, weights, plan.options.seed)
-        versions = {task: content_id({"version": plan.versions[task], "device": pool.device}) for task in weights}
+    items = {t.task: plan.search_items.get(measured(t.task)[0], ()) for t in like.tasks}
+    if all(t.by_item and t.items and t.items == items[t.task] for t in like.tasks):
+        draw = Draw.of(items, weights, plan.options.seed)
+        versions = {task: content_id(_version(plan, task) | {"device": pool.device}) for task in weights}
         known = KnownResults(study.results, draw, versions, like)
     wanted = _settled(asked or plan.options.fidelity, study, obstacle, draw)
     if wanted == "full" or draw is None:
@@ -59,7 +61,14 @@ def scoring_for(
     drop = DROP if within else 0.0
     rules = Rules.over(draw.weights, drop, settle_from=draw.represented(REPRESENTED))
     modelled = _estimated(estimates or plan.options.estimates, study) == "auto"
-    return Scoring(pool, known), Raced(draw, rules, Estimates(draw, rules.ends, scores) if modelled else None)
+    found = Estimates(draw, rules.ends, scores) if modelled else None
+    return Scoring(pool, known), Raced(draw, rules, found, _turning(study), REPRESENTED)
+
+
+def _version(plan: Plan, task: str) -> dict[str, str]:
+    """What the results of a task depend on, or of what is measured of its answers."""
+    name, measure = measured(task)
+    return {"version": plan.versions[name]} | ({"measure": measure} if measure else {})
 
 
 def _obstacle(plan: Plan, like: Score) -> str | None:
@@ -90,6 +99,15 @@ def _settled(asked: str, study: Study, obstacle: str | None, draw: Draw | None) 
     found = asked if asked != "auto" else "race" if pays else "full"
     study.note(NOTE, found)
     return found
+
+
+def _turning(study: Study) -> bool:
+    """Whether generations begin with other items than those before: not in a study that began otherwise."""
+    before = study.notes().get(TURNING_NOTE)
+    if before is None:
+        before = not study.trials()
+        study.note(TURNING_NOTE, before)
+    return bool(before)
 
 
 def _estimated(asked: str, study: Study) -> str:

@@ -35,8 +35,8 @@ from evomerge.fusion.workers import Silent, Watcher
 from evomerge.pipeline.fused_starts import write_starts
 from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
 from evomerge.pipeline.fusion_scores import score_all
+from evomerge.pipeline.fusion_search import FOLDER
 from evomerge.pipeline.main_job import search
-from evomerge.pipeline.options import Options
 from evomerge.score import Score
 from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place
@@ -64,7 +64,7 @@ def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: Search
     watcher = watcher or Silent()
     watcher.say("checking models, corpus and options")
     options = replace(options, out=options.out.resolve())  # workers on other machines have other current folders
-    plan = FusionPlan(options.file)
+    plan = FusionPlan(options.file, options.out)
     plan.prepare_out(options.out)
     with place.held(options.out / place.LOCK, options.out):
         fetch(plan.sources.values())
@@ -343,8 +343,8 @@ class _Fusion:
         file = self.plan.evaluator
         if file is None:
             return {}
-        definition = self.plan.definition(file)
-        return score_all(models, file, definition, self.out / "scores.json", self.options.cluster, self.watcher)
+        kept, cluster = self.out / "scores.json", self.options.cluster
+        return score_all(models, file, self.plan.definition(), kept, cluster, self.watcher)
 
     def _as_measured(
         self, name: str, role: str, source: Source, bits: Mapping[str, Mapping[str, float]], scores: Mapping[str, Score]
@@ -355,19 +355,12 @@ class _Fusion:
     def _searched(self) -> Outcome:
         """The search over the targets."""
         asked = self.config.then
-        assert asked is not None and self.plan.budget is not None and self.plan.search_evaluator is not None
+        assert asked is not None and self.plan.search is not None
         wanted = asked.search
         models = {name: str(self._model(name).resolve()) for name in self.plan.results}
-        out = self.out / "search"
         self.watcher.say(f"searching over {', '.join(models)}")
-        options = Options(
-            budget=self.plan.budget, space=self.plan.space, models=list(models.values()),
-            base=self.config.target, evaluator=str(self.plan.search_evaluator.file), study=f"{self.config.name}-search",
-            out=out, cluster=self.options.cluster, sampler=wanted.sampler, seed=self.config.seed,
-            population=wanted.population, sigma=wanted.sigma, patience=wanted.patience, controls=wanted.controls,
-            fidelity=wanted.fidelity, estimates=wanted.estimates,
-        )  # fmt: skip
-        starts = write_starts(options, wanted.starts, out / "starts")
+        options = self.plan.search.options(list(models.values()), self.options.cluster, self.out)
+        starts = write_starts(options, wanted.starts, self.out / FOLDER / "starts")
         for name in wanted.starts:
             if name not in {f.stem for f in starts}:
                 self.watcher.say(f"then.search.starts: {name}: no merge of the space {wanted.space}; left out")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, SourceError, SpaceError
-from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
+from evomerge.errors import InputError, SourceError
+from evomerge.evaluation import open_evaluator
 from evomerge.evaluation.overlaps import Overlaps, overlaps
 from evomerge.fusion.config import MAPPED, TARGET, FusionError, load_fusion
 from evomerge.fusion.corpus import locate
@@ -19,12 +19,10 @@ from evomerge.fusion.preferences.stages import check_stages, check_trl
 from evomerge.fusion.prepared import Prepared, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
-from evomerge.optimizers import make_optimizer
-from evomerge.pipeline.models import shape_of, told_of
+from evomerge.pipeline.fusion_search import TargetSearch, evaluator_beside
+from evomerge.pipeline.models import told_of
 from evomerge.sources import Source, open_sources
-from evomerge.space import SpaceConfig, load_space
 from evomerge.study import place
-from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
 RECORD = "fusion.json"
@@ -54,17 +52,21 @@ class FuseOptions:
 class FusionPlan:
     """A fusion, checked as far as it can be before time is spent.
 
+    Args:
+        out: Its output folder, where it is known.
+
     Attributes:
         config: The file's content; its models by references that hold in any folder.
         sources: Every model, by name; the target as "target".
         readers: Their tokenizers.
         limit: Tokens of a document at most.
+        search: The search over the targets that follows; None where none does.
 
     Raises:
         InputError: everything that is wrong.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, out: Path | None = None) -> None:
         self.root = file.parent
         config = load_fusion(file)
         self.file = file
@@ -90,14 +92,13 @@ class FusionPlan:
         self.readers = self._readers()
         self.limit = self._limit()
         self._check_training()
-        self.evaluator = self._evaluator(config.evaluator)
-        self.search_evaluator = self._search_evaluator()
-        self.budget = self._budget()
-        self.space = self._check_search()
+        self.evaluator = evaluator_beside(config.evaluator, self.root) if config.evaluator is not None else None
         # Opened now: unknown tasks and metrics are found before time is spent.
-        evaluators = dict.fromkeys(e for e in (self.evaluator, self.search_evaluator) if e is not None)
-        self.opened = {e: open_evaluator(e) for e in evaluators}
-        self._definitions = {e: dict(opened.definition()) for e, opened in self.opened.items()}
+        own = (self.evaluator, open_evaluator(self.evaluator)) if self.evaluator is not None else None
+        self._opened = None if own is None else own[1]
+        self.search = (
+            TargetSearch(file, self.config, self.sources[TARGET], self.results, own, out) if config.then else None
+        )
         self.caches = self._caches()
 
     def _readers(self) -> dict[str, Reader]:
@@ -158,49 +159,6 @@ class FusionPlan:
                 "set fusion.function: min_ce"
             )
 
-    def _evaluator(self, name: str | None) -> EvaluatorFile | None:
-        if name is None:
-            return None
-        beside = self.root / name
-        return load_evaluator(beside if beside.is_file() else name)
-
-    def _search_evaluator(self) -> EvaluatorFile | None:
-        then = self.config.then
-        if then is None:
-            return None
-        return self._evaluator(then.search.evaluator) if then.search.evaluator else self.evaluator
-
-    def _budget(self) -> Budget | None:
-        then = self.config.then
-        if then is None:
-            return None
-        try:
-            return Budget.parse(str(then.search.budget))
-        except InputError as e:
-            raise FusionError(f"{self.file}: then.search.budget: {e}") from None
-
-    def _check_search(self) -> str | None:
-        """The space of the search that follows: one of merges, which fits the target and the sampler asked for."""
-        then = self.config.then
-        if then is None:
-            return None
-        name = then.search.space
-        named = str(self.root / name) if (self.root / name).is_file() else name
-        with told_of(f"{self.file}: then.search.space"):
-            config = load_space(named)
-            if not isinstance(config, SpaceConfig):
-                raise SpaceError(f'is of kind "{config.kind}", expected a parameter space: one that merges weights')
-            models = [f"models/{name}" for name in self.results]
-            target = self.sources[TARGET]
-            placed = config.with_sources(models, target.reference if config.base_model else None)
-            space = placed.bind_models({r: shape_of(target) for r in placed.references()})
-        with told_of(f"{self.file}: then.search.sampler"):
-            make_optimizer(
-                space.sampler if then.search.sampler == "auto" else then.search.sampler, space.parameters,
-                self.config.seed, population=then.search.population, sigma=then.search.sigma,
-            )  # fmt: skip
-        return named
-
     @property
     def learns(self) -> bool:
         """Whether anything is learned from the sources beside the text."""
@@ -215,9 +173,10 @@ class FusionPlan:
             return ("fused",)
         return tuple(f"{self.sources[TARGET].name}-{name}" for name in self.config.names)
 
-    def definition(self, evaluator: EvaluatorFile) -> dict[str, Any]:
-        """What decides what one of the file's evaluators measures."""
-        return {**evaluator.fingerprint(), "definition": self._definitions[evaluator]}
+    def definition(self) -> dict[str, Any]:
+        """What decides what the file's evaluator measures."""
+        assert self.evaluator is not None and self._opened is not None
+        return {**self.evaluator.fingerprint(), "definition": dict(self._opened.definition())}
 
     def _caches(self) -> Path | None:
         """The folder of the passes that the file names."""
@@ -309,10 +268,10 @@ class FusionPlan:
 
     def overlaps(self, corpus: Prepared) -> Overlaps | None:
         """Test items of the file's evaluator that stand in the text that is learned; None without an evaluator."""
-        if self.evaluator is None:
+        if self._opened is None:
             return None
         learned = ("\n".join(d.contents) for i in range(len(corpus.shards)) for d in corpus.documents(i))
-        return overlaps({"test": self.opened[self.evaluator].texts("test")}, {"the corpus": learned})
+        return overlaps({"test": self._opened.texts("test")}, {"the corpus": learned})
 
     def cost(self, workers: int | None, tokens: Mapping[str, int] | None = None) -> list[str]:
         """What the fusion will take, in words."""

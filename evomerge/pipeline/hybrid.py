@@ -22,7 +22,7 @@ from evomerge.recipe import Recipe
 from evomerge.score import cost
 from evomerge.sources import Source, open_sources
 from evomerge.space import MERGED, HybridConfig
-from evomerge.study import final, place, tables
+from evomerge.study import final, place, schema
 from evomerge.study.budget import Budget
 from evomerge.study.database import shown, table_names
 from evomerge.study.outcome import Outcome
@@ -39,36 +39,68 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
         InputError: what was given is wrong with either stage; nothing was started.
         EvoMergeError: every candidate of a stage failed, or a source cannot be scored.
     """
-    config = asked.config
-    assert isinstance(config, HybridConfig)
-    if options.enqueue:
-        raise InputError("--enqueue: a hybrid space takes no recipes of one's own; give them to a search of one kind")
-    name = asked.study(options)
-    out = options.out or Path("runs") / name
-    storage = place.storage_url(options.storage) if options.storage else place.default_storage(out)
-    options = replace(options, study=name, out=out)
-    # All of both stages that can be told now is, before anything is written.
-    models = open_sources(config.references(), root=asked.root, weights=False)
-    sampler = _check_second(config, models[live_of(config.parameter)], options, asked.root)
-    place.check(out, storage, [f for s in models.values() for f in s.folders], name)
-    _check_names(storage, None if options.storage else out, name)
-    share = _share(options.budget, config.share)
-    first = Plan(
-        replace(
-            options, budget=share, study=f"{name}/{FIRST}", out=out / FIRST, storage=storage, controls=False,
-            sampler=_first_sampler(options.sampler),
-        ),
-        Asked(config.parameter, asked.evaluator, asked.root),
-    )  # fmt: skip
-    split = f"budget {options.budget}: {share} for merged weights ({config.share:.0%}), the rest for paths"
-    stage = _first_stage(first, split, watcher)
-    rest = _rest(options.budget, stage)
+    stages = Stages(options, asked)
+    stages.check()
+    first = stages.first()
+    stage = _first_stage(first, stages.split, watcher)
     watcher.say("the second stage: paths over the layers of the merge and its sources")
-    second = Asked(config.dataflow(stage.model), asked.evaluator, asked.root)
-    # Where its optimizer has none, restarts are those of the first stage.
-    restarts = options.restarts if OPTIMIZERS[sampler].restarts else None
-    plan = Plan(replace(options, budget=rest, restarts=restarts), second, stage)
-    return run(plan, watcher)
+    return run(stages.second(stage), watcher)
+
+
+class Stages:
+    """The plans of both stages.
+
+    Args:
+        writes: Whether they will drive the study; False for a process that joins it.
+
+    Raises:
+        InputError: what was given is wrong with either stage.
+    """
+
+    def __init__(self, options: Options, asked: Asked, writes: bool = True) -> None:
+        assert isinstance(asked.config, HybridConfig)
+        if options.enqueue:
+            raise InputError(
+                "--enqueue: a hybrid space takes no recipes of one's own; give them to a search of one kind"
+            )
+        self.config, self._asked, self._writes = asked.config, asked, writes
+        self.name = asked.study(options)
+        self.out = options.out or Path("runs") / self.name
+        self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
+        self._alone = None if options.storage else self.out
+        self._options = replace(options, study=self.name, out=self.out)
+        # All of both stages that can be told now is, before anything is written.
+        self._models = open_sources(self.config.references(), root=asked.root, weights=False)
+        merge = self._models[live_of(self.config.parameter)]
+        self._sampler = _check_second(self.config, merge, self._options, asked.root)
+        self._share = _share(options.budget, self.config.share)
+
+    def check(self) -> None:
+        """Raise where the output folder or the database is another search's."""
+        place.check(self.out, self.storage, [f for s in self._models.values() for f in s.folders], self.name)
+        _check_names(self.storage, self._alone, self.name)
+
+    @property
+    def split(self) -> str:
+        """How the budget is split, in words."""
+        share = self.config.share
+        return f"budget {self._options.budget}: {self._share} for merged weights ({share:.0%}), the rest for paths"
+
+    def first(self) -> Plan:
+        """The search for merged weights."""
+        options = replace(
+            self._options, budget=self._share, study=f"{self.name}/{FIRST}", out=self.out / FIRST,
+            storage=self.storage, controls=False, sampler=_first_sampler(self._options.sampler),
+        )  # fmt: skip
+        return Plan(options, Asked(self.config.parameter, self._asked.evaluator, self._asked.root), writes=self._writes)
+
+    def second(self, stage: FirstStage) -> Plan:
+        """The search for paths over the first one's winner."""
+        rest = _rest(self._options.budget, stage)
+        asked = Asked(self.config.dataflow(stage.model), self._asked.evaluator, self._asked.root)
+        # Where its optimizer has none, restarts are those of the first stage.
+        restarts = self._options.restarts if OPTIMIZERS[self._sampler].restarts else None
+        return Plan(replace(self._options, budget=rest, restarts=restarts), asked, stage, self._writes)
 
 
 def _check_names(storage: str, alone: Path | None, name: str) -> None:
@@ -77,7 +109,7 @@ def _check_names(storage: str, alone: Path | None, name: str) -> None:
     Args:
         alone: The folder of the database, where that is to hold this search alone.
     """
-    if not table_names(storage, missing_ok=True) >= tables.NAMES:
+    if not table_names(storage, missing_ok=True) >= schema.NAMES:
         return
     store = Store(storage)
     if alone is not None:
@@ -140,9 +172,11 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
         watcher.say(split)
         with opened(plan, watcher) as (_, study, pool):
             watcher.say("the first stage: merged weights")
-            trials, _, _, goals = searched(plan, study, pool, watcher, "first stage")
+            done = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")
-            winner, select = final.choose_winner(pool, study, trials, plan.decode(plan.space), plan.hash, goals)
+            decode = plan.decode(plan.space)
+            goals = final.goals_on(pool, study, "select", done.goals, plan.baselines())
+            winner, select = final.choose_winner(pool, study, done.trials, decode, plan.hash, goals)
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)
         # As the database has it, which a run that goes on will read: a number may lose its last bits there.
@@ -154,9 +188,26 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
     watcher.say(f"writing {model}")
     with place.locked(plan.out, plan.storage):
         write_checkpoint(plan.sources, found, found, model, overwrite=True)
+    return _stage(plan, model, found)
+
+
+def _stage(plan: Plan, model: Path, winner: Recipe) -> FirstStage:
     study = Store(plan.storage).open(plan.name)
     trials = study.trials()
-    return FirstStage(MERGED, str(model), found, plan, len(trials), cost(trials), spent(study))
+    return FirstStage(MERGED, str(model), winner, plan, len(trials), cost(trials), spent(study))
+
+
+def stage_elsewhere(plan: Plan, folder: Path) -> FirstStage | None:
+    """The first stage of a search that another process drives, its winner written to a folder of this one's own.
+
+    None where it has none. The bytes are those of the driver's: a merge is the same everywhere.
+    """
+    study = Store(plan.storage).open(plan.name)
+    winner = _winner(plan, study)
+    if winner is None:
+        return None
+    write_checkpoint(plan.sources, winner, winner, folder, overwrite=True)
+    return _stage(plan, folder, winner)
 
 
 def _found(plan: Plan) -> Recipe | None:
@@ -167,7 +218,10 @@ def _found(plan: Plan) -> Recipe | None:
     store = Store(plan.storage, create=True)
     if plan.name not in store.names():
         return None
-    study: Study = plan.begin(store)
+    return _winner(plan, plan.begin(store))
+
+
+def _winner(plan: Plan, study: Study) -> Recipe | None:
     winner = study.notes().get("winner")
     if winner is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import SourceError, SpaceError
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
@@ -55,6 +56,13 @@ def shape_of(source: Source) -> Shape:
 def shapes(sources: Mapping[str, Source], config: SpaceConfig | DataflowConfig) -> dict[str, Shape]:
     """What a space must know of its models, by reference."""
     return {reference: shape_of(sources[reference]) for reference in config.references()}
+
+
+def fingerprint_of(space: SearchSpace) -> dict[str, Any]:
+    """What makes a space this one: models count by their short name, not by where they lie."""
+    named = space.fingerprint() | {"sources": list(space.names)}
+    named.pop("base_model", None)
+    return named
 
 
 @contextmanager

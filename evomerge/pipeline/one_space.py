@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
+from evomerge import __version__
 from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import Control, control_searches
@@ -14,14 +16,17 @@ from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
 from evomerge.study import final, place
+from evomerge.study.archive import Archive
+from evomerge.study.board import Board
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import check_some_complete, layer_evaluations
 from evomerge.study.goals import Goals
+from evomerge.study.leases import driver_of, held, leased
 from evomerge.study.loop import Search
 from evomerge.study.outcome import Aims, Measured, Outcome
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
-from evomerge.study.workers import LocalPool, Pool, RayPool
+from evomerge.study.workers import JoinedPool, LocalPool, Pool, RayPool
 
 # Kept with a study: whether it began with the space's starts, and, without generations, with how many workers.
 STARTS, WORKERS = "starts", "workers"
@@ -40,7 +45,8 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         EvoMergeError: every candidate failed, or a source cannot be scored.
     """
     with opened(plan, watcher) as (store, study, pool):
-        trials, stopped, scores, goals = searched(plan, study, pool, watcher)
+        found = searched(plan, study, pool, watcher)
+        trials, scores, goals = found.trials, found.scores, found.goals
         lines = {n: s.value for n, s in scores.items()}
         seconds, earlier = spent(study), 0.0
         if plan.first is not None:
@@ -48,15 +54,18 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         controls: list[Measured] = []
         if plan.options.controls:
             # Equal budget: both stages of a hybrid.
-            controls = _controls(plan, store, pool, cost(trials) + earlier, scores, goals.alone, watcher)
+            controls = _controls(plan, store, study, pool, cost(trials) + earlier, scores, goals.alone, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
-        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals, plan.start)
+        selecting = final.goals_on(pool, study, "select", goals, plan.baselines())
+        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, selecting, plan.start)
         recipe = decode(winner.params)
         watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
         watcher.say("scoring the winner and what it must beat on the test items")
         measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
         measured[-1:-1] = controls
+        tested = final.goals_on(pool, study, "test", goals, plan.baselines())
+        aims = Aims.of(goals, trials, scores.values(), {"select": selecting.limits, "test": tested.limits})
         signed = plan.signed(recipe, winner.number)
         shared = study.notes().get(OVERLAPS_NOTE)
         model = plan.out / "model"
@@ -67,28 +76,69 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         evaluator=plan.evaluator.name, trials=tuple(trials), best=winner, recipe=signed,
         recipe_hash=signed.hash(plan.contents),
         measured=tuple(replace(m, recipe=signed) if m.role == "best" else m for m in measured), looks=looks,
-        stopped=stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
+        stopped=found.stopped, seconds=seconds, model=model, lines=lines, names=plan.names,
         first_stage=plan.first.candidates if plan.first is not None else 0,
-        layers=layer_evaluations(trials), aims=Aims.of(goals, trials, scores.values()), path=plan.path(recipe),
+        layers=layer_evaluations(trials), aims=aims, archive=found.archive, path=plan.path(recipe),
         depths={r: s.num_layers for r, s in plan.sources.items()}, overlaps=shared,
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A search that has spent its budget, before a winner is chosen.
+
+    Attributes:
+        trials: Every candidate, by number.
+        stopped: Why it ended; see `Outcome.stopped`.
+        scores: Of base, sources and uniform merge on the search items.
+        goals: What it was after.
+        archive: What its optimizer keeps; None where it keeps nothing.
+    """
+
+    trials: list[Trial]
+    stopped: str
+    scores: Mapping[str, Score]
+    goals: Goals
+    archive: Archive | None
+
+
 @contextmanager
 def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
-    """The database, the study in it and the workers, held for this process alone."""
-    with place.locked(plan.out, plan.storage):
-        store = Store(plan.storage, create=True)
+    """The database, the study in it and the workers, held for this process alone; others may join with theirs."""
+    with ExitStack() as stack:
+        _lock(stack, plan)
+        store = Store(plan.storage, create=True, say=watcher.say)
+        lease = stack.enter_context(leased(store, plan.name))
         if plan.options.storage is None:
             check_alone(store, plan.out, plan.name)
         study = plan.begin(store)
         plan.keep(study, plan.config)
         _note_overlaps(plan, study, watcher)
-        pool = _pool(plan, watcher)
-        try:
-            yield store, study, pool
-        finally:
-            pool.close()
+        own = pool_of(plan, watcher)
+        stack.callback(own.close)
+        lease.offer(offer_of(plan, own))
+        yield store, study, JoinedPool(own, Board(store, lease.token), watcher.say)
+
+
+def _lock(stack: ExitStack, plan: Plan) -> None:
+    """Hold the output folder and the database's file.
+
+    Raises:
+        StudyError: another process holds them; where it drives this study, with who that is and how to join it.
+    """
+    try:
+        stack.enter_context(place.locked(plan.out, plan.storage))
+    except StudyError as e:
+        raise _held(plan) or e from None
+
+
+def _held(plan: Plan) -> StudyError | None:
+    with suppress(StudyError):
+        store = Store(plan.storage)
+        driver = driver_of(store, plan.name)
+        if driver is not None and not driver.gone:
+            return held(store, plan.name, driver)
+    return None
 
 
 def _note_overlaps(plan: Plan, study: Study, watcher: Watcher) -> None:
@@ -108,15 +158,8 @@ def check_alone(store: Store, out: object, name: str) -> None:
         raise StudyError(f'--out {out}: holds study "{others[0]}"; give another --out for "{name}"')
 
 
-def searched(
-    plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search"
-) -> tuple[list[Trial], str, Mapping[str, Score], Goals]:
-    """Search until the budget is spent.
-
-    Returns:
-        Every candidate, why the search ended, what base, sources and uniform merge score on the same items, and what
-        the search was after.
-    """
+def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search") -> Searched:
+    """Search until the budget is spent."""
     for line in plan.cost(pool.size):
         watcher.say(line)
     ended = [t for t in study.trials() if t.state is not State.RUNNING]
@@ -128,8 +171,7 @@ def searched(
     scores, each = final.search_scores(pool, study, plan.baselines())
     lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
-    base = "base" if plan.config.base_model else None
-    goals = plan.goals.limited(scores, base, [s.name for s in plan.config.sources])
+    goals = plan.goals.limited([scores[b.name] for b in final.held_by(plan.baselines())])
     scoring, race = scoring_for(plan, study, pool, list(scores.values()))
     if race is not None:
         drop = race.rules.drop
@@ -166,7 +208,7 @@ def searched(
     if goals.limits and all(t.violation for t in trials if t.score is not None):
         limits = ", ".join(limit.words for limit in goals.limits)
         watcher.say(f"no candidate keeps all constraints ({limits}): what follows is the one that misses them least")
-    return trials, stopped, scores, goals
+    return Searched(trials, stopped, scores, goals, Archive.of(optimizer, trials))
 
 
 def _starts(plan: Plan, study: Study) -> bool:
@@ -201,7 +243,7 @@ def _say_layers(study: Study, trials: list[Trial], watcher: Watcher) -> None:
 
 
 def _controls(
-    plan: Plan, store: Store, pool: Pool, candidates: float, scores: Mapping[str, Score], goals: Goals,
+    plan: Plan, store: Store, main: Study, pool: Pool, candidates: float, scores: Mapping[str, Score], goals: Goals,
     watcher: Watcher,
 ) -> list[Measured]:
     """Search each control at the main search's budget.
@@ -209,7 +251,8 @@ def _controls(
     Shrinking one fine-tune towards its base can pass for synergy; these tell it from one (facts: a tiny replication).
     """
     measured = []
-    notes = store.open(plan.name).notes()
+    notes = main.notes()
+    selecting = final.goals_on(pool, main, "select", goals, plan.baselines())
     for control in control_searches(plan):
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
@@ -224,7 +267,7 @@ def _controls(
             asynchronous=plan.options.asynchronous,
         ).run()
         check_some_complete(trials)
-        measured.append(_control(control, study, pool, trials, goals, plan))
+        measured.append(_control(control, study, pool, trials, selecting, plan))
     return measured
 
 
@@ -236,12 +279,21 @@ def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], go
     return Measured(control.name, "control", found[-1].test, winner.score, select, recipe, cost(trials))
 
 
-def _pool(plan: Plan, watcher: Watcher) -> Pool:
+def pool_of(plan: Plan, watcher: Watcher) -> Pool:
+    """This process's own workers."""
     arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
     if plan.options.cluster.workers == 0:
         return LocalPool(*arguments)
     watcher.say("starting the workers")
     return RayPool(plan.options.cluster, *arguments, say=watcher.say)
+
+
+def offer_of(plan: Plan, pool: Pool) -> dict[str, Any]:
+    """What a driver tells those that join: what they must have, lest their scores be others."""
+    return {
+        "study": plan.name, "program": __version__, "device": pool.device, "contents": dict(plan.contents),
+        "tasks": dict(plan.versions),
+    }  # fmt: skip
 
 
 def spent(study: Study) -> float:

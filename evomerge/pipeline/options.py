@@ -9,12 +9,15 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
-from evomerge.space import AnyConfig, DataflowConfig, SearchSpace, default_space, load_space
+from evomerge.optimizers import OPTIMIZERS
+from evomerge.space import AnyConfig, DataflowConfig, HybridConfig, SearchSpace, default_space, load_space
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
 PREFIX_BYTES = 1 << 30
+# The optimizer for several objectives where the space's own takes one: by benchmarks/fronts.py, see docs/decisions.md.
+SEVERAL = "evolution"
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ class Options:
     warm_start: str | None = None
     estimates: str = "auto"
 
-    def sampler_for(self, space: SearchSpace) -> str:
-        """The optimizer that is meant for a space."""
-        return space.sampler if self.sampler == "auto" else self.sampler
+    def sampler_for(self, space: SearchSpace, objectives: int = 1) -> str:
+        """The optimizer that is meant for a space and a number of objectives."""
+        if self.sampler != "auto":
+            return self.sampler
+        return SEVERAL if objectives > 1 and not OPTIMIZERS[space.sampler].several else space.sampler
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,12 @@ class Asked:
         if options.objectives:
             evaluator = evaluator.after(options.objectives)
         asked = cls(config, evaluator, root)
+        share = options.cluster.gpus_per_worker or 0.0
+        if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
+            raise InputError(
+                f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, '
+                "every source whole, as any layer may follow any other; expected 1 or less"
+            )
         if "/" in (name := asked.study(options)):
             # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
             raise InputError(f'--study "{name}": expected a name without "/"')

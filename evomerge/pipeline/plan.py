@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, StudyError
-from evomerge.evaluation import SPLITS, Evaluator, EvaluatorFile, open_evaluator
+from evomerge.evaluation import SPLITS, Evaluator, open_evaluator
 from evomerge.evaluation.overlaps import Overlaps
 from evomerge.evaluation.splits import content_id
 from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
-from evomerge.pipeline.goals import check_goals, objectives_of
-from evomerge.pipeline.models import fits, live_of, opened, shapes, told_of
+from evomerge.pipeline.goals import check_goals, no_race, objectives_of
+from evomerge.pipeline.models import fingerprint_of, fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -36,8 +36,6 @@ from evomerge.study.store import Store, Study
 FINGERPRINT_VERSION = 1
 # Added to the seed of control searches: "random search" beside `--sampler random` must not be the same search.
 CONTROL_SEED = 1_000_003
-# The optimizer for several objectives where the space's own takes one.
-SEVERAL = "evolution"
 # Files of a model beside its weights and its configuration.
 SPELLING = ("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "chat_template*", "generation_config.json")
 # Key of the fingerprint, and what it means where it has none.
@@ -77,6 +75,7 @@ class Plan:
     Args:
         asked: The space and the evaluator, where they have been read already.
         first: The search before it, where this is the second stage of a hybrid.
+        writes: Whether it will drive the study; False for one that joins it.
 
     Attributes:
         workers: With how many the study was begun; 0 where that is not known (yet). See `_made`.
@@ -85,7 +84,9 @@ class Plan:
         InputError: whatever is wrong with space, evaluator, sources, recipes, output or storage.
     """
 
-    def __init__(self, options: Options, asked: Asked | None = None, first: FirstStage | None = None) -> None:
+    def __init__(
+        self, options: Options, asked: Asked | None = None, first: FirstStage | None = None, writes: bool = True
+    ) -> None:
         asked = asked or Asked.by(options)
         assert isinstance(asked.config, SpaceConfig | DataflowConfig)
         self.options = options
@@ -101,17 +102,15 @@ class Plan:
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)
-        self.sampler = options.sampler_for(self.space)
-        if options.sampler == "auto" and len(self.objectives) > 1 and not OPTIMIZERS[self.sampler].several:
-            self.sampler = SEVERAL
+        self.sampler = options.sampler_for(self.space, len(self.objectives))
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
-        check_goals(self.goals, evaluator, self.evaluator.file, isinstance(self.config, DataflowConfig))
-        self.items = _items(evaluator, self.evaluator)
+        check_goals(evaluator, self.evaluator, isinstance(self.config, DataflowConfig), self.objectives)
+        self.items = _items(evaluator)
         self.definition = dict(evaluator.definition())
         self.search_items = dict(evaluator.items("search"))
         if options.fidelity == "race" and self.no_race is not None:
@@ -121,9 +120,9 @@ class Plan:
         self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
         self.warm: list[dict[str, Value]] = []
         if options.warm_start is not None:
-            space = self.fingerprint_of(self.space)
-            self.warm = warm_start.read(options.warm_start, self.name, self.storage, space)
-        place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
+            self.warm = warm_start.read(options.warm_start, self.name, self.storage, fingerprint_of(self.space))
+        if writes:
+            place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
@@ -158,12 +157,7 @@ class Plan:
     @property
     def no_race(self) -> str | None:
         """Why candidates cannot be scored block by block, in words, as far as it is known before any is scored."""
-        if OPTIMIZERS[self.sampler].whole:
-            return f"sampler {self.sampler} needs the result of every item of each candidate"
-        if not self.goals.plain:
-            return "the search has other objectives or constraints than the score"
-        own = [t.name for t in self.evaluator.config.tasks if t.weight and self.search_items.get(t.name) == ()]
-        return f'task "{own[0]}" brings its own items (give them by `items: FILE.jsonl`)' if own else None
+        return no_race(self.sampler, self.goals, self.evaluator.config, self.search_items)
 
     @property
     def directions(self) -> dict[str, bool]:
@@ -197,10 +191,11 @@ class Plan:
         options = self.options
         # Controls are searched for their score alone.
         objectives = len(self.objectives) if space is self.space and seed == options.seed else 1
+        sigma = space.sigma if options.sigma is None else options.sigma
 
         def make(population: int | None) -> Optimizer:
             return make_optimizer(
-                sampler, space.parameters, seed, population=population, sigma=options.sigma, objectives=objectives,
+                sampler, space.parameters, seed, population=population, sigma=sigma, objectives=objectives,
                 restarts=self.restarts(sampler), asynchronous=options.asynchronous, warm=warm,
                 tasks=sum(t.weight > 0 for t in self.evaluator.config.tasks),
             )  # fmt: skip
@@ -218,13 +213,22 @@ class Plan:
     def begin(self, store: Store) -> Study:
         """The study in a database, made where it is not there.
 
-        One that is there goes on as it was begun: with the restarts that it had (before 2026-11-29: none).
-
         Raises:
             StudyError: it was made with other settings.
         """
-        restarts = self.restarts(self.sampler)
-        sampler = store.open(self.name).fingerprint["sampler"] if self.name in store.names() else {}
+        if self.name in store.names():
+            self.resume(store.open(self.name))
+        return store.create(
+            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
+        )
+
+    def resume(self, study: Study) -> None:
+        """Go on with a study as it was begun: with the restarts that it had (before 2026-11-29: none).
+
+        Raises:
+            StudyError: others were asked for.
+        """
+        restarts, sampler = self.restarts(self.sampler), study.fingerprint["sampler"]
         if restarts is not None and sampler.get("name") == self.sampler:
             begun = sampler.get(RESTARTS, NONE)
             if self.options.restarts not in (None, begun):
@@ -233,9 +237,6 @@ class Plan:
                     "another --study name"
                 )
             self.options = replace(self.options, restarts=begun)
-        return store.create(
-            self.name, self.space.parameters, self.fingerprint(self.space, self.sampler), self.directions
-        )
 
     def fingerprint(self, space: SearchSpace, sampler: str) -> dict[str, Any]:
         """What makes two commands one study: resuming asks for the same."""
@@ -245,7 +246,7 @@ class Plan:
         again = {} if (restarts := self.restarts(sampler)) in (None, NONE) else {RESTARTS: restarts}
         return {
             "version": FINGERPRINT_VERSION,
-            "space": self.fingerprint_of(space),
+            "space": fingerprint_of(space),
             "evaluator": self.evaluator.fingerprint(),
             "tasks": self.definition,
             "items": self.items,
@@ -259,12 +260,6 @@ class Plan:
             **({"async": True} if options.asynchronous else {}),
             **({"warm_start": options.warm_start} if options.warm_start and sampler == self.sampler else {}),
         }
-
-    def fingerprint_of(self, space: SearchSpace) -> dict[str, Any]:
-        """A space's: models count by their short name there, and by their content beside it, not by where they lie."""
-        named = space.fingerprint() | {"sources": list(space.names)}
-        named.pop("base_model", None)
-        return named
 
     def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:
         """Keep with the study what `export` needs to build its candidates again."""
@@ -379,14 +374,14 @@ def _without(contents: Mapping[str, str], reference: str) -> dict[str, str]:
     return {r: digest for r, digest in contents.items() if r != reference}
 
 
-def _items(opened: Evaluator, file: EvaluatorFile) -> dict[str, dict[str, Any]]:
+def _items(opened: Evaluator) -> dict[str, dict[str, Any]]:
     """Number and hash of the items of every task and split: part of what a study is."""
-    searched = {t.name: file.config.searched(t) for t in file.config.tasks}
+    searched = set(opened.searched())
     found: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         found[split] = {
             task: {"count": len(ids), "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]}
             for task, ids in opened.items(split).items()
-            if split != "search" or searched.get(task, True)
+            if split != "search" or task in searched
         }
     return found

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import InputError, StudyError, choose
 from evomerge.score import Trial, Value
 from evomerge.study.candidates import best
+from evomerge.study.database import shown
 from evomerge.study.store import Store, Study, differences
 
 # Kept with a study: the parameters that it begins from, best first.
@@ -33,21 +34,31 @@ def read(where: str, name: str, storage: str, space: Mapping[str, Any]) -> list[
     Raises:
         InputError: there is no such study, it searched another space, or has no candidate with a score.
     """
-    kept = _kept(name, storage)
-    if kept is not None:
-        return kept
-    study = _open(where, storage)
+    known = kept(name, storage)
+    return read_best(where, storage, space, f"--warm-start {where}") if known is None else known
+
+
+def read_best(where: str, storage: str, space: Mapping[str, Any], option: str) -> list[dict[str, Value]]:
+    """The same as they are now.
+
+    Args:
+        option: How messages call what was asked for.
+
+    Raises:
+        InputError: see `read`.
+    """
+    study = _open(where, storage, option)
     theirs, ours = ({k: v for k, v in s.items() if k not in LOOSE} for s in (study.fingerprint["space"], space))
     different = differences(theirs, ours)
     if different:
         raise InputError(
-            f'--warm-start {where}: study "{study.name}" searched another space: {"; ".join(different[:3])}; expected '
+            f'{option}: study "{study.name}" searched another space: {"; ".join(different[:3])}; expected '
             "one with the same sources, method, granularity and ranges"
         )
     trials = study.trials()
     complete = [t for t in best(trials) if not t.violation]
     if not complete:
-        raise InputError(f'--warm-start {where}: study "{study.name}" has no candidate with a score yet')
+        raise InputError(f'{option}: study "{study.name}" has no candidate with a score yet')
     return [dict(t.params) for t in complete[: _count(trials)]]
 
 
@@ -55,8 +66,8 @@ def _count(trials: list[Trial]) -> int:
     return max(FEWEST, math.ceil(SHARE * len(trials)))
 
 
-def _kept(name: str, storage: str) -> list[dict[str, Value]] | None:
-    """What a study that has begun keeps; None where it has not."""
+def kept(name: str, storage: str) -> list[dict[str, Value]] | None:
+    """What a study that has begun from another keeps of it; None where it has not."""
     try:
         store = Store(storage)
     except StudyError:
@@ -64,7 +75,7 @@ def _kept(name: str, storage: str) -> list[dict[str, Value]] | None:
     return store.open(name).notes().get(NOTE) if name in store.names() else None
 
 
-def _open(where: str, storage: str) -> Study:
+def _open(where: str, storage: str, option: str) -> Study:
     """The study of an output folder, or of that name."""
     database = Path(where) / "study.db"
     try:
@@ -72,14 +83,14 @@ def _open(where: str, storage: str) -> Study:
             store = Store(f"sqlite:///{database.resolve()}")
             names = [n for n in store.names() if "/" not in n]
             if len(names) != 1:
-                raise InputError(f"--warm-start {where}: holds {len(names)} studies; expected one")
+                raise InputError(f"{option}: holds {len(names)} studies; expected one")
             return store.open(names[0])
         store = Store(storage)
     except StudyError as e:
-        raise InputError(f"--warm-start {where}: no such folder with a study.db, and {e}") from None
+        raise InputError(f"{option}: no such folder with a study.db, and {e}") from None
     if where not in store.names():
         raise InputError(
-            f'--warm-start {where}: neither a folder with a study.db nor a study of {storage}; '
+            f'{option}: neither a folder with a study.db nor a study of {shown(storage)}; '
             f"{choose(where, [n for n in store.names() if '/' not in n])}"
         )
     return store.open(where)

@@ -15,13 +15,15 @@ from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
 from evomerge.report.result import Row, rows
-from evomerge.report.table import against, caption, columns, number, span
+from evomerge.report.table import against, archive_text, caption, columns, number, span
 from evomerge.score import State
 from evomerge.study.outcome import Outcome
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 OWN_LICENCE = "apache-2.0"  # of the zoo
+# Candidates of an archive that a card lists.
+SHOWN = 12
 
 
 def model_card(outcome: Outcome) -> str:
@@ -117,6 +119,28 @@ It is {yaml_of} YAML:
 - search space `{outcome.space}`, evaluator `{outcome.evaluator}`, seed {outcome.seed}
 - {candidates} in {_duration(outcome.seconds)}; ended by: {outcome.stopped}
 - chosen: candidate {outcome.best.number}, {chosen}
+{_archive_section(outcome)}"""
+
+
+def _archive_section(outcome: Outcome) -> str:
+    """The candidates that the search keeps, the first of them in a table; nothing where it keeps none."""
+    archive = outcome.archive
+    if archive is None or not archive.members:
+        return ""
+    head = ["candidate", "score", *archive.tasks, "shared fitness" if archive.grid is None else "cell"]
+    lines = [table_line(head), table_line(["---:"] * len(head))]
+    for m in archive.members[:SHOWN]:
+        place = number(m.fitness or 0.0) if m.cell is None else ", ".join(map(str, m.cell))
+        lines.append(table_line([str(m.trial.number), *map(number, (m.trial.value or 0.0, *m.tasks.values())), place]))
+    more = len(archive.members) - SHOWN
+    return f"""
+## What else was kept
+
+{"".join(f"{line[0].upper()}{line[1:]}." for line in archive_text(outcome))}
+The search chose them by these values, so that they are too good, the best ones most.
+`evomerge export STUDY OUT --trial N` writes any of them.
+
+{chr(10).join(lines)}{f"{chr(10)}{chr(10)}and {more} more" if more > 0 else ""}
 """
 
 

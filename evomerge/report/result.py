@@ -11,7 +11,7 @@ from evomerge.comparison import Difference
 from evomerge.evaluation.goals import DEPTH
 from evomerge.report.path import path_text
 from evomerge.score import Interval, State, Trial, cost
-from evomerge.study.goals import Limit
+from evomerge.study.archive import Archive
 from evomerge.study.goals import shown as value_of
 from evomerge.study.outcome import Measured, Outcome, Role
 
@@ -69,16 +69,21 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "tasks": {TASK: {NAME: {"score", "low", "high", "items", "metric"}}}, "seconds"}.
         With several objectives "objectives": [NAME], "front": [{"trial", "search", NAME: value}] and "hypervolume":
         {"reference": {NAME: value}, "value", "history": [[candidates, value]]}; with constraints "constraints":
-        [{"of", "at_least" | "at_most", "search", "select", "test", "kept"}] of the winner.
+        [{"of", "at_least" | "at_most", "search", "select", "test", "kept", "limits"}] of the winner; the limit is the
+        search's, "limits" has it of each split, "kept" is about test.
+        Of a search that keeps different candidates "archive": {"sampler", "elites": [{"trial", "search", "tasks":
+        {TASK: value}}]}, the best first, with constraints each with its "violation"; of map-elites and cma-me each with
+        its "cell" [place on the first task's axis, ...], and "grid": {TASK: {"cells", "low", "high"}}, "coverage",
+        "qd_score", "norm_qd_score", "offset"; of m2n2 each with its shared "fitness".
         "cost" is what the candidates took of the budget, in candidates on all search items; a control's entry in
         "baselines" has that of its own search. A hybrid's "candidates" have "first_stage" too: how many there were
         before. A path has "path" (in words), "front": [{"trial", "depth", "search"}] and "layer_evaluations":
         {"asked", "run", "saved"}.
         Scores of `best` and `baselines` are weighted means, higher is better; those of `tasks` are the metric as its
-        authors report it. The difference is best minus baseline, paired by item: `p` by the `test` named, `holm`
-        corrected for all baselines; where results are 0 or 1 and one task counts, `gained` and `lost` items. Shrinkage
-        is the winner's score on the search (select) items minus the one on test. "overlaps", where they were looked
-        for, is `evaluation.overlaps.Overlaps.to_dict`. What is unknown is null.
+        authors report it, but in "archive", where higher is better. The difference is best minus baseline, paired by
+        item: `p` by the `test` named, `holm` corrected for all baselines; where results are 0 or 1 and one task counts,
+        `gained` and `lost` items. Shrinkage is the winner's score on the search (select) items minus the one on test.
+        "overlaps", where they were looked for, is `evaluation.overlaps.Overlaps.to_dict`. What is unknown is null.
     """
     from evomerge.study import database
 
@@ -129,6 +134,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
     if outcome.aims.front:
         data["front"] = [_on_front(outcome, t) for t in outcome.aims.front]
     data |= _aims(outcome)
+    if outcome.archive is not None:
+        data["archive"] = _archive(outcome.archive, bool(outcome.aims.goals.limits))
     if outcome.layers is not None:
         asked, ran = outcome.layers
         data["layer_evaluations"] = {"asked": asked, "run": ran, "saved": 1 - ran / asked if asked else 0.0}
@@ -155,18 +162,46 @@ def _aims(outcome: Outcome) -> dict[str, Any]:
         data["objectives"] = list(goals.objectives)
         data["hypervolume"] = {"reference": reference, "value": volume, "history": history}
     if goals.limits:
-        data["constraints"] = [_kept(outcome, limit) for limit in goals.limits]
+        data["constraints"] = [_kept(outcome, i) for i in range(len(goals.limits))]
     return data
 
 
-def _kept(outcome: Outcome, limit: Limit) -> dict[str, Any]:
+def _archive(archive: Archive, limited: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "sampler": archive.sampler,
+        "elites": [
+            {
+                "trial": m.trial.number,
+                "search": m.trial.value,
+                "tasks": m.tasks,
+                **({"violation": m.trial.violation} if limited else {}),
+                **({"cell": list(m.cell)} if m.cell is not None else {}),
+                **({"fitness": m.fitness} if m.fitness is not None else {}),
+            }
+            for m in archive.members
+        ],
+    }
+    grid = archive.grid
+    if grid is not None:
+        axes = zip(archive.tasks, grid.cells, grid.low, grid.high, strict=True) if archive.members else ()
+        data["grid"] = {task: {"cells": n, "low": low, "high": high} for task, n, low, high in axes}
+        data |= {name: getattr(grid, name) for name in ("coverage", "qd_score", "norm_qd_score", "offset")}
+    return data
+
+
+def _kept(outcome: Outcome, constraint: int) -> dict[str, Any]:
     winner, attributes = outcome.winner, outcome.best.attributes
+    limits = {split: found[constraint] for split, found in outcome.aims.limits.items()}
+    limit = limits["search"]
     bounds = {"at_least": limit.low, "at_most": limit.high}
     search = winner.search if winner.search is not None else outcome.best.score
     splits = {"search": search, "select": winner.select, "test": winner.test}
     values = {k: None if s is None else value_of(limit.of, s, attributes) for k, s in splits.items()}
-    kept = values["test"] is not None and not limit.missed(values["test"])
-    return {"of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept}
+    kept = values["test"] is not None and not limits.get("test", limit).missed(values["test"])
+    return {
+        "of": limit.of, **{k: v for k, v in bounds.items() if math.isfinite(v)}, **values, "kept": kept,
+        "limits": {split: found.bound for split, found in limits.items()},
+    }  # fmt: skip
 
 
 def _difference(found: Difference) -> dict[str, Any]:

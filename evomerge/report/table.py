@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -73,10 +74,33 @@ def front_text(outcome: Outcome) -> list[str]:
     elif len(front) > 1:
         shown = [f"{t.attributes[DEPTH]} layers {number(t.value or 0.0)} (candidate {t.number})" for t in front]
         lines = [f"best with as few layers, on the search items: {', '.join(shown)}"]
-    for limit in aims.goals.limits:
+    for limit in aims.limits.get("test", aims.goals.limits):
         found = value_of(limit.of, outcome.winner.test, outcome.best.attributes)
         lines.append(f"{limit.words}: {number(found)} on the test items{', not kept' if limit.missed(found) else ''}")
     return lines
+
+
+def archive_text(outcome: Outcome) -> list[str]:
+    """In a line, what a search that keeps different candidates ends with; none of others."""
+    archive = outcome.archive
+    if archive is None:
+        return []
+    count, grid = len(archive.members), archive.grid
+    if grid is not None:
+        words = (
+            f"{count} of {math.prod(grid.cells)} cells (coverage {number(grid.coverage)}), QD score "
+            f"{number(grid.qd_score)} (normalised {number(grid.norm_qd_score)}, offset {number(grid.offset)})"
+        )
+    else:
+        scores = [m.trial.value or 0.0 for m in archive.members]
+        shares = [m.fitness or 0.0 for m in archive.members]
+        words = f"{count} candidates"
+        if scores:
+            words += f" of {number(min(scores))} to {number(max(scores))}"
+            words += f", shared fitness {number(min(shares))} to {number(max(shares))} items"
+    if any(m.trial.violation for m in archive.members):
+        words += ", all of which miss the constraints"
+    return [f"archive of {archive.sampler}, on the search items: {words}; each is in result.json"]
 
 
 def _needs(made: Table) -> int:

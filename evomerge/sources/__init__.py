@@ -8,8 +8,16 @@ from evomerge.sources.defaults import completed_config
 from evomerge.sources.files import INDEX, SINGLE, read_json, read_object, read_text, small_file
 from evomerge.sources.fit import check_fit, check_path_fit
 from evomerge.sources.folder import local_folder
-from evomerge.sources.hashes import Hashing, differing, hash_sources, remembered, start_hashing
-from evomerge.sources.hub import fetch
+from evomerge.sources.hashes import (
+    Hashing,
+    check_unchanged,
+    differing,
+    file_hash,
+    hash_sources,
+    remembered,
+    start_hashing,
+)
+from evomerge.sources.hub import bring_revision, fetch
 from evomerge.sources.layout import TEXT, Layout, Place
 from evomerge.sources.open import open_source, open_sources, with_adapter
 from evomerge.sources.residual import Writers, writers
@@ -29,11 +37,14 @@ __all__ = [
     "Source",
     "Update",
     "Writers",
+    "bring_revision",
     "check_fit",
     "check_path_fit",
+    "check_unchanged",
     "completed_config",
     "differing",
     "fetch",
+    "file_hash",
     "hash_sources",
     "local_folder",
     "open_source",

@@ -216,6 +216,47 @@ class Hashing:
         self.cancel()
 
 
+def check_unchanged(sources: Mapping[str, Source]) -> None:
+    """Look again whether sources are what they were when they were hashed; nothing is read where no file was written.
+
+    Raises:
+        SourceError: every source that is not, one line each.
+    """
+    found = {r: content_hash(s) for r, s in sources.items()}
+    expected = {r: s.content_hash() for r, s in sources.items()}
+    problems = [
+        f'model "{r}": {sources[r].path} was changed since the search began (SHA-256 {found[r]}, expected '
+        f"{expected[r]})"
+        for r in found
+        if found[r] != expected[r]
+    ]
+    if problems:
+        raise SourceError("\n".join(problems))
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 (hex) of a file, as `sha256sum` has it; remembered as content hashes are.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    path = str(file.resolve())
+    cached = cache_folder() / "hashes" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}-file.json"
+    before = _stats([file])
+    found = _read(cached, "file", before)
+    if found is not None:
+        return found
+    try:
+        with file.open("rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
+    if before == _stats([file]) and all(time.time_ns() - max(s[1:3]) > SETTLED_NS for s in before.values()):
+        entry = {"version": _VERSION, "folder": path, "facts": "file", "files": before, "hash": found}
+        keep(cached, json.dumps(entry, indent=1).encode())
+    return found
+
+
 def differing(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """What to say of models whose content hash is not the one that a recipe names (`evomerge: sources:`)."""
     return [

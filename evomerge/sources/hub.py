@@ -57,6 +57,18 @@ def bring(folder: Path, repo: str, names: Sequence[str]) -> None:
     _snapshot(repo, folder.name, names, f'"{repo}": its weights are')
 
 
+def bring_revision(repo: str, revision: str, names: Sequence[str]) -> Path:
+    """Bring files of one revision of a model into the local cache: the revision's folder there.
+
+    Args:
+        revision: A commit, so that it is the same everywhere.
+
+    Raises:
+        SourceError: they are not to be had.
+    """
+    return _snapshot(repo, revision, names, f'"{repo}": it is')
+
+
 def _snapshot(repo: str, revision: str | None, names: Sequence[str], told: str) -> Path:
     from huggingface_hub import snapshot_download
 

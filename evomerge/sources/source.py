@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,32 @@ class Source:
         if self.adapter is None:
             return self.bytes
         return self.adapter.model.bytes + sum(info.end - info.start for _, info in self.adapter.labels())
+
+    def moved(self, places: Mapping[Path, Path]) -> Source:
+        """The same model where its folders lie elsewhere: on another machine, after their files were compared.
+
+        Args:
+            places: Where each of its folders (and its adapter's) lies, by where it lay.
+        """
+
+        def there(info: TensorInfo) -> TensorInfo:
+            place = places.get(info.file.parent)
+            return info if place is None else replace(info, file=place / info.file.name)
+
+        adapter = self.adapter
+        if adapter is not None:
+            updates = {n: replace(u, a=there(u.a), b=there(u.b)) for n, u in adapter.updates.items()}
+            adapter = replace(
+                adapter, path=places.get(adapter.path, adapter.path), model=adapter.model.moved(places),
+                updates=updates, replaced={n: there(i) for n, i in adapter.replaced.items()},
+            )  # fmt: skip
+        found = replace(
+            self, path=places.get(self.path, self.path), adapter=adapter,
+            tensors={n: there(i) for n, i in self.tensors.items()},
+        )  # fmt: skip
+        if "_hash" in self.__dict__:
+            found.__dict__["_hash"] = self.__dict__["_hash"]
+        return found
 
     def content_hash(self, progress: Callable[[int], None] | None = None, stop: threading.Event | None = None) -> str:
         """SHA-256 (hex) of every tensor (name, type, shape, bytes; in order of name) and of the configuration.

@@ -9,7 +9,7 @@ from evomerge.errors import SpaceError
 from evomerge.recipe import Recipe
 from evomerge.score import Value
 from evomerge.space.align import Departures, align
-from evomerge.space.dataflow import DataflowConfig
+from evomerge.space.dataflow import SIGMA, DataflowConfig
 from evomerge.space.grid import PLACE, LayerGroup, layer_groups
 from evomerge.space.parameters import Categorical, Integer, Parameter, check, initial
 from evomerge.space.pool import Layer, Pool
@@ -43,6 +43,7 @@ class CompactSpace:
     """
 
     sampler = "evolution"
+    sigma = SIGMA
 
     def __init__(self, config: DataflowConfig, shapes: Mapping[str, Shape]) -> None:
         self.config = config

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from evomerge.space.compact import CompactSpace
     from evomerge.space.slots import SlotSpace
 
+# First step of the paper's search of paths, as a share of each range (arXiv 2403.13187).
+SIGMA = 1 / 6
 # Keys that only one encoding takes.
 KEYS: dict[str, tuple[str, ...]] = {
     "compact": ("repeats", "insertions", "layer_groups", "layers_per_group"),

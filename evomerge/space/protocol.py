@@ -83,6 +83,7 @@ class SearchSpace(Protocol):
         names: Short names of the sources.
         parameters: What the optimizer varies.
         sampler: The optimizer that suits the space ("auto").
+        sigma: The first step that suits it, as a share of each range; None: the sampler's own.
     """
 
     @property
@@ -93,6 +94,8 @@ class SearchSpace(Protocol):
     def parameters(self) -> tuple[Parameter, ...]: ...
     @property
     def sampler(self) -> str: ...
+    @property
+    def sigma(self) -> float | None: ...
 
     def initial(self) -> dict[str, Value]:
         """The starting value of every parameter, in their order."""

@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.errors import SpaceError
 from evomerge.recipe import Recipe
 from evomerge.score import Value
-from evomerge.space.dataflow import DataflowConfig
+from evomerge.space.dataflow import SIGMA, DataflowConfig
 from evomerge.space.grid import PLACE
 from evomerge.space.parameters import Float, Parameter, check, initial
 from evomerge.space.pool import Pool
@@ -20,8 +20,8 @@ from evomerge.space.scale import Scale, unfit
 from evomerge.space.shape import Shape
 from evomerge.space.starts import Start, path_starts
 
-# Two standard deviations of the paper's search, whose sigma is 1/6 of the range.
-START = 2 * (2 / 6)
+# Two standard deviations of the paper's search.
+START = 2 * (2 * SIGMA)
 
 
 class SlotSpace:
@@ -79,6 +79,8 @@ class SlotSpace:
         }
         ends = [p for parameters in self.ends.values() for p in parameters.values()]
         self.parameters: tuple[Parameter, ...] = (*self.indicators, *scales, *ends)
+
+    sigma = SIGMA
 
     @property
     def sampler(self) -> str:

@@ -89,6 +89,8 @@ class Space:
                     else:
                         yield Float(name, bounds.low, bounds.high, bounds.start, bounds.log, place=place)
 
+    sigma = None
+
     @property
     def sampler(self) -> str:
         """The optimizer that suits the space."""

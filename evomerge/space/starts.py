@@ -75,7 +75,8 @@ def _sources(space: Space) -> Iterator[Start]:
 
 def _uniform(space: Space) -> Iterator[Start]:
     for method in space.config.methods:
-        params = _at(space, method, WHOLE, _equal(space)) if method.name in AVERAGES else None
+        share = _share(space, method) if method.name in AVERAGES else None
+        params = None if share is None else _at(space, method, WHOLE, dict.fromkeys(space.names, share))
         if params is not None:
             yield Start("uniform", params)
             return
@@ -89,6 +90,20 @@ def _published(space: Space) -> Iterator[Start]:
             params = _at(space, method, method.published, weights)
             if params is not None:
                 yield Start(f"published {method.name}", params)
+
+
+def _share(space: Space, method: Method) -> float | None:
+    """The weight of each source in the uniform merge; None where no weight gives it."""
+    equal, scale = 1 / len(space.names), float(space.fixed.get("lambda") or 1.0)
+    switch = method.parameter("normalize")
+    if switch is None or not space.fixed.get("normalize", switch.default):
+        return equal / scale
+    # Of normalised weights any equal ones do: the nearest that the space has.
+    bounds = space.genes["weight"].range if "weight" in space.genes else None
+    if scale != 1.0 or bounds is None or bounds.low is None or bounds.high is None:
+        return None if scale != 1.0 else equal
+    nearest = min(max(equal, bounds.low), bounds.high)
+    return nearest if nearest > 0.0 else None
 
 
 def _equal(space: Space) -> dict[str, float]:

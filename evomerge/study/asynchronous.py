@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import StudyError
-from evomerge.score import COST, RACE, State, Trial, Value, cost
-from evomerge.study.candidates import attributes_of, best, layers, record
+from evomerge.score import TOLD, State, Trial, Value, cost
+from evomerge.study.candidates import attributes_of, best, record_end, record_stop
 from evomerge.study.contest import SETTLED
 from evomerge.study.job import Answer
 from evomerge.study.raced import Raced
@@ -25,8 +25,8 @@ from evomerge.study.window import Window
 if TYPE_CHECKING:
     from evomerge.study.loop import Search
 
-# Attributes of a candidate: how many had been told when it was asked for, and its own place among the tells.
-AFTER, TOLD = "asked_after", "told"
+# An attribute of a candidate: how many had been told when it was asked for.
+AFTER = "asked_after"
 # So many generations in a row of which every candidate was there before end a search.
 IDLE_GENERATIONS = 25
 
@@ -36,12 +36,10 @@ class _Running(Underway):
     """A candidate under way.
 
     Attributes:
-        attributes: What was recorded of it before.
         seen: How many items it has.
         asked: How many it will have when its block is back.
     """
 
-    attributes: dict[str, Any] = field(default_factory=dict)
     seen: int = 0
     asked: int = 0
 
@@ -88,7 +86,7 @@ class Asynchronous(Iterator[Ask]):
         """
         search = self._search
         stored = search.study.trials()
-        told = sorted((t for t in stored if t.state is not State.RUNNING), key=lambda t: int(t.attributes[TOLD]))
+        told = sorted((t for t in stored if t.state is not State.RUNNING), key=lambda t: t.told)
         for trial in stored:
             while len(self._ended) < int(trial.attributes[AFTER]):
                 self._tell(told[len(self._ended)], replayed=True)
@@ -164,7 +162,7 @@ class Asynchronous(Iterator[Ask]):
         ask = Ask(number, params, recipe, search.hash(recipe))
         attributes = attributes_of(recipe, ask.hash) | attributes
         search.study.start(number, params, attributes)
-        running = self._running[number] = _Running(ask, attributes=attributes)
+        running = self._running[number] = _Running(ask, attributes)
         if self._window is not None:
             self._window.start(number)
         return self._block(running)
@@ -238,26 +236,18 @@ class Asynchronous(Iterator[Ask]):
 
     def _complete(self, running: _Running, answer: Answer) -> None:
         """It has all items, or failed."""
-        search, race, number = self._search, self._search.race, running.ask.number
+        search, race = self._search, self._search.race
         if race is not None and answer.score is not None:
             answer = replace(answer, score=race.draw.joined(running.parts))
-        kept: dict[str, Any] = {TOLD: len(self._ended)}
-        kept |= {COST: running.charged} if race is None else {RACE: {"seen": running.seen, COST: running.charged}}
-        search.study.attribute(number, kept)
-        answer = replace(answer, seconds=running.seconds, layers=running.layers)
-        self._end(record(search.study, number, running.ask.params, running.attributes | kept, answer, search.goals))
+        seen = None if race is None else running.seen
+        self._end(record_end(search.study, running, answer, search.goals, seen, {TOLD: len(self._ended)}))
 
     def _stop(self, running: _Running, why: str) -> None:
-        search, race, ask = self._search, self._search.race, running.ask
+        study, race = self._search.study, self._search.race
         assert race is not None
         part = race.draw.joined(running.parts)
         estimate = race.draw.estimate(part, running.seen)
-        stopped = {"stopped": why, "seen": running.seen, "estimate": estimate, COST: running.charged}
-        kept = {RACE: stopped, TOLD: len(self._ended)} | layers(running.layers)
-        search.study.scores.write(f"trial/{ask.number}", "search", part)
-        search.study.prune(ask.number, kept, running.seconds, running.seen, estimate)
-        attributes = running.attributes | kept
-        self._end(Trial(ask.number, ask.params, State.PRUNED, None, None, running.seconds, attributes, part))
+        self._end(record_stop(study, running, part, why, running.seen, estimate, {TOLD: len(self._ended)}))
 
     def _end(self, trial: Trial) -> None:
         running = self._running.pop(trial.number)
@@ -276,7 +266,7 @@ class Asynchronous(Iterator[Ask]):
         # Of the last generation's worth that ended: what the last of the parents was told with.
         recent = sorted(self._told[-search.optimizer.generation :], reverse=True)[: search.optimizer.parents]
         limit = recent[-1] if len(recent) == search.optimizer.parents else math.inf
-        (told,) = search.told([trial], self._ended, limit)
+        (told,) = search.told([trial], self._ended, search.race, limit)
         self._ended.append(trial)
         hash_ = trial.attributes.get("recipe_hash")
         self._idle = self._idle + 1 if hash_ in self._known else 0

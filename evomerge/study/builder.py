@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import CandidateError, InputError
 from evomerge.evaluation import EvaluatorFile, open_evaluator
+from evomerge.merging.placement import Devices, park, unpark
 from evomerge.recipe import Path, Recipe
 from evomerge.score import Score
 from evomerge.sources import Source, writers
@@ -30,6 +32,11 @@ class Builder:
         base: Reference of the model whose architecture and tokenizer candidates have.
         device: A torch device; default: the evaluator's, else "cuda" where there is one.
         prefix_bytes: Memory for the hidden states of paths' common beginnings.
+        gpus: GPUs that are this process's own: below 1 a share of one, whose memory is then limited; above 1 a merge is
+            spread over all of them. 0: nobody counted.
+
+    Raises:
+        InputError: GPUs were counted, and torch sees fewer.
     """
 
     def __init__(
@@ -39,16 +46,22 @@ class Builder:
         evaluator: EvaluatorFile,
         device: str | None = None,
         prefix_bytes: int = 0,
+        gpus: float = 0.0,
     ) -> None:
         import torch
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        from evomerge.merging.engine import Engine
+        from evomerge.merging.engine import CUDA_SHARE, Engine
         from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
-        self.device = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        asked = device or evaluator.config.device
+        if gpus and asked is None:
+            _check_gpus(gpus)
+        self.device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+        spread = gpus >= 2 and self.device == "cuda"
+        self._live_device: str | Devices = [f"cuda:{i}" for i in range(int(gpus))] if spread else self.device
         if self.device == "cpu":
             # One thread: several processes on a few cores run up to ten times slower with more. And the sums inside a
             # model's forward pass depend on the number of threads (a merge's do not), so that scores, and with them the
@@ -57,8 +70,14 @@ class Builder:
         self._dtype = _compute_dtype(evaluator.config.dtype, self.device)
         self._trust = evaluator.config.trust_remote_code
         self._evaluator, self._file = open_evaluator(evaluator), evaluator.file
-        self._engine = Engine(self._sources, device=self.device)
         self._base = self._sources[base]
+        cache = None
+        if 0 < gpus < 1 and self.device.startswith("cuda"):
+            # Others are on the same GPU, and what libraries find to be free there is not all for this process.
+            torch.cuda.set_per_process_memory_fraction(gpus)
+            own = int(gpus * torch.cuda.mem_get_info(self.device)[1])
+            cache = int(CUDA_SHARE * max(0, own - self._base.bytes))
+        self._engine = Engine(self._sources, device=self.device, cache_bytes=cache)
         self._prefix_bytes = prefix_bytes
         # What candidates are built into, made when the first of its kind comes: merges, and paths over layers.
         self._merged: PreTrainedModel | None = None
@@ -104,7 +123,9 @@ class Builder:
         if self._merged is None:
             from evomerge.merging.live import live_model
 
-            self._merged = live_model(self._base, dtype=self._dtype, device=self.device, trust_remote_code=self._trust)
+            self._merged = live_model(
+                self._base, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust
+            )
         return self._merged
 
     def _routes(self) -> Router:
@@ -136,22 +157,19 @@ class Builder:
         # Two models may not fit on a GPU where one did.
         if self.device != "cpu" and self._router is not None:
             self._router.unload()
-        self._place("cpu")
+        parked = self._merged if self.device != "cpu" else None
+        if parked is None:
+            return self._loaded(model, job, seconds, started)
+        park(parked)
         try:
             return self._loaded(model, job, seconds, started)
         finally:
-            self._place(self.device)
-
-    def _place(self, device: str) -> None:
-        import torch
-
-        if self._merged is not None and str(self._merged.device) != device:
-            torch.nn.Module.to(self._merged, device)
+            unpark(parked, self.device)
 
     def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
-        model = live_model(checkpoint, dtype=self._dtype, device=self.device, trust_remote_code=self._trust)
+        model = live_model(checkpoint, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=self._trust)
         return self._score(model, tokenizer, job, seconds, started)
 
@@ -162,6 +180,18 @@ class Builder:
         score = self._evaluator.evaluate(model, tokenizer, job.split, job.only)
         seconds["evaluate"] = time.perf_counter() - built
         return score
+
+
+def _check_gpus(gpus: float) -> None:
+    """Raise InputError where torch sees fewer GPUs than this process was given: on the CPU scores would be others."""
+    import torch
+
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < gpus:
+        raise InputError(
+            f"--gpus-per-worker {gpus:g}: torch {torch.__version__} sees {seen} GPUs on {os.uname().nodename}, where a "
+            "worker runs: is it built with CUDA there, and does nvidia-smi show them? On CPUs: --gpus-per-worker 0"
+        )
 
 
 def _compute_dtype(name: str, device: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from evomerge.errors import EvoMergeError
 from evomerge.evaluation.goals import DEPTH
 from evomerge.optimizers.protocol import Behaviour
 from evomerge.recipe import Path, Recipe
-from evomerge.score import VIOLATION, State, Trial, Value
+from evomerge.score import COST, RACE, VIOLATION, Score, State, Trial, Value
 from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
+from evomerge.study.scoring import Underway
 from evomerge.study.store import Study
 
 # An attribute of a trial that is a path: the evaluations of layers that it took.
@@ -46,6 +48,43 @@ def record(
     attributes = attributes | found
     study.complete(number, answer.score, answer.seconds, goals.recorded(answer.score, attributes))
     return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
+
+
+def record_end(
+    study: Study, one: Underway, answer: Answer, goals: Goals, seen: int | None, more: Mapping[str, Any] | None = None
+) -> Trial:
+    """Record how a candidate ended that was scored block by block: with all items, or with a reason why not.
+
+    Args:
+        answer: Its score on all items, or the reason.
+        seen: How many items it had; None where nothing is raced.
+        more: Attributes to keep with it.
+    """
+    cost = {COST: one.charged} if seen is None else {RACE: {"seen": seen, COST: one.charged}}
+    kept = {**(more or {}), **cost}
+    study.attribute(one.ask.number, kept)
+    answer = replace(answer, seconds=one.seconds, layers=one.layers)
+    return record(study, one.ask.number, one.ask.params, one.attributes | kept, answer, goals)
+
+
+def record_stop(
+    study: Study, one: Underway, part: Score, why: str, seen: int, estimate: float,
+    more: Mapping[str, Any] | None = None,
+) -> Trial:  # fmt: skip
+    """Record that a candidate was stopped in its race, with the result on the items that it had.
+
+    Args:
+        why: "raced out" or "settled".
+        seen: How many items it had.
+        estimate: Its score on them.
+        more: Attributes to keep with it.
+    """
+    n = one.ask.number
+    race = {"stopped": why, "seen": seen, "estimate": estimate, COST: one.charged}
+    kept = {**(more or {}), RACE: race, **layers(one.layers)}
+    study.scores.write(f"trial/{n}", "search", part)
+    study.prune(n, kept, one.seconds, seen, estimate)
+    return Trial(n, one.ask.params, State.PRUNED, None, None, one.seconds, one.attributes | kept, part)
 
 
 def behaviour(trial: Trial) -> Behaviour | None:

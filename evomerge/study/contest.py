@@ -1,7 +1,7 @@
 """How one generation is scored block by block: who goes on after each block, and what the optimizer is told.
 
 Candidates stop where more items would hardly change the order of those that are left. The best of them then goes on
-alone as long as it may be better than the best candidate so far: what is chosen in the end is chosen among candidates
+alone as long as it is ahead of the best candidate so far: what is chosen in the end is chosen among candidates
 that have all items. Before that, one stops that can no longer be among the parents (`racing.Race`).
 
 When the order is settled says Hoyt's reliability of a table of candidates by items (Psychometrika 6, 1941; for results
@@ -23,13 +23,14 @@ from evomerge.study.racing import Race
 Numbers = npt.NDArray[np.float64]
 
 # After which shares of the items one looks.
-LOOKS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+LOOKS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 # Fewer items than this say too little for a block of their own, and fewer than twice as many are scored at once.
 LEAST = 16
 DROP = 0.1
 RELIABILITY = 0.5
 # The best of a settled generation goes on while its lead over the best so far is above minus this many standard errors.
-HOPE = 1.0
+# It was chosen as the best on the items that it has, which flatters it: no allowance beside that.
+HOPE = 0.0
 RACED_OUT, SETTLED, FAILED = "raced out", "settled", "failed"
 
 

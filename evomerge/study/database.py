@@ -1,23 +1,31 @@
-"""Looking at a database before it is used: nothing is created, and what is no study is refused."""
+"""Databases by their URL: drivers, passwords, and a look before use. What is no study is refused, nothing created."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
-from evomerge.errors import StudyError
+from evomerge.errors import StudyError, choose
 
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 # All that Optuna and evomerge make: a database with some of these alone was cut off while it was being made.
 OWN_TABLES = OPTUNA_TABLES | {
     "alembic_version",
     "evomerge_item_sets",
+    "evomerge_jobs",
+    "evomerge_joiners",
+    "evomerge_leases",
     "evomerge_results",
+    "evomerge_schema",
     "evomerge_scores",
+    "evomerge_texts",
     "study_directions",
     "study_system_attributes",
     "study_user_attributes",
@@ -28,14 +36,105 @@ OWN_TABLES = OPTUNA_TABLES | {
     "trial_user_attributes",
     "trial_values",
 }
+# Of each kind of server: its drivers as SQLAlchemy calls them, with the module each needs, the one that we test with
+# first; and the extra that installs that one.
+DRIVERS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
+    "postgresql": ((("psycopg", "psycopg"), ("psycopg2", "psycopg2")), "postgresql"),
+    "mysql": ((("pymysql", "pymysql"), ("mysqldb", "MySQLdb")), "mysql"),
+}
+KINDS = ("sqlite", *DRIVERS)
+# Seconds after which a server that says nothing counts as gone: drivers wait for ever by themselves.
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 120
+# Parts of a URL behind the `?` that hold a secret.
+_SECRET = re.compile(r"pass|secret|token|pwd", re.IGNORECASE)
 
 
 def shown(url: str) -> str:
-    """A storage URL for messages and results, its password hidden."""
+    """A storage URL for messages and results, its passwords hidden."""
     try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return re.sub(r"(?<=://).*@", "***@", url)
+    if parsed.host and "@" in parsed.host:  # of a password with an @ in it that was taken for the host's beginning
+        parsed = parsed.set(host=parsed.host.rpartition("@")[2])
+    hidden = {name: "***" for name in parsed.query if _SECRET.search(name)}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
+def connectable(url: str) -> sa.URL:
+    """A storage URL with the driver that is installed, where it names none.
+
+    Raises:
+        StudyError: no URL, another kind of database, or the driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        hint = f"; for a file: sqlite:///{url}" if "://" not in url else ""
+        raise StudyError(f'storage "{shown(url)}": expected a database URL{hint}') from None
+    kind, _, driver = parsed.drivername.partition("+")
+    # SQLAlchemy has a name of its own for MariaDB, which Optuna does not know.
+    kind = {"mariadb": "mysql", "postgres": "postgresql"}.get(kind, kind)
+    if kind not in KINDS:
+        raise StudyError(f'storage {shown(url)}: unknown kind of database "{kind}"; {choose(kind, KINDS)}')
+    if kind == "sqlite":
+        return parsed
+    if parsed.host and "@" in parsed.host:
+        raise StudyError(f"storage {shown(url)}: a password with @ in it is written with %40 in its place")
+    drivers, extra = DRIVERS[kind]
+    if driver and driver not in dict(drivers):
+        names = [f"{kind}+{d}" for d, _ in drivers]
+        known = choose(parsed.drivername, names)
+        raise StudyError(f'storage {shown(url)}: driver "{driver}" is not supported; {known}')
+    wanted = [(d, module) for d, module in drivers if driver in ("", d)]
+    for name, module in wanted:
+        if importlib.util.find_spec(module) is not None:
+            return parsed.set(drivername=f"{kind}+{name}")
+    install = f"evomerge[{extra}]" if wanted[0] == drivers[0] else wanted[0][1]
+    raise StudyError(f"storage {shown(url)}: its driver {wanted[0][1]} is not installed: pip install '{install}'")
+
+
+def engine_options(url: sa.URL) -> dict[str, Any]:
+    """What `create_engine` takes beside the URL: nothing waits for ever. What the URL itself says goes first."""
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        return {"connect_args": {"timeout": 60}}
+    if kind == "postgresql":
+        arguments = {
+            "connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+            "tcp_user_timeout": ANSWER_SECONDS * 1000, "application_name": "evomerge",
+        }  # fmt: skip
+    elif url.get_driver_name() == "pymysql":
+        arguments = {
+            "connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS,
+        }  # fmt: skip
+    else:
+        arguments = {"connect_timeout": CONNECT_SECONDS}
+    return {"pool_pre_ping": True, "connect_args": {k: v for k, v in arguments.items() if k not in url.query}}
+
+
+def make_engine(url: str) -> sa.Engine:
+    """An engine for a storage.
+
+    Raises:
+        StudyError: see `connectable`.
+    """
+    found = connectable(url)
+    return sa.create_engine(found, **engine_options(found))
+
+
+def optuna_storage(url: str, **options: Any) -> Any:
+    """Optuna's own storage object on a database.
+
+    Raises:
+        StudyError: see `connectable`.
+    """
+    import optuna
+
+    found = connectable(url)
+    # Optuna fills in what stands in braces; a password may have some.
+    text = found.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    return optuna.storages.RDBStorage(text, engine_kwargs=engine_options(found), **options)
 
 
 def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
@@ -47,25 +146,15 @@ def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
     Raises:
         StudyError: no URL, no such file, no driver, not reachable, or a database of something else than Optuna.
     """
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        hint = f"; for a file: sqlite:///{url}" if "://" not in url else ""
-        raise StudyError(f'storage "{url}": expected a database URL{hint}') from None
+    parsed = connectable(url)
     if parsed.get_backend_name() == "sqlite" and not _sqlite_file(url, Path(parsed.database or ""), missing_ok):
         return set()
     engine = None
     try:
-        engine = sa.create_engine(parsed)
+        engine = sa.create_engine(parsed, **engine_options(parsed))
         names = set(sa.inspect(engine).get_table_names())
-    except sa.exc.NoSuchModuleError:
-        known = "expected sqlite, postgresql or mysql"
-        raise StudyError(f"storage {shown(url)}: unknown kind of database; {known}") from None
-    except ModuleNotFoundError as e:
-        raise StudyError(f"storage {shown(url)}: its driver is not installed: pip install {e.name}") from None
-    except sa.exc.SQLAlchemyError as e:
-        reason = str(getattr(e, "orig", None) or e).strip().splitlines()[0]
-        raise StudyError(f"storage {shown(url)}: cannot be opened ({reason})") from None
+    except Exception as e:  # drivers and SQLAlchemy raise many kinds; what the user needs is the URL and the reason
+        raise StudyError(f"storage {shown(url)}: {reason(e, parsed)}") from None
     finally:
         if engine is not None:
             engine.dispose()
@@ -75,6 +164,42 @@ def table_names(url: str, *, missing_ok: bool = False) -> set[str]:
     if not names and not missing_ok:
         raise StudyError(f"storage {shown(url)}: holds no study")
     return names
+
+
+def reason(error: BaseException, url: sa.URL) -> str:
+    """Why a database cannot be used, in words: without the password, and with what would be right."""
+    said = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
+    code = _mysql_code(error)
+    at = f"{url.host or 'localhost'}:{url.port or {'postgresql': 5432, 'mysql': 3306}.get(url.get_backend_name(), '')}"
+    if code in (2002, 2003) or any(w in said for w in ("Connection refused", "timeout expired", "could not translate")):
+        words = f"no server answers at {at}"
+    elif code == 1049 or ("database" in said and "does not exist" in said):
+        words = f'the server has no database "{url.database}"; make it there first (CREATE DATABASE {url.database})'
+    elif code in (1044, 1045, 1698) or any(w in said for w in ("authentication failed", "no password supplied")):
+        where = "~/.pgpass or PGPASSWORD" if url.get_backend_name() == "postgresql" else "a file (?read_default_file=)"
+        words = (
+            f'the server does not take user "{url.username or "(none)"}" with this password; it is read from the URL '
+            f"(@ as %40, / as %2F), or from {where}"
+        )
+    elif code == 1142 or "permission denied" in said:
+        words = f'user "{url.username}" may not do that there'
+    else:
+        words = "cannot be used"
+    first = _first_line(said)
+    if url.password and len(str(url.password)) > 3:
+        first = first.replace(str(url.password), "***")
+    return f"{words} ({first})"
+
+
+def _first_line(said: str) -> str:
+    """What a driver says in one line: libpq's begins with the address, and ends with hints."""
+    lines = (said or "no reason given").splitlines()
+    return lines[0].rpartition("FATAL:")[2].strip()[:300] or lines[0][:300]
+
+
+def _mysql_code(error: BaseException) -> int | None:
+    arguments = getattr(getattr(error, "orig", None) or error.__cause__, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
 
 
 def is_sqlite(path: Path) -> bool:

@@ -95,6 +95,9 @@ def chosen(scored: Sequence[tuple[Trial, Score]], goals: Goals | None = None) ->
     """The winner among finalists with their scores on `select`: the best; among equals the one better on `search`.
 
     Those that keep the constraints there go first, then those that miss them least.
+
+    Args:
+        goals: With the limits of `select`.
     """
 
     def worth(pair: tuple[Trial, Score]) -> tuple[float, float]:
@@ -103,6 +106,30 @@ def chosen(scored: Sequence[tuple[Trial, Score]], goals: Goals | None = None) ->
 
     # finalists() puts the higher search score first, and max keeps the first among equals.
     return max(scored, key=worth)
+
+
+def goals_on(pool: Pool, study: Study, split: Split, goals: Goals, baselines: Sequence[Baseline]) -> Goals:
+    """The goals with the limits of a split: a share of what the base has is a share of what it has on the same items.
+
+    Args:
+        baselines: Base and sources, among others; what is needed of them is scored, or read where it has been.
+
+    Raises:
+        EvoMergeError: one of them cannot be scored.
+    """
+    subjects = held_by(baselines) if goals.relative else []
+    scores = score_all(pool, study, split, {b.subject: b.job(split) for b in subjects})
+    for baseline in subjects:
+        found = scores[baseline.subject]
+        if isinstance(found, str):
+            raise EvoMergeError(f"{baseline.name} could not be scored on the {split} items: {found}")
+    return goals.limited([_score(scores[b.subject]) for b in subjects], split)
+
+
+def held_by(baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Of whom shares are to be kept: the base, without one each source."""
+    base = [b for b in baselines if b.role == "base"]
+    return base or [b for b in baselines if b.role == "source"]
 
 
 def choose_winner(
@@ -117,6 +144,7 @@ def choose_winner(
     """The best on `select` among the best few (by distinct recipe) on `search`.
 
     Args:
+        goals: With the limits of `select`.
         beside: A recipe whose candidate, where there is one, is among those few whatever it scored.
 
     Raises:

@@ -6,6 +6,7 @@ A candidate that misses a constraint is worse than every one that keeps them all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import EvoMergeError
+from evomerge.evaluation.config import Split
 from evomerge.evaluation.goals import DEPTH, LENGTH, SCORE, Constraint, measured
 from evomerge.optimizers.domination import dominated
+from evomerge.optimizers.protocol import Told, Worth
 from evomerge.score import Score, Trial
-
-Told = float | tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Limit:
         return abs(value - limit) / (abs(limit) or 1.0)
 
     @property
+    def bound(self) -> float:
+        """The one of the two that is a limit."""
+        return self.low if np.isfinite(self.low) else self.high
+
+    @property
     def words(self) -> str:
         """How messages call it."""
         return f"{self.of} >= {self.low:g}" if np.isfinite(self.low) else f"{self.of} <= {self.high:g}"
@@ -48,7 +54,7 @@ class Goals:
     Attributes:
         objectives: "score", tasks, "depth", TASK.length.
         constraints: As the evaluator's file has them.
-        limits: The same as numbers, once the base has been scored.
+        limits: The same as numbers on one split, once the base has been scored there.
     """
 
     objectives: tuple[str, ...] = (SCORE,)
@@ -65,16 +71,20 @@ class Goals:
         """The same constraints with the score alone: what controls are searched for."""
         return replace(self, objectives=(SCORE,))
 
-    def limited(self, scores: Mapping[str, Score], base: str | None, sources: Sequence[str]) -> Goals:
-        """With limits, those that ask to keep a share of what the base has by its score.
+    @property
+    def relative(self) -> bool:
+        """Whether a limit is a share of what the base has."""
+        return any(c.keep is not None for c in self.constraints)
+
+    def limited(self, held: Sequence[Score], split: Split = "search") -> Goals:
+        """With limits, those that ask to keep a share of what the base has by its score on the same items.
 
         Args:
-            scores: Of base and sources on the search items, by name.
-            base: Name of the base among them.
-            sources: Names of the sources, of which the best counts where there is no base.
+            held: Scores on the split, of the base; without one of the sources, of which the best counts.
+            split: Where the base has nothing above 0 on "select" or "test", it is to be kept as it is there.
 
         Raises:
-            EvoMergeError: a share of something that is not above 0 is asked for.
+            EvoMergeError: a share of something that is not above 0 on "search" is asked for.
         """
         limits = []
         for c in self.constraints:
@@ -82,14 +92,16 @@ class Goals:
                 limits.append(Limit(c.of, -np.inf if c.at_least is None else c.at_least,
                                     np.inf if c.at_most is None else c.at_most))  # fmt: skip
                 continue
-            measured = [scores[n].task(c.of) for n in ([base] if base is not None else sources)]
-            held = max((t for t in measured if t is not None), key=lambda t: t.value)
-            if held.shown <= 0:
-                raise EvoMergeError(
-                    f"constraints: keep {c.keep:g} of {c.of}: it is {held.shown:g} where it is to be kept; expected a "
-                    "metric above 0, or at_least or at_most"
-                )
-            low, high = (-np.inf, held.shown / c.keep) if held.flipped else (held.shown * c.keep, np.inf)
+            best = max((t for score in held if (t := score.task(c.of)) is not None), key=lambda t: t.value)
+            share = c.keep
+            if best.shown <= 0:
+                if split == "search":
+                    raise EvoMergeError(
+                        f"constraints: keep {c.keep:g} of {c.of}: it is {best.shown:g} where it is to be kept; "
+                        "expected a metric above 0, or at_least or at_most"
+                    )
+                share = 1.0
+            low, high = (-np.inf, best.shown / share) if best.flipped else (best.shown * share, np.inf)
             limits.append(Limit(c.of, low, high))
         return replace(self, limits=tuple(limits))
 
@@ -112,19 +124,14 @@ class Goals:
         """How far a candidate misses its constraints, 0 where it keeps them: the sum of shares of their limits."""
         return float(sum(limit.missed(shown(limit.of, score, attributes)) for limit in self.limits))
 
-    def told(self, generation: Sequence[Trial], earlier: Iterable[Trial]) -> list[Told]:
-        """What an optimizer is told of a generation: of each objective, higher is better; None: failed."""
-        known = [self.values(t.score, t.attributes) for t in earlier if t.score is not None]
-        values = [None if t.score is None else self.values(t.score, t.attributes) for t in generation]
-        seen = np.array([*known, *(v for v in values if v is not None)])
-        told: list[Told] = []
-        for trial, found in zip(generation, values, strict=True):
-            if found is not None and trial.violation > 0:
-                # Below everything known and, of metrics that lie within 1 of each other, everything to come.
-                floor = seen.min(axis=0) - np.maximum(1.0, np.ptp(seen, axis=0))
-                found = tuple((floor - trial.violation).tolist())
-            told.append(found if found is None or len(self.objectives) > 1 else found[0])
-        return told
+    def told(self, generation: Sequence[Trial]) -> list[Told]:
+        """What an optimizer is told of candidates."""
+        return [self._worth(trial) for trial in generation]
+
+    def _worth(self, trial: Trial) -> Told:
+        if trial.score is None:
+            return Worth((), math.inf) if self.limits else None
+        return Worth(self.values(trial.score, trial.attributes), trial.violation if self.limits else None)
 
 
 def is_minimised(objective: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from evomerge.evaluation.draw import Draw
+from evomerge.evaluation.goals import measured
 from evomerge.evaluation.splits import Places
 from evomerge.score import Score
 from evomerge.study import tables
@@ -16,9 +17,12 @@ from evomerge.study import tables
 class KnownResults:
     """Results by item, of this study and of others in its database that score in the same way.
 
+    What is measured of a task's answers ("TASK.length") has the task's items and is scored together with it: an item is
+    known where all of it is.
+
     Args:
-        draw: The search items.
-        versions: Of each task, what identifies how its items are scored.
+        draw: The search items, of tasks and of what is measured of their answers.
+        versions: Of each of these, what identifies how its items are scored.
         like: Any score on the search items: the tasks' metrics and weights.
     """
 
@@ -28,20 +32,23 @@ class KnownResults:
         self._versions = versions
         self._like = like
         self._found: dict[str, dict[str, dict[str, tables.Known]]] = {}
+        self._together = {t: [o for o in draw.items if measured(o)[0] == measured(t)[0]] for t in draw.items}
 
     def missing(self, model: str, places: Places) -> Places:
         """Those of some items of which a model's results are not known."""
-        found = self._of(model)
-        left = {t: tuple(p for p in at if self.draw.items[t][p] not in found[t]) for t, at in places.items()}
+        left = {}
+        for task, at in places.items():
+            ids, found = self.draw.items[task], self._all(model, task)
+            left[task] = tuple(p for p in at if any(ids[p] not in known for known in found))
         return {task: at for task, at in left.items() if at}
 
     def share(self, model: str, places: Places, trial: int) -> float:
         """The share of all search items that a candidate has to pay for, or paid for in an earlier run, among some."""
-        found, own = self._of(model), (self._table.study, trial)
+        own = (self._table.study, trial)
         count = 0
         for task, at in places.items():
-            known = (found[task].get(self.draw.items[task][p]) for p in at)
-            count += sum(k is None or k.payer == own for k in known)
+            ids, found = self.draw.items[task], self._all(model, task)
+            count += sum(any(ids[p] not in known or known[ids[p]].payer == own for known in found) for p in at)
         return count / sum(map(len, self.draw.items.values()))
 
     def score(self, model: str, places: Places) -> Score:
@@ -69,6 +76,11 @@ class KnownResults:
         """Let go of what is held in memory; the database has it."""
         for model in models:
             self._found.pop(model, None)
+
+    def _all(self, model: str, task: str) -> list[dict[str, tables.Known]]:
+        """What is known by item in all that is scored together with a task."""
+        found = self._of(model)
+        return [found[t] for t in self._together[task]]
 
     def _of(self, model: str) -> dict[str, dict[str, tables.Known]]:
         if model not in self._found:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
+from evomerge.optimizers.behaviours import Archiving
+from evomerge.optimizers.protocol import Told
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
@@ -24,7 +26,7 @@ from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, behaviour, best, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.estimator.told import worth
-from evomerge.study.goals import Goals, Told
+from evomerge.study.goals import Goals
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -84,7 +86,7 @@ class Search:
             return Asynchronous(self).run()
         trials: list[Trial] = []
         known: set[str | None] = set()
-        stopped, idle = "budget", 0
+        stopped, idle, generations = "budget", 0, 0
         while True:
             if self.optimizer.done:
                 stopped = "converged"
@@ -100,16 +102,19 @@ class Search:
             if not finished_before and not self.budget.left(units, self.spent()):
                 break
             asked = self.optimizer.ask(self.optimizer.generation)
-            generation = self._generation(asked, stored, trials)
-            told = self.told(generation, trials)
+            race = self.race and self.race.turned(generations)
+            generation = self._generation(asked, stored, trials, race)
+            told = self.told(generation, trials, race)
             hashes = {t.attributes.get("recipe_hash") for t in generation}
             idle = idle + 1 if hashes <= known else 0
             known |= hashes
             trials += generation
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
+                self._close(asked[: len(generation)], told, generation)
                 break
             self.tell(asked, told, generation)
+            generations += 1
         self.study.note("seconds", self.spent())
         return trials, stopped
 
@@ -122,19 +127,27 @@ class Search:
         """Tell the optimizer what became of candidates."""
         self.optimizer.tell(asked, told, [behaviour(t) for t in trials] if self.optimizer.whole else None)
 
-    def told(self, generation: Sequence[Trial], earlier: Sequence[Trial], limit: float = math.inf) -> list[Told]:
-        """What candidates are worth to the optimizer: higher is better, of each objective.
+    def _close(self, asked: Sequence[Mapping[str, Value]], told: Sequence[Told], trials: Sequence[Trial]) -> None:
+        """Let the last candidates into the archive of an optimizer that has one, and is told whole generations."""
+        if trials and isinstance(self.optimizer, Archiving):
+            self.optimizer.close(asked, told, [behaviour(t) for t in trials])
+
+    def told(
+        self, generation: Sequence[Trial], earlier: Sequence[Trial], race: Raced | None, limit: float = math.inf
+    ) -> list[Told]:
+        """What candidates are worth to the optimizer.
 
         Args:
-            limit: What those raced out are below, where that is not said by the generation or earlier candidates.
+            race: That they were in.
+            limit: What those raced out are below, where neither the generation nor earlier candidates say it.
         """
         if not self.goals.plain:
-            return self.goals.told(generation, earlier)
+            return self.goals.told(generation)
         values: list[float | None] = [t.value for t in generation]
         stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
-        if not stopped or self.race is None:
+        if not stopped or race is None:
             return [*values]
-        for i, value in worth(self.race.draw, self.race.estimates, generation, earlier).items():
+        for i, value in worth(race.draw, race.estimates, generation, earlier).items():
             values[i] = value
         dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
         if self.optimizer.elitist:
@@ -144,7 +157,11 @@ class Search:
         return [*below(values, dropped, limit)]
 
     def _generation(
-        self, asked: list[dict[str, Value]], stored: Mapping[int, Trial], trials: Sequence[Trial]
+        self,
+        asked: list[dict[str, Value]],
+        stored: Mapping[int, Trial],
+        trials: Sequence[Trial],
+        race: Raced | None,
     ) -> list[Trial]:
         """Score a generation, as far as the budget reaches. Returns a prefix of it, in ask order."""
         first = len(trials)
@@ -163,9 +180,9 @@ class Search:
             return [ended[n] for n in numbers]
         asks = {n: self._ask(n, params[n]) for n in numbers}
         units = cost(trials)
-        if self.race is not None:
+        if race is not None:
             raced = RacedGeneration(
-                self.study, self.scoring, self.budget, self.watcher, self.race, self.spent, self._in_order, asks,
+                self.study, self.scoring, self.budget, self.watcher, race, self.spent, self._in_order, asks,
                 ended,
             )  # fmt: skip
             if self.budget.allows(units + raced.least, self.spent()):

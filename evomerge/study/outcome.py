@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.comparison import Difference, difference, excess, holm, interval, task_interval
+from evomerge.evaluation.config import Split
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Interval, Score, Trial
-from evomerge.study.goals import Goals, front, hypervolume, is_minimised, path_front
+from evomerge.study.archive import Archive
+from evomerge.study.goals import Goals, Limit, front, hypervolume, is_minimised, path_front
 
 Role = Literal["base", "source", "uniform", "control", "best"]
 
@@ -61,6 +63,7 @@ class Aims:
         reference: What the hypervolume is measured from, alike: the worst of base, sources and uniform merge in each
             objective.
         hypervolume: (candidates' worth of items spent, volume) wherever it grew.
+        limits: Of each split, the constraints as numbers: shares of what the base has on the same items.
     """
 
     goals: Goals = field(default_factory=Goals)
@@ -68,16 +71,22 @@ class Aims:
     values: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     reference: tuple[float, ...] = ()
     hypervolume: tuple[tuple[float, float], ...] = ()
+    limits: Mapping[Split, tuple[Limit, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, goals: Goals, trials: Sequence[Trial], scores: Iterable[Score]) -> Aims:
+    def of(
+        cls, goals: Goals, trials: Sequence[Trial], scores: Iterable[Score],
+        limits: Mapping[Split, tuple[Limit, ...]] | None = None,
+    ) -> Aims:
         """What came of a search.
 
         Args:
             scores: Of base, sources and the uniform merge on the search items.
+            limits: The constraints as numbers on the other splits.
         """
+        limits = {"search": goals.limits, **(limits or {})}
         if len(goals.objectives) < 2:
-            return cls(goals, tuple(path_front(trials)))
+            return cls(goals, tuple(path_front(trials)), limits=limits)
         worth = {t.number: goals.values(t.score, t.attributes) for t in trials if t.score is not None}
         found = front(trials, worth)
         kept = {t.number: tuple(goals.recorded(t.score, t.attributes)) for t in found if t.score is not None}
@@ -92,7 +101,7 @@ class Aims:
                 if volume > (history[-1][1] if history else 0.0):
                     history.append((spent, volume))
         signed = tuple(-r if is_minimised(n) else r for n, r in zip(goals.objectives, reference, strict=True))
-        return cls(goals, tuple(found), kept, signed, tuple(history))
+        return cls(goals, tuple(found), kept, signed, tuple(history), limits)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class Outcome:
         layers: Of candidates that are paths: evaluations of a layer on a sequence that they took, and how many of them
             were run (the others were known from earlier candidates).
         aims: What was searched for, and the front of those that no other candidate beats.
+        archive: What the optimizer keeps beside the winner; None where it keeps nothing.
         path: The winner as a path over models that are there; None for a merge.
         depths: Number of layers of each source, by reference.
         overlaps: What items of the splits have in common, and with texts that sources were trained on; see
@@ -141,6 +151,7 @@ class Outcome:
     first_stage: int = 0
     layers: tuple[int, int] | None = None
     aims: Aims = field(default_factory=Aims)
+    archive: Archive | None = None
     path: RecipePath | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
     overlaps: Mapping[str, Any] | None = None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import Optimizer
-from evomerge.score import COST, RACE, State, Trial, cost
+from evomerge.score import State, Trial, cost
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import attributes_of, best, layers, record
+from evomerge.study.candidates import attributes_of, best, record_end, record_stop
 from evomerge.study.contest import SETTLED, Contest, Rules
 from evomerge.study.estimator.told import Estimates
 from evomerge.study.goals import Goals
@@ -30,19 +29,28 @@ class Raced:
         draw: The search items in the order in which they are scored.
         rules: When candidates stop.
         estimates: What those that stopped would score, by an item-response model where that is better. None: never.
+        turning: Whether each generation begins with other items than the one before (see `turned`).
+        represented: Items of every task that an order must rest on before it is settled.
     """
 
     draw: Draw
     rules: Rules
     estimates: Estimates | None = None
+    turning: bool = True
+    represented: int = 0
 
+    def turned(self, generation: int) -> Raced:
+        """The race of a generation, which begins in the order where the first block of the one before ended.
 
-class _Candidate(Underway):
-    """One of them while it is raced."""
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return attributes_of(self.ask.recipe, self.ask.hash)
+        If all began with the same items, an optimizer would learn to answer those: candidates descend from ones that
+        did well on them. With items that their ancestors were not chosen by, what is measured is not flattered by the
+        choice, and the bounds of `racing` hold for them too. All candidates of one generation have the same.
+        """
+        if not self.turning:
+            return self
+        draw = self.draw.turned(generation * self.rules.ends[0])
+        rules = replace(self.rules, weights=draw.weights, settle_from=draw.represented(self.represented))
+        return replace(self, draw=draw, rules=rules)
 
 
 class RacedGeneration:
@@ -75,7 +83,7 @@ class RacedGeneration:
         self._spent = spent
         self._in_order = in_order
         self._numbers = list(asks)
-        self._candidates = [_Candidate(ask) for ask in asks.values()]
+        self._candidates = [Underway(ask, attributes_of(ask.recipe, ask.hash)) for ask in asks.values()]
         self._ended = dict(ended)
         # A budget may have cut the generation short, so that some of it was scored whole.
         self._whole = {c for c, n in enumerate(self._numbers) if n in ended and ended[n].seen is None}
@@ -187,31 +195,20 @@ class RacedGeneration:
         return {c: failed[c] for c in sorted(failed)}
 
     def _fail(self, contest: Contest, c: int, answer: Answer) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        if n not in self._ended:
-            kept = {RACE: {"seen": contest.seen(c), COST: candidate.charged}}
-            self._study.attribute(n, kept)
-            answer = replace(answer, seconds=candidate.seconds)
-            self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
+        if self._numbers[c] not in self._ended:
+            self._end(record_end(self._study, self._candidates[c], answer, Goals(), contest.seen(c)))
 
     def _stop(self, contest: Contest, c: int) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        if n not in self._ended:
-            estimate, seen = contest.estimate(c), contest.seen(c)
-            kept = {RACE: {"stopped": contest.stopped[c], "seen": seen, "estimate": estimate, COST: candidate.charged}}
-            kept |= layers(candidate.layers)
+        candidate = self._candidates[c]
+        if self._numbers[c] not in self._ended:
             part = self._race.draw.joined(candidate.parts)
-            self._study.scores.write(f"trial/{n}", "search", part)
-            self._study.prune(n, kept, candidate.seconds, seen, estimate)
-            attributes = candidate.attributes | kept
-            self._end(Trial(n, candidate.ask.params, State.PRUNED, None, None, candidate.seconds, attributes, part))
+            why, seen, estimate = contest.stopped[c], contest.seen(c), contest.estimate(c)
+            self._end(record_stop(self._study, candidate, part, why, seen, estimate))
 
     def _complete(self, c: int) -> None:
-        n, candidate = self._numbers[c], self._candidates[c]
-        kept = {RACE: {"seen": len(self._race.draw), COST: candidate.charged}}
-        self._study.attribute(n, kept)
-        answer = Answer(self._race.draw.joined(candidate.parts), None, candidate.seconds, candidate.layers)
-        self._end(record(self._study, n, candidate.ask.params, candidate.attributes | kept, answer, Goals()))
+        candidate = self._candidates[c]
+        answer = Answer(self._race.draw.joined(candidate.parts))
+        self._end(record_end(self._study, candidate, answer, Goals(), len(self._race.draw)))
 
     def _end(self, trial: Trial) -> None:
         self._ended[trial.number] = trial

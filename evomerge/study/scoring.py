@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from evomerge.evaluation.splits import Places
 from evomerge.recipe import Recipe
@@ -35,9 +36,14 @@ class Ask:
 
 @dataclass
 class Underway:
-    """A candidate while it is scored block by block: what it was scored and charged so far."""
+    """A candidate while it is scored block by block: what it was scored and charged so far.
+
+    Attributes:
+        attributes: What is recorded of it when it starts.
+    """
 
     ask: Ask
+    attributes: dict[str, Any] = field(default_factory=dict)
     parts: list[Score] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     charged: float = 0.0

@@ -17,66 +17,25 @@ import sqlalchemy as sa
 
 from evomerge.evaluation.config import Split
 from evomerge.score import Score, TaskScore
-
-SCHEMA = 1
-
-_metadata = sa.MetaData()
-
-_item_sets = sa.Table(
-    "evomerge_item_sets",
-    _metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("item_ids", sa.Text(2**31 - 1), nullable=False),
-)
-
-_scores = sa.Table(
-    "evomerge_scores",
-    _metadata,
-    sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("subject", sa.String(255), primary_key=True),
-    sa.Column("split", sa.String(16), primary_key=True),
-    sa.Column("place", sa.Integer, primary_key=True),
-    sa.Column("task", sa.String(255), nullable=False),
-    sa.Column("metric", sa.String(255), nullable=False),
-    sa.Column("value", sa.Float(53), nullable=False),
-    sa.Column("weight", sa.Float(53), nullable=False),
-    sa.Column("flipped", sa.Boolean, nullable=False),
-    sa.Column("item_set", sa.String(64), nullable=False),
-    sa.Column("results", sa.LargeBinary(2**31 - 1), nullable=False),
-)
-
-
-_results = sa.Table(
-    "evomerge_results",
-    _metadata,
-    sa.Column("model", sa.String(64), primary_key=True),
-    sa.Column("evaluator", sa.String(64), primary_key=True),
-    sa.Column("item_set", sa.String(64), primary_key=True),
-    sa.Column("study_id", sa.Integer, nullable=False),
-    sa.Column("trial", sa.Integer, nullable=False),
-    sa.Column("results", sa.LargeBinary(2**31 - 1), nullable=False),
-)
-
-
-# What a database of studies has had from the first version on.
-NAMES = {_item_sets.name, _scores.name}
-
-
-def create(engine: sa.Engine) -> None:
-    """Make the tables where they are not there yet."""
-    _metadata.create_all(engine)
+from evomerge.study import schema
+from evomerge.study.retrying import Patience
+from evomerge.study.schema import insert_new, item_sets, scores
 
 
 class ScoreTable:
     """Scores of one study. A subject is "trial/NUMBER" or "model/NAME"."""
 
-    def __init__(self, engine: sa.Engine, study_id: int) -> None:
+    def __init__(self, engine: sa.Engine, study_id: int, patience: Patience) -> None:
         self._engine = engine
         self._study = study_id
+        self._patience = patience
         self._sets = _ItemSets()
 
     def write(self, subject: str, split: Split, score: Score) -> None:
         """Record a score in one transaction; an earlier one of the same subject and split is replaced."""
+        self._patience(self._write, subject, split, score)
+
+    def _write(self, subject: str, split: Split, score: Score) -> None:
         with self._engine.begin() as connection:
             rows: list[dict[str, Any]] = []
             for place, task in enumerate(score.tasks):
@@ -96,19 +55,22 @@ class ScoreTable:
                     }
                 )
             connection.execute(
-                sa.delete(_scores).where(
-                    _scores.c.study_id == self._study, _scores.c.subject == subject, _scores.c.split == split
+                sa.delete(scores).where(
+                    scores.c.study_id == self._study, scores.c.subject == subject, scores.c.split == split
                 )
             )
-            connection.execute(sa.insert(_scores), rows)
+            connection.execute(sa.insert(scores), rows)
         self._sets.written({t.items: r["item_set"] for t, r in zip(score.tasks, rows, strict=True)})
 
     def read(self, split: Split) -> dict[str, Score]:
         """Every score on a split, by subject."""
+        return self._patience(self._read, split)
+
+    def _read(self, split: Split) -> dict[str, Score]:
         query = (
-            sa.select(_scores)
-            .where(_scores.c.study_id == self._study, _scores.c.split == split)
-            .order_by(_scores.c.subject, _scores.c.place)
+            sa.select(scores)
+            .where(scores.c.study_id == self._study, scores.c.split == split)
+            .order_by(scores.c.subject, scores.c.place)
         )
         found: dict[str, list[TaskScore]] = {}
         with self._engine.connect() as connection:
@@ -139,9 +101,10 @@ class Known(NamedTuple):
 class ResultTable:
     """Results of single search items by model and by how they are scored, of all studies in a database."""
 
-    def __init__(self, engine: sa.Engine, study_id: int) -> None:
+    def __init__(self, engine: sa.Engine, study_id: int, patience: Patience) -> None:
         self._engine = engine
         self.study = study_id
+        self._patience = patience
         self._sets = _ItemSets()
 
     def write(self, model: str, found: Sequence[tuple[str, Sequence[str], Sequence[float]]], trial: int) -> None:
@@ -151,26 +114,29 @@ class ResultTable:
             model: Hash of the recipe, which covers its sources.
             found: Of each task what identifies the way in which its items are scored, the items, and their results.
         """
+        self._patience(self._write, model, found, trial)
+
+    def _write(self, model: str, found: Sequence[tuple[str, Sequence[str], Sequence[float]]], trial: int) -> None:
         keys: dict[tuple[str, ...], str] = {}
-        try:
-            with self._engine.begin() as connection:
-                for evaluator, items, results in found:
-                    key = keys[tuple(items)] = self._sets.key(connection, tuple(items))
-                    row = {"model": model, "evaluator": evaluator, "item_set": key}
-                    where = (_results.c[name] == value for name, value in row.items())
-                    if connection.execute(sa.select(_results.c.trial).where(*where)).first() is None:
-                        blob = np.asarray(results, "<f4").tobytes()
-                        new = row | {"study_id": self.study, "trial": trial, "results": blob}
-                        connection.execute(sa.insert(_results).values(**new))
-        except sa.exc.IntegrityError:
-            return  # another search on this database was quicker with the same candidate
+        with self._engine.begin() as connection:
+            for evaluator, items, values in found:
+                key = keys[tuple(items)] = self._sets.key(connection, tuple(items))
+                row = {
+                    "model": model, "evaluator": evaluator, "item_set": key, "study_id": self.study, "trial": trial,
+                    "results": np.asarray(values, "<f4").tobytes(),
+                }  # fmt: skip
+                insert_new(connection, schema.results, [row])
         self._sets.written(keys)
 
     def read(self, model: str, evaluator: str) -> Mapping[str, Known]:
         """What is known of a model, by item."""
-        query = sa.select(_results).where(_results.c.model == model, _results.c.evaluator == evaluator)
+        return self._patience(self._read, model, evaluator)
+
+    def _read(self, model: str, evaluator: str) -> Mapping[str, Known]:
+        kept = schema.results
+        query = sa.select(kept).where(kept.c.model == model, kept.c.evaluator == evaluator)
         with self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(_results.c.study_id, _results.c.trial)).mappings().all()
+            rows = connection.execute(query.order_by(kept.c.study_id, kept.c.trial)).mappings().all()
             items = self._sets.load(connection, {row["item_set"] for row in rows})
         found: dict[str, Known] = {}
         for row in rows:
@@ -193,9 +159,8 @@ class _ItemSets:
             return self._keys[items]
         text = json.dumps(items, separators=(",", ":"))
         key = hashlib.sha256(text.encode()).hexdigest()
-        there = connection.execute(sa.select(_item_sets.c.id).where(_item_sets.c.id == key)).first()
-        if there is None:
-            connection.execute(sa.insert(_item_sets).values(id=key, item_ids=text))
+        # Another search on this database may write the same at this moment.
+        insert_new(connection, item_sets, [{"id": key, "item_ids": text}])
         return key
 
     def written(self, keys: Mapping[tuple[str, ...], str]) -> None:
@@ -205,6 +170,6 @@ class _ItemSets:
     def load(self, connection: sa.Connection, keys: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
         """The items of some sets, by their keys, and of those asked for before."""
         for key in sorted(set(keys) - set(self._items)):
-            text = connection.execute(sa.select(_item_sets.c.item_ids).where(_item_sets.c.id == key)).scalar_one()
+            text = connection.execute(sa.select(item_sets.c.item_ids).where(item_sets.c.id == key)).scalar_one()
             self._items[key] = tuple(json.loads(text))
         return self._items

@@ -97,10 +97,48 @@ SEARCH = {"fusion": {"mode": "pairwise"}, "evaluator": "fusion"}
         ({"budget": "soon"}, "then.search.budget"),
         ({"sampler": "cmaes"}, "then.search.sampler"),
         ({"evaluator": "fuson"}, 'did you mean "fusion"?'),
+        ({"restart": "ipop"}, 'unknown key "then.search.restart"; did you mean "restarts"?'),
+        ({"restarts": "bipo"}, "then.search.restarts = 'bipo': expected 'none', 'ipop' or 'bipop'"),
+        ({"restarts": "ipop", "sampler": "tpe"}, 'then.search.restarts: optimizer "tpe" has no restarts'),
+        ({"objectives": ["tides"]}, 'then.search: objectives: tides: not of this evaluator and space; did you mean '),
+        ({"objectives": ["score", "score"]}, "fusion.yaml: then.search.objectives): objectives named twice: score"),
+        ({"objectives": ["score", "tides_text"], "sampler": "cma"}, 'then.search.sampler: optimizer "cma" has one obj'),
+        ({"objectives": ["score", "tides_text"], "fidelity": "race"}, "then.search.fidelity = race: the search has ot"),
+        ({"sampler": "m2n2", "fidelity": "race"}, "then.search.fidelity = race: sampler m2n2 needs the result of"),
+        ({"objectives": ["tides_text"], "sampler": "map-elites"}, "in 2 to 4 tasks that count, the evaluator has 1"),
+        ({"warm_start": "nowhere"}, "then.search.warm_start = nowhere: no folder with a study.db, expected the output"),
+        ({"fidelity": "rase"}, "then.search.fidelity = 'rase': expected 'auto', 'full' or 'race'"),
+        ({"estimates": "none"}, "then.search.estimates = 'none': expected 'auto' or 'plain'"),
     ],
 )
 def test_a_wrong_search_is_found_before_anything_is_trained(refused: Callable, search: dict, words: str) -> None:
     assert words in refused(then={"search": search}, **SEARCH)
+
+
+def test_a_study_that_a_search_cannot_begin_from(refused: Callable, tmp_path: Path) -> None:
+    """Of another space, empty, or a fusion's folder in place of its search's."""
+    from evomerge.study.store import Store
+
+    (tmp_path / "in" / "other" / "search").mkdir(parents=True)
+    for name in ("others", "other/search"):
+        (tmp_path / "in" / name).mkdir(exist_ok=True)
+        store = Store(f"sqlite:///{tmp_path / 'in' / name}/study.db", create=True)
+        store.create("s", (), {"space": {"sources": ["a", "b"]}})
+
+    def told(folder: str) -> str:
+        return refused(then={"search": {"warm_start": folder}}, **SEARCH)
+
+    assert 'then.search.warm_start = others: study "s" searched another space: sources is' in told("others")
+    assert f'did you mean "{tmp_path / "in" / "others"}"?' in told("otherss")
+    assert f'did you mean "{tmp_path / "in" / "other" / "search"}"?' in told("other")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [{"sampler": "map-elites"}, {"sampler": "m2n2"}, {"restarts": "none"}, {"objectives": ["score", "roads_text"]}],
+)
+def test_a_search_that_goes_with_the_evaluator(command: Callable, tmp_path: Path, search: dict) -> None:
+    assert command("check", fusion_file(tmp_path, then={"search": search}, **SEARCH)).code == 0
 
 
 def test_an_unknown_task_is_found_before_anything_is_trained(refused: Callable, tmp_path: Path) -> None:

@@ -57,12 +57,50 @@ def test_a_cap_keeps_the_first_by_hash_in_the_order_of_the_data():
     ("items", "splits", "words"),
     [
         (ITEMS[:2], Splits(), "holds 0 of the 2 items"),
-        (ITEMS, Splits(search=SplitConfig(share=0.3, items=1000)), "1000 are asked for"),
+        (
+            ITEMS,
+            Splits(search=SplitConfig(share=0.3, items=1000)),
+            r"splits\.search: items = 1,000 are asked for, and its share of 0\.3 holds 117 of the 400 items; expected "
+            "items of at most 117 or more items in the task",
+        ),
+        (ITEMS, Splits(select=SplitConfig(share=0.2, items=90)), r"splits\.select: items = 90 .* holds \d+ of the 400"),
     ],
 )
 def test_a_split_that_cannot_be_filled_is_refused(items, splits, words):
     with pytest.raises(EvaluatorError, match=words):
         divide(items, splits, 0, "t")
+
+
+@pytest.mark.parametrize(("split", "share"), [("search", 0.3), ("select", 0.2), ("test", 0.4)])
+def test_a_split_larger_than_its_items_says_which_share_would_do(split, share):
+    """The share that the message names holds as many as were asked for, one a thousandth smaller does not."""
+    shares = {"search": 0.3, "select": 0.2, "test": 0.4} | {split: share}
+
+    def splits(changed):
+        given = {name: SplitConfig(share=min(s, 0.99)) for name, s in (shares | {split: changed}).items()}
+        given[split] = given[split].model_copy(update={"items": wanted})
+        rest = [name for name in ("search", "select", "test") if name != split]
+        # Room for it: those that follow shrink, those before stay, for they say where it starts.
+        for name in rest[("search", "select", "test").index(split) :]:
+            given[name] = SplitConfig(share=0.01)
+        return Splits(**given)
+
+    wanted = len(divide(ITEMS, splits_of(shares), 0, "t")[split]) + 12
+    with pytest.raises(EvaluatorError) as caught:
+        divide(ITEMS, splits(share), 0, "t")
+    needed = float(str(caught.value).partition("a share of ")[2].split()[0].rstrip(","))
+    assert len(divide(ITEMS, splits(needed), 0, "t")[split]) == wanted
+    with pytest.raises(EvaluatorError):
+        divide(ITEMS, splits(needed - 0.001), 0, "t")
+
+
+def test_less_for_the_others_where_the_shares_are_given_away():
+    with pytest.raises(EvaluatorError, match=r"a share of 0\.[34]\d*, and so much less for the others"):
+        divide(ITEMS, Splits(search=SplitConfig(share=0.3, items=140)), 0, "t")
+
+
+def splits_of(shares):
+    return Splits(**{name: SplitConfig(share=s) for name, s in shares.items()})
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.lists(st.text()))))

@@ -22,12 +22,17 @@ def test_population_is_4_plus_3_ln_n(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cma", "catcma"])
-@pytest.mark.parametrize("sigma", [None, 0.05])
-def test_the_first_generation_has_the_asked_mean_and_spread(name: str, sigma: float | None) -> None:
+@pytest.mark.parametrize("sigma", [1 / 6, 0.05])
+def test_the_first_generation_has_the_asked_mean_and_spread(name: str, sigma: float) -> None:
     drawn = make_optimizer(name, TEN, seed=1, population=400, sigma=sigma).ask(400)
     values = np.array([[p[q.name] for q in TEN] for p in drawn], dtype=float) / 1.5
     assert values.mean(axis=0) == pytest.approx(np.full(10, 0.5 / 1.5), abs=0.04)
-    assert values.std() == pytest.approx(sigma or 1 / 6, rel=0.12)
+    assert values.std() == pytest.approx(sigma, rel=0.12)
+
+
+@pytest.mark.parametrize("name", ["cma", "catcma"])
+def test_the_first_step_is_three_tenths_of_each_range(name: str) -> None:
+    assert make_optimizer(name, TEN, seed=1).ask(10) == make_optimizer(name, TEN, seed=1, sigma=0.3).ask(10)
 
 
 def test_initial_moves_the_mean() -> None:

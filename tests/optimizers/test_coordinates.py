@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from evomerge.optimizers.coordinates import from_unit, to_unit
 from evomerge.optimizers.generation import losses, ranks
+from evomerge.optimizers.protocol import Worth
 from evomerge.space import Float, Integer
 
 LINEAR, LOG = Float("x", -1.5, 2.5, 0.0), Float("x", 1e-4, 10.0, 0.1, log=True)
@@ -41,7 +42,7 @@ def test_integers_have_bins_of_equal_width() -> None:
 
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_failed_are_worst_and_the_rest_keep_their_order(scores: list[float | None]) -> None:
-    found = losses(scores)
+    found = losses([Worth.of(s) for s in scores])
     assert np.isfinite(found).all()
     told = [-s for s in scores if s is not None]
     assert found[[s is not None for s in scores]].tolist() == told
@@ -51,7 +52,21 @@ def test_failed_are_worst_and_the_rest_keep_their_order(scores: list[float | Non
 @given(st.lists(st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=20))
 def test_ranks_are_scipys(scores: list[float | None]) -> None:
     expected = rankdata([math.inf if s is None else -s for s in scores], method="ordinal") - 1
-    assert ranks(scores).tolist() == expected.tolist()
+    assert ranks([Worth.of(s) for s in scores]).tolist() == expected.tolist()
+
+
+WORTHS = st.none() | st.tuples(st.floats(-1e9, 1e9), st.sampled_from([0.0, 0.0, 1e-9, 0.5, 2.0]))
+
+
+@given(st.lists(WORTHS, min_size=1, max_size=20))
+def test_ranks_are_debs_whatever_the_values(told: list[tuple[float, float] | None]) -> None:
+    """Those that keep the constraints by value, then the others by what they miss, failed ones last."""
+    worths = [Worth((), math.inf) if t is None else Worth((t[0],), t[1]) for t in told]
+    expected = sorted(
+        range(len(told)), key=lambda i: (told[i] is None, (told[i] or (0, 0))[1], -(told[i] or (0, 0))[0], i)
+    )  # Python's sort is stable
+    assert np.argsort(ranks(worths)).tolist() == expected
+    assert np.isfinite(losses(worths)).all()
 
 
 def test_floats_on_a_grid_have_bins_of_equal_width() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.optimizers.domination import best_first
+from evomerge.optimizers import domination
+from evomerge.optimizers.protocol import Worth
 
 Point = tuple[float, ...]
+
+
+def best_first(values: Sequence[Point | None]) -> list[int]:
+    return domination.best_first([Worth.of(v) for v in values])
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -47,3 +54,16 @@ def test_of_equal_points_the_first_stands_for_all() -> None:
 
 def test_failed_ones_are_last() -> None:
     assert best_first([None, (0.0, 0.0), None, (1.0, 1.0)]) == [3, 1, 0, 2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([0.0, 0.0, 0.5, 1.0])), max_size=9))
+def test_who_misses_constraints_comes_after_all_that_keep_them(told: list[tuple[int, int, float]]) -> None:
+    """Constrained domination (Deb et al. 2002, definition 1), pair by pair."""
+    order = domination.best_first([Worth((1e6 * a, -1e6 * b), missed) for a, b, missed in told])
+    missed = [told[i][2] for i in order]
+    assert missed == sorted(missed)
+    kept = [i for i in order if not told[i][2]]
+    points = [(float(a), -float(b)) for a, b, m in told if not m]
+    where = {i: k for k, i in enumerate(i for i, t in enumerate(told) if not t[2])}
+    fronts = [rank(points, where[i]) for i in kept]
+    assert fronts == sorted(fronts)

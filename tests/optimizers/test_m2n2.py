@@ -10,7 +10,7 @@ import pytest
 
 from evomerge.errors import EvoMergeError
 from evomerge.optimizers import make_optimizer
-from evomerge.optimizers.protocol import Behaviour
+from evomerge.optimizers.protocol import Behaviour, Worth
 from evomerge.optimizers.sharing import EPSILON, Scale, attraction, competition, fitness
 from evomerge.score import Value
 from evomerge.space import Categorical, Float, Integer, Parameter, SpaceConfig, load_space
@@ -91,6 +91,10 @@ def test_the_least_fit_goes_and_the_specialist_stays() -> None:
     assert len(kept) == 20 and 0.0 in kept and kept[-1] == 0.0  # there, and the last by its score
     f = slow_fitness(np.array([specialist, *generalists]))
     assert int(np.argmin(f)) == 8 and f[0] == max(f)
+    # Shared among those that stay.
+    left = slow_fitness(np.array([s for k, (_, s) in enumerate(members) if k != 8]))
+    by_place = {e.told: e.fitness for e in optimizer.elites()}
+    assert [by_place[k] for k in range(21) if k != 8] == pytest.approx(left)
     assert members[8][0]["x"] not in kept
     plain = sorted(members, key=lambda m: -sum(m[1]))[:20]  # elitism by the mean loses it
     assert 0.0 not in [p["x"] for p, _ in plain]
@@ -226,3 +230,38 @@ def test_the_presets_know_where_their_parameters_act() -> None:
     }
     others = [p.place for p in space.parameters if ".sorting." in p.name]
     assert others == [p.place for p in space.parameters if ".maths." in p.name]
+
+
+def told(optimizer: Any, answers: list[tuple[Worth, list[float]]]) -> None:
+    """Tell it some candidates of its own, one after the other."""
+    for worth, items in answers:
+        (asked,) = optimizer.ask(1)
+        optimizer.tell([asked], [worth], [Behaviour((0.5,), np.array(items, np.float32))])
+
+
+def test_those_that_miss_constraints_go_first_and_are_no_parents() -> None:
+    optimizer: Any = make_optimizer("m2n2", TINY, 1, population=2, asynchronous=True)
+    specialist = [0.0] * 9 + [1.0]
+    told(optimizer, [(Worth((1e6,), 0.5 + i / 10), specialist) for i in range(10)])
+    assert [e.missed for e in optimizer.elites()] == pytest.approx([0.5 + i / 10 for i in range(10)])
+    # One that misses them by more, though it alone solves all others, does not get in; one by less does.
+    told(optimizer, [(Worth((1e6,), 9.0), [1.0] * 9 + [0.0]), (Worth((-1e6,), 0.1), specialist)])
+    assert [e.missed for e in optimizer.elites()][:2] == pytest.approx([0.1, 0.5])
+    assert max(e.missed for e in optimizer.elites()) == pytest.approx(1.3)
+    told(optimizer, [(Worth((-35.0,), 0.0), specialist), (Worth((-36.0,), 0.0), [1.0] + [0.0] * 9)])
+    # These two share the items from now on, and are all that is handed on.
+    assert [(e.score, e.missed, e.told) for e in optimizer.elites()] == [(-35.0, 0.0, 12), (-36.0, 0.0, 13)]
+    assert [e.fitness for e in optimizer.elites()] == pytest.approx([1.0, 1.0], abs=1e-5)
+    kept = [e.params for e in optimizer.elites()]
+    for _ in range(50):
+        assert all(parent in kept for parent in optimizer._mates())
+
+
+def test_who_keeps_the_constraints_alone_mates_with_others() -> None:
+    optimizer: Any = make_optimizer("m2n2", TINY, 1, population=2, asynchronous=True)
+    told(optimizer, [(Worth((1e6,), 1.0), [1.0, 1.0, 1.0])])
+    (other,) = (e.params for e in optimizer.elites())
+    told(optimizer, [(Worth((-35.0,), 0.0), [1.0, 0.0, 0.0])])
+    ((alone, fitness_alone),) = ((e.params, e.fitness) for e in optimizer.elites())
+    assert fitness_alone == pytest.approx(1.0, abs=1e-5)  # of the item that it shares with nobody who counts
+    assert all(optimizer._mates() == (alone, other) for _ in range(20))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from evomerge.optimizers import make_optimizer
+from evomerge.optimizers.protocol import Worth
 from evomerge.score import Value
 from evomerge.space import Float, Integer, Parameter
 
@@ -69,3 +72,34 @@ def test_children_of_nsga_are_made_of_the_best_of_all_generations(name: str) -> 
         scores = [-sum((float(v) - 0.3) ** 2 for v in p.values()) for p in asked]
         optimizer.tell(asked, scores)
         known += zip(scores, asked, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_a_gaussian_process_models_constraints(objectives: int) -> None:
+    """It proposes where they are kept, though all that it has seen there is far worse; failed ones have one too."""
+
+    def worth(p: Params) -> Worth:
+        if float(p["y"]) < 0.15:
+            return Worth((), math.inf)
+        over = max(0.0, float(p["x"]) - 0.5) / 0.5
+        value = 1e3 * score(p) - 500.0 if not over else 1e3 * (1.0 + over)
+        return Worth((value, -float(p["k"]))[:objectives], over)
+
+    optimizer = make_optimizer("gp", SPACE, seed=3, population=2, objectives=objectives)
+    proposed: list[Params] = []
+    for generation in range(9):
+        asked = optimizer.ask(2)
+        optimizer.tell(asked, [worth(p) for p in asked])
+        proposed += asked if generation >= 5 else []
+    # Values alone would have x at 1.
+    assert np.mean([float(p["x"]) <= 0.5 for p in proposed]) >= 0.5
+
+
+def test_a_gaussian_process_where_all_fail_or_none_keeps_a_constraint() -> None:
+    for violation in (math.inf, 2.0):
+        optimizer = make_optimizer("gp", SPACE, seed=1, population=2)
+        for _ in range(5):
+            asked = optimizer.ask(2)
+            optimizer.tell(asked, [Worth(() if violation == math.inf else (1e4,), violation) for _ in asked])
+        assert len(optimizer.ask(2)) == 2

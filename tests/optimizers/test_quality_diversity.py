@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ NOTHING = np.zeros(3, np.float32)
 
 
 def found(score: float, *tasks: float) -> Found:
-    return Found(np.array([0.5, 0.5]), {"x": score}, score, tasks)
+    return Found(np.array([0.5, 0.5]), {"x": score}, score, tasks, 0)
 
 
 @BOTH
@@ -51,9 +52,14 @@ def test_the_elites_are_the_best_of_each_cell_of_all_that_was_told(name: str) ->
     assert np.all(low <= values) and np.all(values <= high)
     cells = np.minimum(((values - low) / (high - low) * 10 + 1e-6).astype(int), 9) @ [10, 1]
     expected = {c: scores[cells == c].max() for c in set(cells.tolist())}
+    kept = elites(optimizer)
+    assert {(10 * e.cell[0] + e.cell[1], e.score) for e in kept if e.cell is not None} == set(expected.items())
+    assert all(log[e.told][:2] == (e.params, e.score) for e in kept)
+    assert (optimizer.grid.low, optimizer.grid.high) == (tuple(low), tuple(high))
     assert sorted(e.score for e in elites(optimizer)) == sorted(expected.values())
     assert optimizer.coverage == pytest.approx(len(expected) / 100)
     assert optimizer.qd_score == pytest.approx(sum(expected.values()))
+    assert optimizer.grid.norm_qd_score == pytest.approx(sum(expected.values()) / 100) and optimizer.grid.offset == 0
 
 
 def test_a_cell_keeps_the_best_and_the_first_of_equal_ones() -> None:
@@ -77,6 +83,7 @@ def test_the_grid_spans_what_is_seen_and_is_laid_anew_without_loss() -> None:
     assert [e.score for e in archive.elites()] == [0.32, -3.0]
     # The lowest score stands for nothing: (0.32 + 3) + 0.
     assert archive.qd_score == pytest.approx(3.32)
+    assert (archive.offset, archive.grid.norm_qd_score) == (-3.0, pytest.approx(0.0332))
     before = archive.ranges.copy()
     archive.add([found(0.1, -2.0, 0.5)])
     assert np.array_equal(archive.ranges, before)
@@ -210,3 +217,33 @@ def test_a_start_that_was_enqueued_is_asked_once(name: str) -> None:
     optimizer.enqueue({"x": 0.1, "y": 0.1})
     optimizer.enqueue(start)
     assert optimizer.ask(optimizer.generation).count(start) == 1
+
+
+def test_those_that_miss_constraints_are_kept_until_one_keeps_them() -> None:
+    archive = TaskArchive(2, 2, 0)
+
+    def misses(score: float, missed: float, *tasks: float) -> Found:
+        return replace(found(score, *tasks), missed=missed)
+
+    assert [s for s, _ in archive.add([misses(900.0, 2.0, 0.0, 0.0), misses(9.0, 0.5, 1.0, 1.0)])] == [2, 2]
+    # Of one cell stays who misses them less, whatever it reaches.
+    assert archive.add([misses(-900.0, 1.5, 0.01, 0.01), misses(1e6, 3.0, 0.0, 0.0)]) == [(1, 0.5), (0, -1.5)]
+    assert [(e.score, e.missed) for e in archive.elites()] == [(9.0, 0.5), (-900.0, 1.5)]
+    assert archive.qd_score == 0.0
+    added = archive.add([misses(1e6, 0.1, 0.5, 0.5), found(-35.0, 0.2, 0.2), misses(1e6, 0.2, 0.7, 0.7)])
+    assert added == [(0, 0.0), (2, -35.0), (0, 0.0)]
+    assert [(e.score, e.missed) for e in archive.elites()] == [(-35.0, 0.0)]
+    # The grid spans those that count.
+    assert archive.ranges is not None and archive.ranges[1].max() < 0.21
+    assert archive.add([misses(1e6, 0.1, 0.5, 0.5)]) == [(0, 0.0)] and len(archive.elites()) == 1
+
+
+def test_cma_me_ranks_who_misses_constraints_below_all_that_keep_them() -> None:
+    optimizer: Any = make_optimizer("cma-me", FEW, 1, tasks=2, population=6)
+    kept, far, near = found(-35.0, 0.2, 0.2), *(replace(found(1e6, 0.9, 0.9), missed=m) for m in (3.0, 0.5))
+    status, value = optimizer._ranked([far, kept, None, near, kept], [(0, 0.0), (0, -7.0), None, (0, 0.0), (2, -35.0)])
+    assert status.tolist() == [0, 0, 0, 0, 2]
+    assert value[1] > value[3] > value[0] > value[2]
+    # As long as none keeps them: those that the archive took first, the less they miss the sooner.
+    status, value = optimizer._ranked([far, near, None], [(2, -3.0), (1, 0.1), None])
+    assert status.tolist() == [1, 1, 0] and value[1] > value[0] > value[2]

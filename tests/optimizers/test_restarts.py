@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from evomerge.optimizers import Optimizer, make_optimizer
+from evomerge.optimizers.protocol import Told, Worth
 from evomerge.optimizers.restarts import Schedule, Stagnation
 from evomerge.score import Value
 from evomerge.space import Categorical, Float, Parameter
@@ -142,9 +143,9 @@ def test_a_small_run_ends_at_its_limit() -> None:
 def test_stagnation() -> None:
     draw = np.random.default_rng(0)
 
-    def ends(score: Callable[[int], list[float | None]], most: int = 300) -> int | None:
+    def ends(score: Callable[[int], list[Told]], most: int = 300) -> int | None:
         stagnation = Stagnation(5, 10)  # a window of 25 generations
-        return next((i + 1 for i in range(most) if stagnation.hear(score(i))), None)
+        return next((i + 1 for i in range(most) if stagnation.hear([Worth.of(s) for s in score(i)])), None)
 
     assert ends(lambda i: [0.25] * 10) == 25
     assert ends(lambda i: [None] * 10) == 25
@@ -155,6 +156,10 @@ def test_stagnation() -> None:
     # Progress that ends after 60 generations is noticed within a window.
     end = ends(lambda i: [0.01 * min(i, 60)] * 10)
     assert end is not None and 60 < end <= 61 + 25
+    # To miss the constraints by less is progress, whatever becomes of the value; to keep them is more.
+    assert ends(lambda i: [Worth((-float(i),), 100.0 - i)] * 10, 60) is None
+    assert ends(lambda i: [Worth((9.0,), 1.0) if i < 30 else Worth((-9.0 + i,), 0.0)] * 10, 29) == 25
+    assert ends(lambda i: [Worth((9.0,), 1.0) if i < 20 else Worth((-9.0 + i,), 0.0)] * 10, 60) is None
 
 
 def test_restarts_find_what_one_run_does_not() -> None:

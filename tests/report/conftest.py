@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evomerge.optimizers.behaviours import Grid
 from evomerge.recipe import parse_recipe
 from evomerge.score import Score, State, TaskScore, Trial
+from evomerge.study.archive import Archive, Member
 from evomerge.study.outcome import Measured, Outcome
 
 RECIPE = """
@@ -83,6 +85,29 @@ def outcome() -> Outcome:
         model=Path("runs/x/model"),
         lines={"base": 0.2, "maths": 0.36, "uniform": 0.47},
     )
+
+
+@pytest.fixture
+def mapped(outcome: Outcome) -> Outcome:
+    """The same search, by map-elites, with two tasks: what it keeps in a grid."""
+
+    def valued(trial: Trial, first: float, second: float) -> Trial:
+        tasks = tuple(TaskScore(name, "acc", v) for name, v in (("one", first), ("two", second)))
+        return replace(trial, score=Score(tasks))
+
+    kept = (
+        Member(valued(outcome.trials[3], 0.5, 1.0), (3, 9), None),
+        Member(valued(outcome.trials[0], 0.25, -0.25), (0, 0), None),
+    )
+    grid = Grid((10, 10), (0.0, -0.3), (1.0, 1.0), 0.02, 0.95, 0.0095, -0.1)
+    return replace(outcome, archive=Archive("map-elites", kept, grid))
+
+
+@pytest.fixture
+def shared(outcome: Outcome) -> Outcome:
+    """The same search, by m2n2: what shares the items."""
+    kept = (Member(outcome.trials[3], None, 2.5), Member(outcome.trials[0], None, 0.5))
+    return replace(outcome, archive=Archive("m2n2", kept, None))
 
 
 @pytest.fixture

@@ -82,6 +82,18 @@ def test_a_merge_of_weights_has_no_path(outcome: Outcome) -> None:
     assert "path.png" not in text and "## The path" not in text
 
 
+def test_what_else_was_kept_is_listed(outcome: Outcome, mapped: Outcome, shared: Outcome) -> None:
+    assert "What else was kept" not in model_card(outcome)
+    text = model_card(mapped)
+    assert "| candidate | score | one | two | cell |" in text
+    assert "| 3 | 0.750 | 0.500 | 1.000 | 3, 9 |\n| 0 | 0.000 | 0.250 | -0.250 | 0, 0 |" in text
+    assert "| 0 | 0.250 | 0.250 | 0.500 |" in model_card(shared) and "more" not in text.split("What else")[1]
+    assert mapped.archive is not None
+    many = replace(mapped.archive, members=mapped.archive.members * 10)
+    text = model_card(replace(mapped, archive=many))
+    assert text.count(" 3, 9 |") == 6 and text.endswith("and 8 more\n")
+
+
 def test_a_chain_is_said_step_by_step(outcome: Outcome) -> None:
     """What a hybrid search ends with: merged weights, then a path over the merge and a source."""
     path = Path.scaled([("merged", 0), ("zoo:maths", 1), ("merged", 1)])

@@ -12,7 +12,8 @@ from scipy import stats
 from evomerge.comparison import tango
 from evomerge.report import rows, to_dict
 from evomerge.score import Score, TaskScore
-from evomerge.study.outcome import Measured, Outcome
+from evomerge.study.goals import Goals, Limit
+from evomerge.study.outcome import Aims, Measured, Outcome
 
 NUMBER = {"type": "number"}
 OPTIONAL = {"type": ["number", "null"]}
@@ -126,6 +127,29 @@ def test_a_metric_without_items_has_no_interval(outcome: Outcome, with_best: Cal
     assert data["best"]["test"] == {"score": 0.6, "low": None, "high": None, "items": 0}
     assert data["baselines"]["base"]["difference"]["low"] is None
     assert data["baselines"]["base"]["difference"]["mean"] == pytest.approx(0.4)
+
+
+def test_what_was_kept_in_a_grid(mapped: Outcome, outcome: Outcome) -> None:
+    assert "archive" not in to_dict(outcome)
+    assert to_dict(mapped)["archive"] == {
+        "sampler": "map-elites",
+        "elites": [
+            {"trial": 3, "search": 0.75, "tasks": {"one": 0.5, "two": 1.0}, "cell": [3, 9]},
+            {"trial": 0, "search": 0.0, "tasks": {"one": 0.25, "two": -0.25}, "cell": [0, 0]},
+        ],
+        "grid": {"one": {"cells": 10, "low": 0.0, "high": 1.0}, "two": {"cells": 10, "low": -0.3, "high": 1.0}},
+        "coverage": 0.02, "qd_score": 0.95, "norm_qd_score": 0.0095, "offset": -0.1,
+    }  # fmt: skip
+
+
+def test_what_shares_the_items_and_who_misses_a_constraint(shared: Outcome) -> None:
+    goals = Goals(limits=(Limit("target", low=0.5),))
+    found = to_dict(replace(shared, aims=Aims(goals, limits={"search": goals.limits})))["archive"]
+    elites = [
+        {"trial": 3, "search": 0.75, "tasks": {"target": 0.75}, "violation": 0.0, "fitness": 2.5},
+        {"trial": 0, "search": 0.25, "tasks": {"target": 0.25}, "violation": 0.0, "fitness": 0.5},
+    ]
+    assert found == {"sampler": "m2n2", "elites": elites}
 
 
 def test_models_of_one_name_do_not_hide_each_other(outcome: Outcome) -> None:

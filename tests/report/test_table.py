@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evomerge.report import model_card, table_text, verdict
-from evomerge.report.table import number
+from evomerge.report.table import archive_text, number
 from evomerge.score import Score, TaskScore
 from evomerge.study.outcome import Outcome
 
@@ -121,6 +121,22 @@ def test_without_intervals_nothing_is_claimed(outcome: Outcome, with_best: Calla
 def test_looks_are_said(outcome: Outcome) -> None:
     assert "have been read" not in table_text(outcome)
     assert "have been read 3 times" in table_text(replace(outcome, looks=3))
+
+
+def test_the_archive_is_a_line(outcome: Outcome, mapped: Outcome, shared: Outcome) -> None:
+    assert archive_text(outcome) == []
+    assert archive_text(mapped) == [
+        "archive of map-elites, on the search items: 2 of 100 cells (coverage 0.020), QD score 0.950 "
+        "(normalised 0.009, offset -0.100); each is in result.json"
+    ]
+    assert archive_text(shared) == [
+        "archive of m2n2, on the search items: 2 candidates of 0.250 to 0.750, shared fitness 0.500 to 2.500 items; "
+        "each is in result.json"
+    ]
+    assert shared.archive is not None
+    members = [replace(m, trial=replace(m.trial, attributes={"violation": 0.5})) for m in shared.archive.members]
+    (line,) = archive_text(replace(shared, archive=replace(shared.archive, members=tuple(members))))
+    assert line.endswith("2.500 items, all of which miss the constraints; each is in result.json")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,34 @@ def test_what_the_bounds_leave_out_is_left_out():
     assert all(not s.name.startswith("source") for s in fixed.starts())
 
 
+@pytest.mark.parametrize(
+    ("method", "weight", "more"),
+    [
+        # Normalised, any equal weights are the average: the nearest that the space has.
+        ("linear", {"low": 0.75, "high": 1.5, "init": 1.0}, {}),
+        ("task_arithmetic", {"low": 0.1, "high": 0.4, "init": 0.3}, {"normalize": True}),
+        # A fixed factor of all is made up for.
+        ("task_arithmetic", spaces.WEIGHT, {"lambda": 0.4}),
+    ],
+)
+def test_the_uniform_merge_comes_wherever_the_space_can_express_it(method, weight, more):
+    space = spaces.make(method=method, parameters={"weight": weight, **more}, dtype="float32").bind(4)
+    start = next(s.params for s in space.starts() if s.name == "uniform")
+    equal = [InputModel(model=m, parameters={"weight": 1.0}) for m in spaces.SOURCES]
+    average = Recipe(merge_method="linear", models=equal, dtype="float32")
+    assert close(merged(space.decode(start)), merged(average))
+
+
+def test_where_no_weight_gives_the_uniform_merge_there_is_none():
+    for weight, more in (
+        ({"low": 0.75, "high": 1.5, "init": 1.0}, {}),  # not normalised: out of bounds
+        (spaces.WEIGHT, {"normalize": True, "lambda": 0.4}),
+        ({"low": -2.0, "high": -0.5, "init": -1.0}, {"normalize": True}),
+    ):
+        space = spaces.make(method="task_arithmetic", parameters={"weight": weight, **more}).bind(4)
+        assert all(s.name != "uniform" for s in space.starts())
+
+
 def test_one_weight_for_all_sources_has_no_single_source():
     weight = {**spaces.WEIGHT, "per": "layers"}
     space = spaces.make(method="task_arithmetic", parameters={"weight": weight}).bind(4)

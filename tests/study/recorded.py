@@ -20,9 +20,13 @@ def recorded(database: Path) -> int:
         return 0
 
 
-def sequence(out: Path, name: str = "s") -> list[tuple[Any, ...]]:
-    """What was asked for and found, in order: number, parameters, state, reason and results of every item."""
+def sequence(out: Path | None, name: str = "s", *, url: str | None = None) -> list[tuple[Any, ...]]:
+    """What was asked for and found, in order: number, parameters, state, reason and results of every item.
+
+    Args:
+        out: A folder with a study.db; or else the database's `url`.
+    """
     return [
         (t.number, dict(t.params), t.state, t.reason, t.score and [x.results.tolist() for x in t.score.tasks])
-        for t in Store(f"sqlite:///{out / 'study.db'}").open(name).trials()
+        for t in Store(url or f"sqlite:///{out and out / 'study.db'}").open(name).trials()
     ]

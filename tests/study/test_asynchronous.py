@@ -8,8 +8,8 @@ import pytest
 from evomerge.errors import StudyError
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import OPTIMIZERS, make_optimizer
-from evomerge.score import Score, State, TaskScore, cost
-from evomerge.study.asynchronous import AFTER, TOLD
+from evomerge.score import TOLD, Score, State, TaskScore, cost
+from evomerge.study.asynchronous import AFTER
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import best
 from evomerge.study.contest import RACED_OUT, SETTLED, Rules

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from evomerge.errors import EvaluatorError, EvoMergeError
 from evomerge.evaluation.config import evaluator_for
 from evomerge.evaluation.goals import Constraint
+from evomerge.optimizers.protocol import Worth
 from evomerge.score import VIOLATION, Score, State, TaskScore, Trial
 from evomerge.study.candidates import best
 from evomerge.study.goals import Goals, Limit, front, hypervolume
@@ -37,33 +40,37 @@ def test_values_are_better_when_higher_and_counts_are_recorded_as_they_are():
     assert goals.recorded(one.score, one.attributes) == [0.5, 0.25, 6.0, 12.0]
 
 
-def test_whoever_misses_a_constraint_is_told_below_all_that_keep_it_the_further_the_lower():
-    goals = Goals(("score",), (), (Limit("b", low=0.4),))
-    earlier = [trial(0, goals, 0.1, 0.5)]
-    generation = [trial(1, goals, 0.9, 0.2), trial(2, goals, 0.3, 0.4), trial(3, goals, 0.95, 0.0), failed(4)]
-    told = goals.told(generation, earlier)
-    assert told[1] == 0.3 and told[3] is None
-    assert told[2] < told[0] < 0.0 < 0.1
-    assert told[0] - told[2] == pytest.approx(0.5)  # .2 / .4 misses half of the limit, 0 all of it
-    # What comes later and keeps it, however bad, is still above.
-    assert told[0] < min(goals.told([trial(5, goals, 0.0, 1.0)], [*earlier, *generation]))
-
-
-def test_of_several_objectives_it_is_dominated_by_all():
-    goals = Goals(("a", "b"), (), (Limit("a.length", high=20.0),))
-    told = goals.told([trial(0, goals, 0.9, 0.9, 25.0), trial(1, goals, 0.1, 0.2), trial(2, goals, 0.0, 0.3)], [])
-    assert told[1] == (0.1, 0.2) and told[2] == (0.0, 0.3)
-    assert all(x < y for x, y in zip(told[0], (0.0, 0.2), strict=True))
+def test_what_is_reached_and_what_is_missed_are_told_apart():
+    goals = Goals(("score", "a.length"), (), (Limit("b", low=0.4), Limit("a.length", high=20.0)))
+    generation = [trial(1, goals, 0.9, 0.2), trial(2, goals, 0.3, 0.4), trial(3, goals, 0.95, 0.0, 30.0), failed(4)]
+    told = goals.told(generation)
+    assert told == [
+        Worth((0.9, -10.0), pytest.approx(0.5)),  # .2 / .4 misses half of the limit
+        Worth((0.3, -10.0), 0.0),
+        Worth((0.95, -30.0), 1.5),  # all of one, and half of the other
+        Worth((), math.inf),
+    ]
+    without = Goals(("a", "b"))
+    assert without.told([trial(1, without, 0.9, 0.2), failed(4)]) == [Worth((0.9, 0.2)), None]
 
 
 def test_a_limit_that_keeps_a_share_of_what_the_base_or_the_best_source_has():
     goals = Goals(constraints=(Constraint(of="b", keep=0.9), Constraint(of="a.length", keep=0.5)))
-    scores = {"base": score(0.2, 0.5, 10.0), "x": score(0.1, 0.8, 30.0), "y": score(0.1, 0.3, 4.0)}
-    assert goals.limited(scores, "base", ["x", "y"]).limits == (Limit("b", 0.45), Limit("a.length", high=20.0))
-    without = goals.limited(scores, None, ["x", "y"]).limits
+    base, x, y = score(0.2, 0.5, 10.0), score(0.1, 0.8, 30.0), score(0.1, 0.3, 4.0)
+    assert goals.limited([base]).limits == (Limit("b", 0.45), Limit("a.length", high=20.0))
+    without = goals.limited([x, y]).limits
     assert without[0].low == pytest.approx(0.72) and without[1].high == pytest.approx(8.0)
     with pytest.raises(EvoMergeError, match=r"keep 0\.9 of b: it is 0 where"):
-        goals.limited({"base": score(0.2, 0.0)}, "base", [])
+        goals.limited([score(0.2, 0.0)])
+
+
+def test_on_other_splits_nothing_is_refused_any_more():
+    """A base that has nothing on some select items is to be kept as it is: the search has been spent."""
+    goals = Goals(constraints=(Constraint(of="b", keep=0.9), Constraint(of="a.length", keep=0.5)))
+    for split in ("select", "test"):
+        assert goals.limited([score(0.2, 0.0, 0.0)], split).limits == (Limit("b", 0.0), Limit("a.length", high=0.0))
+        assert goals.limited([score(0.2, -3.0)], split).limits[0] == Limit("b", -3.0)
+        assert goals.limited([score(0.2, 0.5)], split).limits[0] == Limit("b", 0.45)
 
 
 def test_those_that_keep_the_constraints_come_first():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from evomerge.errors import EvoMergeError, StudyError
+from evomerge.evaluation.goals import Constraint
 from evomerge.optimizers import OPTIMIZERS, make_optimizer
 from evomerge.recipe import InputModel, Recipe
 from evomerge.score import Score, State, TaskScore, cost
 from evomerge.space import Float
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import best, check_some_complete
+from evomerge.study.goals import Goals
 from evomerge.study.job import Answer
 from evomerge.study.loop import Search
 from evomerge.study.scoring import Scoring
@@ -83,6 +85,29 @@ def test_killed_anywhere_it_goes_on_to_the_same_sequence(url, sampler):
     assert sequence(resumed) == sequence(whole) and stopped == "budget"
     stored = Store(url).open("killed").trials()
     assert sequence(stored) == sequence(whole)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_constraints_too(url, sampler):
+    """As perplexities go: values far below 0, the best of them miss the limit, and some candidates fail."""
+
+    def scored(job):
+        a, b = weights(job.recipe)
+        if b < 0.1:
+            return Answer(None, "too light")
+        tasks = (("t", -30.0 - 1e3 * a), ("u", b + a))
+        return Answer(Score(tuple(TaskScore(n, "m", v, float(n == "t"), ("i",), np.array([v])) for n, v in tasks)))
+
+    goals = Goals(constraints=(Constraint(of="u", at_least=1.0),)).limited([])
+    whole, _ = search(url, 25, ShuffledPool(scored, 3, 0, None), "whole", sampler, goals=goals)
+    for kill in (2, 4):
+        pool = ShuffledPool(scored, 3, kill, kill)
+        with pytest.raises(Killed):
+            search(url, 25, pool, "killed", sampler, goals=goals)
+    resumed, _ = search(url, 25, ShuffledPool(scored, 2, 9, None), "killed", sampler, goals=goals)
+    assert sequence(resumed) == sequence(whole)
+    assert [t.violation for t in resumed] == [t.violation for t in whole]
+    assert any(t.violation for t in whole) and best(whole)[0].violation == 0
 
 
 def test_a_finished_search_is_not_run_again_and_a_larger_budget_extends_it(url):

@@ -97,12 +97,25 @@ def test_the_budget_is_what_was_run(url):
     assert why == "budget" and pool.items == round(cost(trials) * 200)
     assert {t.state for t in trials} == {State.COMPLETE, State.PRUNED}
     assert all(t.score.items == 200 for t in best(trials))
-    draw = Draw.of(ITEMS, WEIGHTS, 0)
     for trial in trials:
         if trial.state is State.PRUNED:
-            unit = [results(decode(trial.params), task)[p] for ((task, p),) in draw.units[: trial.seen]]
-            weights = draw.weights[: trial.seen]
-            assert trial.estimate == pytest.approx(weights @ unit / weights.sum())
+            had = [(t.task, ITEMS[t.task].index(i)) for t in trial.part.tasks for i in t.items]
+            assert len(had) == trial.seen
+            found = np.array([results(decode(trial.params), task)[p] for task, p in had])
+            weights = np.array([WEIGHTS[task] / len(ITEMS[task]) for task, _ in had])
+            assert trial.estimate == pytest.approx(weights @ found / weights.sum())
+
+
+def test_each_generation_begins_with_the_items_after_those_that_the_one_before_began_with(url):
+    trials, _ = search(url, 12)
+    units = Draw.of(ITEMS, WEIGHTS, 0).units
+    size, first = make_optimizer("cma", PARAMETERS, 0).generation, Rules.over(np.full(200, 1 / 200)).ends[0]
+    assert len(trials) > 3 * size
+    for trial in trials:
+        if trial.state is State.PRUNED:
+            start = trial.number // size * first % 200
+            had = {(t.task, ITEMS[t.task].index(i)) for t in trial.part.tasks for i in t.items}
+            assert had == {unit for (unit,) in (units + units)[start : start + trial.seen]}
 
 
 @pytest.mark.slow
@@ -185,7 +198,7 @@ def test_the_best_of_a_generation_is_told_as_its_best(url, monkeypatch):
     """Though the others are told by the items that they had, which may be easy ones."""
     told = []
     tell = Search.told
-    monkeypatch.setattr(Search, "told", lambda self, g, e: told.append((g, tell(self, g, e))) or told[-1][1])
+    monkeypatch.setattr(Search, "told", lambda self, g, e, r: told.append((g, tell(self, g, e, r))) or told[-1][1])
     search(url, 30)
     alone = 0
     for generation, values in told:

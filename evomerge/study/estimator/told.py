@@ -25,6 +25,9 @@ def differences(draw: Draw, generation: Sequence[Trial], earlier: Sequence[Trial
 
     That is the generation's best, or else the best so far. All that is known of those that were stopped is how they did
     on the first items, which may be easy ones.
+
+    Args:
+        draw: The items in the order in which the generation had them.
     """
     stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
     anchor = next(iter([*best(list(generation)), *best(list(earlier))]), None)
@@ -74,9 +77,8 @@ class Estimates:
             return None
         answers = np.full((len(stopped), len(self._draw)), np.nan)
         for row, trial in zip(answers, stopped.values(), strict=True):
-            seen = trial.seen or 0
             assert trial.part is not None
-            row[:seen] = self._draw.results(trial.part, 0, seen)
+            row[:] = self._draw.known(trial.part)
         if not ((answers >= 0) & (answers <= 1) | np.isnan(answers)).all():
             self.choice = Choice.none(len(complete), "results that are not from 0 to 1")
             return None
@@ -112,6 +114,10 @@ class Estimates:
 def worth(
     draw: Draw, estimates: Estimates | None, generation: Sequence[Trial], earlier: Sequence[Trial]
 ) -> Mapping[int, float]:
-    """By place in the generation, what those that were stopped are worth."""
+    """By place in the generation, what those that were stopped are worth.
+
+    Args:
+        draw: The items in the order in which the generation had them.
+    """
     found = estimates.of(generation, earlier) if estimates is not None else None
     return differences(draw, generation, earlier) if found is None else found

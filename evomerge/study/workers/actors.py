@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import EvoMergeError
-from evomerge.study.workers.cluster import Connection, first_line
+from evomerge.study.workers.connection import Connection, first_line
 
 # An item whose worker died is worked off elsewhere; one that kills a second worker is given up.
 TRIES = 2
@@ -47,6 +47,8 @@ class Actors:
         found = connection.shares
         self.size = found.workers
         self._say = say or (lambda text: None)
+        if found.told:
+            self._say(found.told)
         self._asked = f"{self.size} workers with {found.gpus or found.cpus:g} {'GPU' if found.gpus else 'CPU'} each"
         self._actor: Any = self._ray.remote(num_cpus=found.cpus, num_gpus=found.gpus)(_Worker)
         self._arguments = (make, "cuda" if found.gpus else "cpu")
@@ -63,11 +65,12 @@ class Actors:
         self._queue.append((key, item, 1))
         self._dispatch()
 
-    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Any]:
+    def wait(self, poll: Callable[[], None] | None = None, every: float = POLL_SECONDS) -> tuple[Hashable, Any]:
         """The next result, or `Lost`, with its item's key, in order of completion.
 
         Args:
-            poll: Called every few seconds meanwhile.
+            poll: Called every few seconds meanwhile. What it raises ends the wait; nothing is lost by that.
+            every: How many.
 
         Raises:
             EvoMergeError: what the worker raised; no worker comes up.
@@ -80,7 +83,7 @@ class Actors:
             # Workers that come up stand first: they are given work before a result is handed back.
             waiting = [*self._starting, *self._running]
             patience = None if self._running else SILENCE_SECONDS
-            timeout = patience if poll is None else POLL_SECONDS
+            timeout = patience if poll is None else every
             done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
             if poll is not None:
                 poll()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
 from evomerge.errors import InputError
+
+# A share of a GPU as a decimal fraction: 1 / 0.1 is to be 10.
+_ROUNDING = 1e-6
+# Kinds of machines that a message counts.
+_KINDS = 6
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Cluster:
     """Where the workers run.
 
     Attributes:
-        address: Ray's address ("auto", "ray://HOST:PORT"); None starts Ray on this machine.
+        address: Ray's address ("auto", "HOST:PORT", "ray://HOST:PORT"); None starts Ray on this machine.
         workers: How many; None: one per GPU, or per CPU where there is none.
         gpus_per_worker: GPU share of each worker; None: 1 where the cluster has GPUs, else 0.
     """
@@ -28,140 +32,104 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Node:
+    """What a machine of a cluster has for workers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def room(self, share: float) -> int:
+        """How many workers with that share of a GPU fit on it (0: with a CPU each). A share below 1 is of one GPU."""
+        if not share:
+            return int(self.cpus)
+        return int(self.gpus // share) if share >= 1 else int(self.gpus) * int(1 / share + _ROUNDING)
+
+
+class Growth(Enum):
+    """Whether machines may join while a search runs."""
+
+    NONE = "Ray on this machine alone"
+    UNKNOWN = "a cluster that was started by hand"
+    AUTOSCALER = "an autoscaler starts machines for what waits"
+
+
+@dataclass(frozen=True)
 class Shares:
-    """How many workers, and what each of them asks Ray for."""
+    """How many workers, and what each of them asks Ray for.
+
+    Attributes:
+        told: What the user should know: that workers will wait, and for what.
+    """
 
     workers: int
     cpus: float
     gpus: float
+    told: str | None = None
 
 
-def shares(cluster: Cluster, cpus: float, gpus: float, *, grows: bool) -> Shares:
-    """Divide what a cluster has.
+def shares(cluster: Cluster, nodes: Sequence[Node], growth: Growth) -> Shares:
+    """Divide what a cluster has: a worker has all that it asks for on one machine.
 
     Args:
-        cpus: CPUs that the cluster has now.
-        gpus: GPUs that it has now.
-        grows: Whether machines may join (a cluster that was named: an autoscaler starts them when they are asked for);
-            False for Ray on this machine alone.
+        nodes: The machines that are there now.
 
     Raises:
-        InputError: the share of a GPU is none that Ray gives, or more than will ever be there; or the number of
-            workers was left to a cluster that has nothing yet.
+        InputError: the share of a GPU is none that Ray gives; more GPUs than there are, and nobody starts more; or the
+            number of workers was left to a cluster that has nothing yet.
     """
+    gpus = sum(n.gpus for n in nodes)
     share = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else (1.0 if gpus else 0.0)
     if not math.isfinite(share) or share < 0 or (share > 1 and share != int(share)):
         raise InputError(f"--gpus-per-worker {share:g}: expected 0, a share up to 1, or a whole number of GPUs")
-    if share > gpus and not grows:
-        raise InputError(f"--gpus-per-worker {share:g}: this machine has {gpus:g} GPUs")
-    room = int(gpus // share) if share else int(cpus)
-    if cluster.workers is None and grows and room < 1:
-        missing = "no GPU" if share else "neither CPU nor GPU"
+    room = sum(n.room(share) for n in nodes)
+    where = "this machine" if growth is Growth.NONE else f"the cluster at {cluster.address or 'this job'}"
+    if cluster.workers is None and growth is Growth.AUTOSCALER and room < 1:
+        missing = f"no machine with {_gpus(share)}" if share else "no CPU for workers"
         raise InputError(
             f"--address {cluster.address or 'of this job'}: the cluster has {missing} yet, so the number of workers "
             "cannot be read from it; say what to ask for: --workers N, with --gpus-per-worker 1 where each needs a GPU"
         )
     workers = cluster.workers or max(1, room)
+    lacking = (
+        f"asked for {_counted(workers, 'worker')} with {_gpus(share) if share else '1 CPU'} each, and {where} has "
+        f"{f'room for {room}' if room else 'none to give'}: {inventory(nodes)}"
+    )
+    if room >= workers:
+        told = None
+    elif growth is Growth.AUTOSCALER:
+        told = f"{lacking}; the others wait for the machines that its autoscaler starts"
+    elif share:
+        most = max((n.gpus for n in nodes), default=0.0)
+        whole = f"; no machine has {_gpus(share)} for one worker" if 0 < most < share <= gpus else ""
+        raise InputError(f"--gpus-per-worker {share:g}: {lacking}{whole}")
+    elif growth is Growth.NONE:
+        told = None  # they share its CPUs
+    elif room:
+        told = f"{lacking}; the others wait until CPUs are free"
+    else:
+        raise InputError(f"--workers: {lacking}")
     if share:
-        return Shares(workers, 0.0, share)
+        return Shares(workers, 0.0, share, told)
     # More workers than CPUs share what this machine has; from a cluster each asks for a whole one, so that it grows.
-    return Shares(workers, 1.0 if grows else min(1.0, cpus / workers), 0.0)
+    cpus = sum(n.cpus for n in nodes)
+    return Shares(workers, min(1.0, cpus / workers) if growth is Growth.NONE else 1.0, 0.0, told)
 
 
-class Connection:
-    """Ray, started here or joined.
-
-    Attributes:
-        ray: The library.
-        shares: How many workers there are to be, and what each asks for.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        """Start Ray on this machine, or join the cluster that is named.
-
-        Raises:
-            InputError: none answers there, or the shares asked for are none that it can give.
-        """
-        address = cluster.address or os.environ.get("RAY_ADDRESS")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if not address:
-            # Ray listens on every network interface, except where it is told that machines cannot join.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        import ray
-
-        self.ray: Any = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            _connect(ray, cluster, address)
-        resources = ray.cluster_resources()
-        grows = bool(address) or not self._started
-        try:
-            self.shares = shares(cluster, resources.get("CPU", 0.0), resources.get("GPU", 0.0), grows=grows)
-        except InputError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Stop Ray where it was started here."""
-        if self._started:
-            self.ray.shutdown()
+def inventory(nodes: Sequence[Node]) -> str:
+    """What machines there are, in words."""
+    kinds = Counter((n.gpus, n.cpus) for n in nodes)
+    order = sorted(kinds, reverse=True)
+    words = [
+        f"{_counted(kinds[kind], 'machine')} with {_gpus(kind[0]) if kind[0] else 'no GPU'} and {kind[1]:g} CPUs"
+        for kind in order[:_KINDS]
+    ]
+    more = [f"{len(order) - _KINDS} more kinds"] if len(order) > _KINDS else []
+    return ", ".join([*words, *more]) or "it has no machine"
 
 
-def _connect(ray: Any, cluster: Cluster, address: str | None) -> None:
-    """Join the cluster that was named, or the job's own; else start Ray on loopback.
-
-    Raises:
-        InputError: none answers there, or it does not take us.
-    """
-    import logging
-
-    from ray.exceptions import RayError
-
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if not address:
-        cpus = max(cluster.workers or 0, os.cpu_count() or 1)
-        # "local": without it Ray would join one that somebody started on this machine.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        return
-    _check_answers(address)
-    try:
-        # One attempt: by itself Ray tries twenty times, which takes up to a quarter of an hour.
-        with _environment("RAY_gcs_server_port_wait_time_s", "1"):
-            ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError, RayError) as e:
-        raise InputError(
-            f"--address {address}: no Ray cluster answers there that takes us ({first_line(e)}); is it the right "
-            "address, is Ray of the same version, is the token the cluster's (RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token)?"
-        ) from None
+def _gpus(share: float) -> str:
+    return f"{share:g} {'GPU' if share <= 1 else 'GPUs'}"
 
 
-@contextlib.contextmanager
-def _environment(name: str, default: str) -> Iterator[None]:
-    """Set a variable for a while, unless the user has."""
-    before = os.environ.get(name)
-    os.environ.setdefault(name, default)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-def _check_answers(address: str) -> None:
-    """Raise InputError where nobody listens at HOST:PORT; "auto" and what cannot be read is left to Ray."""
-    import socket
-
-    host, _, port = address.removeprefix("ray://").split("/")[0].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=15).close()
-    except (OSError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

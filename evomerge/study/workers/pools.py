@@ -11,25 +11,38 @@ from evomerge.evaluation import EvaluatorFile
 from evomerge.sources import Source
 from evomerge.study.job import Answer, Job
 from evomerge.study.workers.actors import Actors, Lost
-from evomerge.study.workers.cluster import Cluster, Connection
+from evomerge.study.workers.cluster import Cluster
+from evomerge.study.workers.connection import Connection
+from evomerge.study.workers.origin import Origin
+
+# Of candidates that take a second, two would be much to wait until it is seen that another process has scored one.
+POLL_SECONDS = 0.5
 
 
 class Pool(Protocol):
     """Runs jobs; `submit` returns at once, `wait` gives the next answer in order of completion.
 
     Attributes:
-        size: Number of workers.
+        size: Number of workers; more while others have joined.
         device: Kind of device that they run on ("cpu", "cuda").
+        ahead: How many jobs beyond that it takes gladly, so that no worker waits.
     """
 
-    size: int
     device: str
+    ahead: int
+
+    @property
+    def size(self) -> int: ...
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Hand in a job; it waits for a free worker."""
 
-    def wait(self) -> tuple[Hashable, Answer]:
-        """The next answer; raises RuntimeError where nothing was submitted."""
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
+        """The next answer; raises RuntimeError where nothing was submitted.
+
+        Args:
+            poll: Called now and then meanwhile, where the workers are other processes. What it raises ends the wait.
+        """
 
     def close(self) -> None:
         """Stop the workers."""
@@ -43,13 +56,18 @@ class _Making:
     base: str
     evaluator: EvaluatorFile
     prefix_bytes: int
+    gpus: float = 0.0
+    origin: Origin | None = None
 
     def __call__(self, device: str) -> Callable[[Job], Answer]:
         from evomerge.study.builder import Builder
 
+        sources, evaluator = self.sources, self.evaluator
+        if self.origin is not None:
+            sources, evaluator = self.origin.placed(sources, evaluator)
         # With a GPU the evaluator may say which.
         own = None if device == "cuda" else device
-        return Builder(self.sources, self.base, self.evaluator, own, self.prefix_bytes).run
+        return Builder(sources, self.base, evaluator, own, self.prefix_bytes, self.gpus).run
 
 
 class RayPool:
@@ -60,6 +78,8 @@ class RayPool:
         say: Is told when workers are long in coming.
     """
 
+    ahead = 1
+
     def __init__(
         self,
         cluster: Cluster,
@@ -69,8 +89,17 @@ class RayPool:
         prefix_bytes: int = 0,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._connection = Connection(cluster)
-        self._actors = Actors(self._connection, _Making(dict(sources), base, evaluator, prefix_bytes), say)
+        connection = self._connection = Connection(cluster)
+        try:
+            # Ray that was started here has this process's folder, and no other machine.
+            origin = Origin(connection, sources, evaluator) if connection.joined else None
+            gpus = connection.shares.gpus
+            self._actors = Actors(
+                connection, _Making(dict(sources), base, evaluator, prefix_bytes, gpus, origin), say
+            )
+        except BaseException:
+            connection.close()
+            raise
         self.size = self._actors.size
         self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
@@ -78,9 +107,9 @@ class RayPool:
         """Hand in a job; see `Pool`."""
         self._actors.submit(key, job)
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         """The next answer; see `Pool`. A candidate whose workers died has failed."""
-        key, answer = self._actors.wait()
+        key, answer = self._actors.wait(poll, POLL_SECONDS)
         return key, Answer(None, answer.reason) if isinstance(answer, Lost) else answer
 
     def close(self) -> None:
@@ -93,6 +122,7 @@ class LocalPool:
     """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission."""
 
     size = 1
+    ahead = 0
 
     def __init__(
         self,
@@ -112,7 +142,7 @@ class LocalPool:
         """Hand in a job; see `Pool`."""
         self._queue.append((key, job))
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         """Run the next job; see `Pool`."""
         if not self._queue:
             raise RuntimeError("nothing was submitted")

@@ -10,7 +10,8 @@ from typing import Any
 
 from evomerge.errors import EvoMergeError
 from evomerge.study.workers.actors import Actors, Lost
-from evomerge.study.workers.cluster import Cluster, Connection
+from evomerge.study.workers.cluster import Cluster
+from evomerge.study.workers.connection import Connection
 
 Make = Callable[[str], Callable[[Any], Any]]
 

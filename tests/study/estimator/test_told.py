@@ -5,6 +5,7 @@ import pytest
 
 from evomerge.evaluation.draw import Draw
 from evomerge.score import Score, State, TaskScore, Trial
+from evomerge.study import contest
 from evomerge.study.candidates import best
 from evomerge.study.contest import Rules
 from evomerge.study.estimator import Prior, compare, fit, predicted
@@ -104,10 +105,10 @@ def told(monkeypatch):
     kept = {}
     tell = Search.told
 
-    def keep(self, generation, earlier):
-        found = tell(self, generation, earlier)
+    def keep(self, generation, earlier, race):
+        found = tell(self, generation, earlier, race)
         values, other = kept.setdefault(self.study.name, ({}, set()))
-        plain = differences(self.race.draw, generation, earlier)
+        plain = differences(race.draw, generation, earlier)
         values[len(earlier)] = found
         if any(found[i] not in (v, None) and generation[i].stopped == "settled" for i, v in plain.items()):
             other.add(len(earlier))
@@ -117,13 +118,15 @@ def told(monkeypatch):
     return kept
 
 
-def test_killed_and_on_other_workers_it_is_told_the_same(url, told):
+def test_killed_and_on_other_workers_it_is_told_the_same(url, told, monkeypatch):
+    # More complete candidates than this short search has else, so that a model is fitted and believed.
+    monkeypatch.setattr(contest, "HOPE", 3.0)
     estimates = fresh()
-    one, _ = search(url, 30, name="one", versions="one", estimates=estimates)
+    one, _ = search(url, 40, name="one", versions="one", estimates=estimates, seed=5)
     assert estimates.choice.kind is not None and len(best(one)) >= 8
     for after in (30, 90):
         with pytest.raises(Killed):
-            search(url, 30, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh())
-    other, _ = search(url, 30, Pool(2), "other", versions="other", estimates=fresh())
+            search(url, 40, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh(), seed=5)
+    other, _ = search(url, 40, Pool(2), "other", versions="other", estimates=fresh(), seed=5)
     assert sequence(other) == sequence(one)
     assert told["other"] == told["one"] and len(told["one"][1]) >= 2
