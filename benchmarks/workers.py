@@ -10,7 +10,7 @@ of them too, seed by seed.
 
 A driver that takes no time would keep a queue full by construction. So the last rows add the CPU time that loop,
 optimizer and database took between two answers, at a stated length of a median evaluation; the queue between the
-processes (Ray) is not in it.
+processes (Ray) is not in it. They are of two seeds, for the times alone.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from evomerge.study.contest import Rules
 from evomerge.study.job import Answer, Job
 from evomerge.study.workers import Pool
 
+TIMED = 2  # seeds with the driver's own time
 SIGMA = 1.0  # of the logarithm of the time: the longest of a thousand takes 22 times as long as the median
 
 
 @dataclass
 class Clock:
-    """Simulated time: now, for the driver, and when each job started and ended. In median evaluations of all items."""
+    """Simulated time: now, for the driver, and when each job started and ended. In median evaluations of all items.
+
+    Attributes:
+        out: When the last new candidate started: from there on there is not enough work for all.
+    """
 
     now: float = 0.0
     jobs: list[tuple[float, float]] = field(default_factory=list)
+    out: float = 0.0
 
     def busy(self, workers: int, until: float) -> float:
         """The share of a time that workers worked."""
         return sum(min(end, until) - start for start, end in self.jobs if start < until) / (workers * until)
-
-    @property
-    def out(self) -> float:
-        """When the last job was given out: then the budget was spent."""
-        return max(start for start, _ in self.jobs)
 
     @property
     def ended(self) -> float:
@@ -78,6 +79,7 @@ class TimedPool:
         self._waiting: deque[tuple[Hashable, Job]] = deque()
         self._running: list[tuple[float, int, Hashable, Job]] = []
         self._done: deque[tuple[Hashable, Job]] = deque()
+        self._begun: set[Hashable] = set()
         self._count = 0
         self._since = time.process_time()
 
@@ -116,6 +118,9 @@ class TimedPool:
         items = ITEMS if job.only is None else sum(map(len, job.only.values()))
         seconds = float(self._random.lognormal(0.0, SIGMA)) * items / ITEMS
         self._clock.jobs.append((at, at + seconds))
+        if key not in self._begun:
+            self._begun.add(key)
+            self._clock.out = at
         self._count += 1
         heapq.heappush(self._running, (at + seconds, self._count, key, job))
 
@@ -141,9 +146,7 @@ class Way:
 
     def make(self, parameters: Sequence[Float], seed: int) -> Optimizer:
         """Its optimizer, with the starts that `evomerge search` gives it."""
-        made = make_optimizer(
-            "auto", parameters, seed, population=self.population, asynchronous=self.asynchronous
-        )
+        made = make_optimizer("auto", parameters, seed, population=self.population, asynchronous=self.asynchronous)
         for start in load_space("quickstart").bind(4).starts():  # type: ignore[union-attr]
             made.enqueue(start.params)
         return made
@@ -153,8 +156,8 @@ def run(seed: int, way: Way) -> tuple[float, float, float, float]:
     """One search.
 
     Returns:
-        The share of the time that workers were busy until the budget was spent, and until the last ended; when that
-        was; the held-out score at the end.
+        The share of the time that workers were busy until the last candidate started, and until the last ended; when
+        that was; the held-out score at the end.
     """
     clock, surrogate = Clock(), load()[0]
     trials = replay(
@@ -175,7 +178,7 @@ def interval(differences: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--budget", type=int, default=150, help="candidates of each search that races (default: 150)")
+    parser.add_argument("--budget", type=int, default=200, help="candidates of each search that races (default: 200)")
     parser.add_argument("--long", type=int, default=500, help="the same for those without a race (default: 500)")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluation", type=float, default=10.0, help="seconds of a median evaluation (default: 10)")
@@ -202,12 +205,16 @@ def main() -> None:
                 ways[f"{name}, {args.evaluation:g} s"] = replace(ways[name], evaluation=args.evaluation)
             reference = None
             for name, way in ways.items():
-                found = np.array(list(pool.map(run, range(args.seeds), repeat(way))))
+                seeds = range(args.seeds if way.evaluation is None else TIMED)
+                found = np.array(list(pool.map(run, seeds, repeat(way))))
                 spent, ended, lasted, score = found.T
-                reference = score if reference is None else reference
-                words = "" if way is wide else f"   difference {interval(score - reference)}"
+                words = ""
+                if reference is None:
+                    reference = score
+                elif way.evaluation is None:
+                    words = f"   difference {interval(score - reference)}"
                 print(
-                    f"{name:32} busy until the budget is out {spent.mean():6.1%} ({spent.min():.1%}), until the end "
+                    f"{name:32} busy while candidates start {spent.mean():6.1%} ({spent.min():.1%}), until the end "
                     f"{ended.mean():6.1%} ({ended.min():.1%})   time {lasted.mean():6.1f}   held-out "
                     f"{score.mean():.3f} ({score.min():.3f} .. {score.max():.3f}){words}", flush=True,
                 )  # fmt: skip
