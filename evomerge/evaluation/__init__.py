@@ -9,7 +9,7 @@ from evomerge.evaluation.config import (
     evaluator_for,
     load_evaluator,
 )
-from evomerge.evaluation.evaluator import Evaluator, open_evaluator
+from evomerge.evaluation.evaluator import Evaluator, SavedEvaluator, open_evaluator
 
 __all__ = [
     "EVALUATORS",
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluator",
     "EvaluatorConfig",
     "EvaluatorFile",
+    "SavedEvaluator",
     "Split",
     "evaluator_for",
     "load_evaluator",

@@ -149,7 +149,7 @@ class Engine:
             RecipeError, SourceError: the recipe cannot be built, or its sources are not the ones it was found with.
             InputError: `out` exists and is not empty (unless `overwrite`).
             CandidateError: NaN or infinity in a tensor.
-            EvoMergeError: the disk is full.
+            DiskFullError: there is no room for it.
         """
         plan = self.plan(recipe)
         with start_hashing(self._named(recipe)) as hashing:
@@ -173,6 +173,11 @@ class Engine:
                 return recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
 
             write_checkpoint(plan, fill, text, Path(out), overwrite, shard_bytes)
+
+    def forget(self) -> None:
+        """Give back what is kept on a GPU between candidates, and keep half as much from now on."""
+        self._cache_bytes = sum(x.nbytes for x in self._cached.values()) // 2 if self._cached else self._cache_bytes
+        self._cached.clear()
 
     def hashes(self, recipe: Recipe) -> dict[str, str]:
         """Content hash of every model of a recipe.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import SourceError
+from evomerge.merging.allocation import out_of_memory
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.sources import HEADS, Source
@@ -31,6 +32,7 @@ def live_model(
 
     Raises:
         SourceError: transformers cannot load it.
+        RuntimeError: memory ran out (see `merging.allocation`).
     """
     from transformers import AutoConfig
 
@@ -45,6 +47,8 @@ def live_model(
             folder, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
+        if out_of_memory(e):
+            raise
         raise SourceError(f"{folder}: transformers cannot load it: {' '.join(str(e).split())[:300]}") from e
     missing = sorted(loaded["missing_keys"])
     if missing:

@@ -228,7 +228,7 @@ def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], go
 def _pool(plan: Plan, watcher: Watcher) -> Pool:
     arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
     if plan.options.cluster.workers == 0:
-        return LocalPool(*arguments)
+        return LocalPool(*arguments, say=watcher.say)
     watcher.say("starting the workers")
     return RayPool(plan.options.cluster, *arguments, say=watcher.say)
 

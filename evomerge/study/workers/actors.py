@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -20,9 +21,29 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Lost:
-    """In the place of a result: the item's workers died."""
+    """In the place of a result: the item's workers died, or took too long."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An item on a worker.
+
+    Attributes:
+        tries: How many workers it was given to, this one included.
+        ends: When its time is up, by this machine's clock; None: never.
+    """
+
+    worker: Any
+    key: Hashable
+    item: Any
+    tries: int
+    ends: float | None
+
+    def is_over(self) -> bool:
+        """Whether its time is up."""
+        return self.ends is not None and time.monotonic() >= self.ends
 
 
 class Actors:
@@ -35,6 +56,8 @@ class Actors:
         connection: To Ray; whoever made it closes it.
         make: Called in each worker when it starts, with its device ("cpu", "cuda"); gives what works off an item.
         say: Is told when workers are long in coming.
+        timeout: Seconds that a worker may take for an item, once it has it; then it is killed and replaced, for what
+            hangs in it cannot be stopped.
     """
 
     def __init__(
@@ -42,6 +65,7 @@ class Actors:
         connection: Connection,
         make: Callable[[str], Callable[[Any], Any]],
         say: Callable[[str], None] | None = None,
+        timeout: float | None = None,
     ) -> None:
         self._ray = connection.ray
         found = connection.shares
@@ -53,7 +77,8 @@ class Actors:
         self._queue: deque[tuple[Hashable, Any, int]] = deque()
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
-        self._running: dict[Any, tuple[Any, Hashable, Any, int]] = {}
+        self._running: dict[Any, _Run] = {}
+        self._timeout = timeout
         self._died_starting = 0
         for _ in range(self.size):
             self._make()
@@ -77,10 +102,12 @@ class Actors:
 
         silent = 0.0
         while self._running or self._queue:
+            if (late := self._late()) is not None:
+                return late
             # Workers that come up stand first: they are given work before a result is handed back.
             waiting = [*self._starting, *self._running]
             patience = None if self._running else SILENCE_SECONDS
-            timeout = patience if poll is None else POLL_SECONDS
+            timeout = self._until_late(patience if poll is None else POLL_SECONDS)
             done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
             if poll is not None:
                 poll()
@@ -95,7 +122,8 @@ class Actors:
             if done[0] in self._starting:
                 self._started_one(done[0])
                 continue
-            worker, key, item, tries = self._running.pop(done[0])
+            run = self._running.pop(done[0])
+            worker, key = run.worker, run.key
             try:
                 result = self._ray.get(done[0])
             except RayTaskError as e:
@@ -104,8 +132,8 @@ class Actors:
                 raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
-                if tries < TRIES:
-                    self._queue.appendleft((key, item, tries + 1))
+                if run.tries < TRIES:
+                    self._queue.appendleft((key, run.item, run.tries + 1))
                     self._dispatch()
                     continue
                 result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
@@ -115,9 +143,30 @@ class Actors:
             return key, result
         raise RuntimeError("nothing was submitted")
 
+    def _late(self) -> tuple[Hashable, Lost] | None:
+        """An item whose time is up; its worker is replaced."""
+        late = [reference for reference, run in self._running.items() if run.is_over()]
+        if not late:
+            return None
+        # One that has ended, and only was not looked at yet, was in time.
+        ended, _ = self._ray.wait(late, num_returns=len(late), timeout=0)
+        for reference in late:
+            if reference not in ended:
+                run = self._running.pop(reference)
+                self._replace(run.worker)
+                self._dispatch()
+                return run.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
+        return None
+
+    def _until_late(self, timeout: float | None) -> float | None:
+        """Seconds to wait: no longer than until the next item's time is up."""
+        ends = [run.ends for run in self._running.values() if run.ends is not None]
+        left = [max(0.0, min(ends) - time.monotonic())] if ends else []
+        return min([*left, *([timeout] if timeout is not None else [])], default=None)
+
     def close(self) -> None:
         """Stop the workers."""
-        for worker in [*self._starting.values(), *self._idle, *(w for w, *_ in self._running.values())]:
+        for worker in [*self._starting.values(), *self._idle, *(r.worker for r in self._running.values())]:
             self._ray.kill(worker)
 
     def _make(self) -> None:
@@ -151,7 +200,8 @@ class Actors:
         while self._queue and self._idle:
             key, item, tries = self._queue.popleft()
             worker = self._idle.popleft()
-            self._running[worker.run.remote(item)] = (worker, key, item, tries)
+            ends = None if self._timeout is None else time.monotonic() + self._timeout
+            self._running[worker.run.remote(item)] = _Run(worker, key, item, tries, ends)
 
 
 class _Worker:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from evomerge.evaluation import EvaluatorFile
 from evomerge.sources import Source
-from evomerge.study.job import Answer, Job
+from evomerge.study.job import Answer, Job, Told
 from evomerge.study.workers.actors import Actors, Lost
 from evomerge.study.workers.cluster import Cluster, Connection
 
@@ -57,7 +57,7 @@ class RayPool:
 
     Args:
         prefix_bytes: Memory of each worker for the hidden states of paths' common beginnings.
-        say: Is told when workers are long in coming.
+        say: Is told when workers are long in coming, and what they note.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class RayPool:
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._connection = Connection(cluster)
-        self._actors = Actors(self._connection, _Making(dict(sources), base, evaluator, prefix_bytes), say)
+        making = _Making(dict(sources), base, evaluator, prefix_bytes)
+        self._actors = Actors(self._connection, making, say, timeout=evaluator.config.killed_after)
+        self._told = Told(say)
         self.size = self._actors.size
         self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
@@ -81,7 +83,10 @@ class RayPool:
     def wait(self) -> tuple[Hashable, Answer]:
         """The next answer; see `Pool`. A candidate whose workers died has failed."""
         key, answer = self._actors.wait()
-        return key, Answer(None, answer.reason) if isinstance(answer, Lost) else answer
+        if isinstance(answer, Lost):
+            return key, Answer(None, answer.reason)
+        self._told.of(answer)
+        return key, answer
 
     def close(self) -> None:
         """Stop the workers, and Ray where this pool started it."""
@@ -90,7 +95,10 @@ class RayPool:
 
 
 class LocalPool:
-    """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission."""
+    """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission.
+
+    What hangs in this process cannot be stopped: an evaluator's `timeout` is not kept, but by one that runs a command.
+    """
 
     size = 1
 
@@ -101,11 +109,13 @@ class LocalPool:
         evaluator: EvaluatorFile,
         prefix_bytes: int = 0,
         device: str | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         from evomerge.study.builder import Builder
 
         self._builder = Builder(sources, base, evaluator, device, prefix_bytes)
         self.device = self._builder.device
+        self._told = Told(say)
         self._queue: deque[tuple[Hashable, Job]] = deque()
 
     def submit(self, key: Hashable, job: Job) -> None:
@@ -117,7 +127,9 @@ class LocalPool:
         if not self._queue:
             raise RuntimeError("nothing was submitted")
         key, job = self._queue.popleft()
-        return key, self._builder.run(job)
+        answer = self._builder.run(job)
+        self._told.of(answer)
+        return key, answer
 
     def close(self) -> None:
         """Nothing to stop."""
