@@ -220,7 +220,7 @@ class EvaluatorConfig(Frozen):
         for name in found:
             if name not in PLACEHOLDERS:
                 choice = choose(name, PLACEHOLDERS)
-                raise ValueError(f'command: unknown "{{{name}}}"; {choice} (a word in braces is written {{{{{name}}}}})')
+                raise ValueError(f'command: unknown "{{{name}}}"; {choice} (for a word in braces {{{{{name}}}}})')
         if "model" not in found:
             raise ValueError('command: no argument has "{model}", the folder of the candidate')
         if ("items" in found) != (self.items is not None):

@@ -108,7 +108,8 @@ class HarnessEvaluator:
         self._file = file
         self._config = file.config
         self._tasks = [self._prepare(*entry) for entry in self._load()]
-        self._wrapper = Wrapper(file.config, say or (lambda text: None))
+        self._wrapper = Wrapper(file.config)
+        self._say = say or (lambda text: None)
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
@@ -160,15 +161,20 @@ class HarnessEvaluator:
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`. Where memory runs out, again with half of the batch."""
+        too_large: int | None = None
         while True:
             try:
-                return self._evaluated(model, tokenizer, split, only)
+                score = self._evaluated(model, tokenizer, split, only)
+                if too_large is not None:
+                    self._say(f"out of memory with batches of {too_large} items: {self._wrapper.batch} from now on")
+                return score
             except Exception as e:
                 if not out_of_memory(e):
                     raise
                 why = _first_line(e)
             # After the block: inside, the error's frames still hold the tensors that there was no room for.
             release()
+            too_large = too_large or self._wrapper.batch
             self._wrapper.halve(why)
             self._forget_drafts()  # they are batched already
 

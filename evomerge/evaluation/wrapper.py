@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -19,14 +19,10 @@ class Wrapper:
 
     A smaller batch stays for all models that follow. Results do not depend on it: rows of a batch are padded, and what
     is padded is masked. (What is sampled does: a batch's rows share one stream of random numbers.)
-
-    Args:
-        say: Is told when the batch is halved.
     """
 
-    def __init__(self, config: EvaluatorConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: EvaluatorConfig) -> None:
         self._config = config
-        self._say = say
         self._harness: Any = None
         self._limit: int | None = None
 
@@ -63,6 +59,11 @@ class Wrapper:
                 self._harness.batch_size_per_gpu = self._harness._detect_batch_size()
         return self._harness
 
+    @property
+    def batch(self) -> int:
+        """Items that are run at once."""
+        return 1 if self._harness is None else int(self._harness.batch_size_per_gpu)
+
     def halve(self, why: str) -> None:
         """Use half of the batch from now on.
 
@@ -72,12 +73,9 @@ class Wrapper:
         Raises:
             CandidateError: the batch is one item already.
         """
-        size = 1 if self._harness is None else int(self._harness.batch_size_per_gpu)
-        if size <= 1:
+        if self.batch <= 1:
             raise CandidateError(f"out of memory with batches of one item ({why})")
-        self._limit = size // 2
-        self._harness.batch_size_per_gpu = self._limit
-        self._say(f"out of memory with batches of {size} items: {self._limit} from now on")
+        self._limit = self._harness.batch_size_per_gpu = self.batch // 2
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import gc
 import sys
 
 # What torch says in errors that have no kind of their own, beside those that accelerate knows.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_WORDS = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
