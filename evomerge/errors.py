@@ -46,6 +46,10 @@ class DiskFullError(InputError):
     """There is no room where something is to be written. (While a search runs it is a plain stop, exit code 1.)"""
 
 
+class SourceChangedError(EvoMergeError):
+    """A source model's file has changed while it was in use."""
+
+
 class CandidateError(EvoMergeError):
     """One candidate failed (NaN weights, an evaluator that raised, ...). The search records it and goes on."""
 

@@ -150,6 +150,7 @@ class Engine:
             InputError: `out` exists and is not empty (unless `overwrite`).
             CandidateError: NaN or infinity in a tensor.
             DiskFullError: there is no room for it.
+            SourceChangedError: a source has changed since its content hash was computed.
         """
         plan = self.plan(recipe)
         with start_hashing(self._named(recipe)) as hashing:
@@ -169,6 +170,8 @@ class Engine:
 
             def text() -> str:
                 found = self._as_named(recipe, hashing.result())
+                for source in self._named(recipe).values():
+                    source.check_unchanged()
                 found |= {s.named: s.content_hash() for s in plan.statistics.values()}
                 return recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
 

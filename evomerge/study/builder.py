@@ -79,10 +79,12 @@ class Builder:
 
         Raises:
             InputError: what the user gave is wrong, so that no candidate could do better.
+            EvoMergeError: a source has changed, or a disk is full: nothing can be built any more.
         """
         seconds: dict[str, float] = {}
         full = False
         try:
+            self._check_unchanged(job)
             if isinstance(self._evaluator, SavedEvaluator):
                 score, layers = self._saved(self._evaluator, job, seconds), None
             elif job.exported or job.recipe is None:
@@ -107,6 +109,13 @@ class Builder:
             # After the block: inside, the error's frames still hold what there was no room for.
             self._let_go()
         return Answer(None, reason, seconds, notes=self._noted())
+
+    def _check_unchanged(self, job: Job) -> None:
+        """Raise where a source's file has changed: before a build, and when it is done."""
+        named = job.recipe.references() if job.recipe is not None else [job.source or ""]
+        for reference in (*named, self._base.reference):
+            if reference in self._sources:
+                self._sources[reference].check_unchanged()
 
     def _noted(self) -> tuple[str, ...]:
         found = tuple(self._notes)
@@ -181,9 +190,11 @@ class Builder:
             if source.adapter is not None:
                 return self._checkpoint(source, job, seconds, started)
             check_finite(source)
-            return self._timed(lambda: evaluator.evaluate_saved(source.path, job.split, job.only), seconds, started)
+            return self._timed(
+                lambda: evaluator.evaluate_saved(source.path, job.split, job.only), job, seconds, started
+            )
         with evaluator.saved(lambda f: self._engine.write(recipe, f), self._engine.plan(recipe).bytes_written) as model:
-            return self._timed(lambda: evaluator.evaluate_saved(model, job.split, job.only), seconds, started)
+            return self._timed(lambda: evaluator.evaluate_saved(model, job.split, job.only), job, seconds, started)
 
     def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
@@ -210,12 +221,13 @@ class Builder:
 
     def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
         """Evaluate a model that is built, keeping the time of both steps."""
-        return self._timed(
-            lambda: self._evaluator.evaluate(model, tokenizer, job.split, job.only), seconds, started
-        )
+        evaluate = self._evaluator.evaluate
+        return self._timed(lambda: evaluate(model, tokenizer, job.split, job.only), job, seconds, started)
 
-    @staticmethod
-    def _timed(evaluate: Callable[[], Score], seconds: dict[str, float], started: float) -> Score:
+    def _timed(
+        self, evaluate: Callable[[], Score], job: Job, seconds: dict[str, float], started: float
+    ) -> Score:
+        self._check_unchanged(job)
         built = time.perf_counter()
         seconds["build"] = built - started
         score = evaluate()
