@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.space import AnyConfig, DataflowConfig, SearchSpace, default_space, load_space
+from evomerge.study import place
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
@@ -26,6 +27,7 @@ class Options:
         workers: 0 runs in this process, without Ray.
         restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
+        timeout: Seconds that a candidate may take; None: as the evaluator says.
     """
 
     budget: Budget
@@ -53,6 +55,7 @@ class Options:
     asynchronous: bool = False
     warm_start: str | None = None
     estimates: str = "auto"
+    timeout: float | None = None
 
     def sampler_for(self, space: SearchSpace) -> str:
         """The optimizer that is meant for a space."""
@@ -83,15 +86,36 @@ class Asked:
         evaluator = _evaluator(options, tasks)
         if options.objectives:
             evaluator = evaluator.after(options.objectives)
+        evaluator = evaluator.within(options.timeout)
+        _check_timeout(evaluator, options)
         asked = cls(config, evaluator, root)
         if "/" in (name := asked.study(options)):
             # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
             raise InputError(f'--study "{name}": expected a name without "/"')
         return asked
 
+    def places(self, options: Options) -> tuple[Path, str]:
+        """The output folder, and the database's URL.
+
+        Raises:
+            StudyError: the storage is none.
+        """
+        out = options.out or Path("runs") / self.study(options)
+        return out, place.storage_url(options.storage) if options.storage else place.default_storage(out)
+
     def study(self, options: Options) -> str:
         """The study's name."""
         return options.study or f"{self.config.name}-{self.evaluator.name}-{options.seed}"
+
+
+def _check_timeout(evaluator: EvaluatorFile, options: Options) -> None:
+    """Raise where a limit in time could not be kept."""
+    if options.cluster.workers == 0 and evaluator.config.killed_after is not None:
+        where = "--timeout" if options.timeout is not None else f"{evaluator.file}: timeout ="
+        raise InputError(
+            f"{where} {evaluator.config.killed_after:g}: with --workers 0 candidates are scored in this process, where "
+            "what hangs cannot be stopped; expected --workers 1 or more, or no timeout"
+        )
 
 
 def _space(options: Options) -> tuple[AnyConfig, Sequence[Mapping[str, Any]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,8 @@ class Actors:
             run = self._running.pop(done[0])
             worker, key = run.worker, run.key
             try:
-                result = self._ray.get(done[0])
+                with _room():
+                    result = self._ray.get(done[0])
             except RayTaskError as e:
                 self._idle.append(worker)
                 cause = e.cause if isinstance(e.cause, EvoMergeError) else None
@@ -170,8 +171,9 @@ class Actors:
             self._ray.kill(worker)
 
     def _make(self) -> None:
-        worker = self._actor.remote(*self._arguments)
-        self._starting[worker.up.remote()] = worker
+        with _room():
+            worker = self._actor.remote(*self._arguments)
+            self._starting[worker.up.remote()] = worker
 
     def _started_one(self, reference: Any) -> None:
         """A worker is up, or died on the way: another one then, until it is clear that none will come up."""
@@ -200,8 +202,27 @@ class Actors:
         while self._queue and self._idle:
             key, item, tries = self._queue.popleft()
             worker = self._idle.popleft()
+            with _room():
+                reference = worker.run.remote(item)
             ends = None if self._timeout is None else time.monotonic() + self._timeout
-            self._running[worker.run.remote(item)] = _Run(worker, key, item, tries, ends)
+            self._running[reference] = _Run(worker, key, item, tries, ends)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Inside the block, Ray's errors about a full object store or a full disk behind it become one message."""
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    try:
+        yield
+    except Exception as e:
+        for full in (getattr(e, "cause", None), e):  # the cause of what a worker met
+            if isinstance(full, ObjectStoreFullError | OutOfDiskError):
+                raise EvoMergeError(
+                    f"Ray's object store is full ({first_line(full)}): it lies in /dev/shm, and what has no room there "
+                    "in Ray's temporary folder; free some of either, and give the same command again"
+                ) from e
+        raise
 
 
 class _Worker:
