@@ -110,19 +110,22 @@ class CommandEvaluator:
         """
         scratch = self._config.scratch
         chosen = None if scratch is None else Path(scratch).expanduser()
-        full = ""
+        full = []
         for place in places(needed, chosen):
             with ExitStack() as stack:
                 folder = stack.enter_context(scratch_folder(place, NAME, "part"))
                 stack.enter_context(self._keeper.folder(folder))
                 try:
                     write(folder / "model")
-                except DiskFullError as e:  # others fill it too: the next one
-                    full = str(e)
+                except DiskFullError:  # others fill it too: the next one
+                    full.append(str(place))
                     continue
                 yield folder / "model"
                 return
-        raise EvoMergeError(f"no room to save a candidate: {full}; free some, and give the same command again")
+        raise EvoMergeError(
+            f"no room to save a candidate of {needed:,} bytes: {' and '.join(full)} became full meanwhile; free some, "
+            "and give the same command again"
+        )
 
     def evaluate_saved(self, model: Path, split: Split, only: Places | None = None) -> Score:
         """Score a checkpoint; see `evaluate`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -92,8 +93,8 @@ class Builder:
             else:
                 score, layers = self._live(job.recipe, job, seconds)
             return Answer(score, None, seconds, layers, self._noted())
-        except DiskFullError as e:
-            raise EvoMergeError(f"{e}; free some, or set TMPDIR, and give the same command again") from None
+        except DiskFullError:
+            raise self._no_room(job) from None
         except CandidateError as e:
             if job.recipe is None:  # a source as it is: not a candidate's fault, but the model's or the evaluator's
                 raise InputError(f"{job.source} cannot be scored by {self._file}: {e}") from e
@@ -108,10 +109,19 @@ class Builder:
         if full:
             # After the block: inside, the error's frames still hold what there was no room for.
             self._let_go()
+        self._check_unchanged(job)  # bytes that were written meanwhile may be why
         return Answer(None, reason, seconds, notes=self._noted())
 
+    def _no_room(self, job: Job) -> EvoMergeError:
+        folder = tempfile.gettempdir()
+        needed = self._engine.plan(job.recipe).bytes_written if job.recipe is not None else 0
+        return EvoMergeError(
+            f"{folder}: the disk is full; a candidate that is saved for a moment needs {needed:,} bytes, and "
+            f"{shutil.disk_usage(folder).free:,} are free; free some, or set TMPDIR, and give the same command again"
+        )
+
     def _check_unchanged(self, job: Job) -> None:
-        """Raise where a source's file has changed: before a build, and when it is done."""
+        """Raise where a source's file has changed: before a build, when it is done, and when it has failed."""
         named = job.recipe.references() if job.recipe is not None else [job.source or ""]
         for reference in (*named, self._base.reference):
             if reference in self._sources:

@@ -39,6 +39,8 @@ def full_disks_stop(storage: str, out: Path) -> Iterator[None]:
         yield
     except DiskFullError as e:
         raise EvoMergeError(f"{e}; {AGAIN}") from None
+    except EvoMergeError:
+        raise  # it has its words already
     except Exception as e:
         words = next((w for cause in _chain(e) if (w := _words(cause, storage, out)) is not None), None)
         if words is None:
