@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 
@@ -11,7 +12,7 @@ _WORDS = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory"
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory, a GPU's or the machine's."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if not isinstance(error, RuntimeError):
         return False

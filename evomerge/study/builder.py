@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import time
@@ -102,6 +103,9 @@ class Builder:
         except EvoMergeError:
             raise
         except (Exception, SystemExit) as e:  # whatever an evaluator raises is this candidate's failure
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = e.filename or tempfile.gettempdir()
+                raise EvoMergeError(f"{place}: the disk is full; free some, and give the same command again") from e
             full = out_of_memory(e)
             step = "scored" if "build" in seconds else "built"
             what = f"out of memory while it was {step}: " if full else ""
