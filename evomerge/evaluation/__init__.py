@@ -1,4 +1,4 @@
-"""A live model becomes a Score: lm-eval tasks or a Python function, on one split of the items."""
+"""A model becomes a Score: by lm-eval's tasks, a Python function or a command, on one split of the items."""
 
 from evomerge.evaluation.config import (
     EVALUATORS,

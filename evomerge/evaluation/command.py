@@ -29,13 +29,11 @@ from evomerge.evaluation.keeper import Keeper
 from evomerge.evaluation.placeholders import filled
 from evomerge.evaluation.process import environment, run
 from evomerge.evaluation.returned import kind, score_of
-from evomerge.evaluation.room import places
+from evomerge.evaluation.room import CANDIDATE, places
 from evomerge.evaluation.splits import Item, Places, content_id
 from evomerge.merging.scratch import scratch_folder
 from evomerge.score import Score, TaskScore
 
-# What folders of candidates are called, so that what a killed worker left is found.
-NAME = "evomerge-candidate"
 # The key under which each line of {items} has the item's id.
 ID = "evomerge_id"
 
@@ -113,7 +111,7 @@ class CommandEvaluator:
         full = []
         for place in places(needed, chosen):
             with ExitStack() as stack:
-                folder = stack.enter_context(scratch_folder(place, NAME, "part"))
+                folder = stack.enter_context(scratch_folder(place, CANDIDATE, "part"))
                 stack.enter_context(self._keeper.folder(folder))
                 try:
                     write(folder / "model")
@@ -133,7 +131,7 @@ class CommandEvaluator:
         if only is not None and not self._items.given:
             raise EvaluatorError(f"{self._file.file}: command: it brings its own items, so no part of them can be run")
         items = self._items.chosen(split, only)
-        with scratch_folder(Path(tempfile.gettempdir()), NAME, "part") as folder, self._keeper.folder(folder):
+        with scratch_folder(Path(tempfile.gettempdir()), CANDIDATE, "part") as folder, self._keeper.folder(folder):
             listed, output = folder / "items.jsonl", folder / "output.json"
             listed.write_text("".join(self._line(item) for item in items), encoding="utf-8")
             values = {

@@ -12,6 +12,8 @@ import psutil
 
 from evomerge.errors import EvoMergeError
 
+# What folders of candidates are called, so that what a killed worker left is found.
+CANDIDATE = "evomerge-candidate"
 MEMORY_DISK = Path("/dev/shm")
 # Beside the weights: tokenizer, configuration, and what others write at the same time.
 SPARE = 1.05

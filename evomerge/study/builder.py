@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import CandidateError, DiskFullError, EvoMergeError, InputError
 from evomerge.evaluation import EvaluatorFile, SavedEvaluator, open_evaluator
 from evomerge.evaluation.finite import check_finite
+from evomerge.evaluation.room import CANDIDATE
 from evomerge.merging.allocation import out_of_memory, release
 from evomerge.merging.scratch import scratch_folder
 from evomerge.recipe import Path, Recipe
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from evomerge.routing import Router
-
-# What folders of exported candidates are called, so that what a killed worker left is found.
-EXPORTED = "evomerge-candidate"
 
 
 class Builder:
@@ -191,7 +189,7 @@ class Builder:
         started = time.perf_counter()
         if job.recipe is None:
             return self._checkpoint(self._sources[job.source or ""], job, seconds, started)
-        with scratch_folder(Folder(tempfile.gettempdir()), EXPORTED, "part") as folder:
+        with scratch_folder(Folder(tempfile.gettempdir()), CANDIDATE, "part") as folder:
             self._engine.write(job.recipe, folder / "model")
             return self._checkpoint(folder / "model", job, seconds, started)
 

@@ -16,9 +16,8 @@ import yaml
 
 from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation import load_evaluator, open_evaluator
-from evomerge.evaluation.command import NAME
 from evomerge.evaluation.process import environment
-from evomerge.evaluation.room import MEMORY_DISK
+from evomerge.evaluation.room import CANDIDATE, MEMORY_DISK
 from evomerge.sources import open_source
 from evomerge.study.builder import Builder
 from evomerge.study.job import Job
@@ -165,7 +164,7 @@ def test_a_worker_that_is_killed_leaves_neither_processes_nor_folders(made, tmp_
     worker = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: pid.is_file() and pid.read_text(), 120)
-        assert list((tmp_path / "scratch").glob(f".{NAME}.*/model/model.safetensors"))
+        assert list((tmp_path / "scratch").glob(f".{CANDIDATE}.*/model/model.safetensors"))
     finally:
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
@@ -250,9 +249,9 @@ def test_candidates_lie_on_the_memory_disk_where_there_is_room(made, maths, toke
     evaluator = made("assert '/dev/shm/' in sys.argv[1], sys.argv\n" + EQUAL, scratch=None)
     if not os.access(MEMORY_DISK, os.W_OK):
         pytest.skip("no /dev/shm here")
-    before = set(MEMORY_DISK.glob(f".{NAME}.*"))
+    before = set(MEMORY_DISK.glob(f".{CANDIDATE}.*"))
     assert evaluator.evaluate(maths, tokenizer, "search").value == 0.25
-    assert set(MEMORY_DISK.glob(f".{NAME}.*")) <= before
+    assert set(MEMORY_DISK.glob(f".{CANDIDATE}.*")) <= before
 
 
 TRANSFORMERS = """
