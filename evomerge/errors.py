@@ -42,6 +42,14 @@ class StudyError(InputError):
     """A study or its storage is not what the command says it is."""
 
 
+class DiskFullError(InputError):
+    """There is no room where something is to be written. (While a search runs it is a plain stop, exit code 1.)"""
+
+
+class SourceChangedError(EvoMergeError):
+    """A source model's file has changed while it was in use."""
+
+
 class CandidateError(EvoMergeError):
     """One candidate failed (NaN weights, an evaluator that raised, ...). The search records it and goes on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("granularity", "space"),
     ("tasks", "evaluator"),
     ("function", "evaluator"),
+    ("command", "evaluator"),
 )
 _SPACES = ("parameter", "dataflow", "hybrid")
 
@@ -158,6 +160,10 @@ def _evaluator(path: Path) -> Facts:
     check_goals(evaluator, file)
     counts = {split: {task: len(ids) for task, ids in evaluator.items(split).items()} for split in SPLITS}
     lines = [f"{t.name}: weight {t.weight:g}" for t in file.config.tasks]
+    if file.config.command is not None:
+        lines.append(f"runs {shlex.join(file.config.command)}, in {file.folder.resolve()}")
+    if file.config.timeout is not None:
+        lines.append(f"timeout: {file.config.timeout:g} s for each candidate")
     lines += [f"{split}: " + ", ".join(f"{n} items of {task}" for task, n in counts[split].items()) for split in SPLITS]
     from evomerge.evaluation.overlaps import overlaps
 

@@ -43,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.study.job import Job
 
     say(args, f"scoring {args.model} on {args.split}")
+    if file.config.killed_after is not None:
+        say(args, f"{file.file}: timeout is not kept here: what hangs in this process cannot be stopped but by Ctrl-C")
     answer = Builder({args.model: source}, args.model, file, args.device).run(Job(args.split, source=args.model))
+    for note in answer.notes:
+        say(args, note)
     if answer.score is None:
         raise CandidateError(f"{args.model}: {answer.reason}")
     score = answer.score

@@ -78,6 +78,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "candidates that have all items; plain: their difference to the best (default: auto)",
     )  # fmt: skip
     how.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="a candidate that takes longer to be built and scored has "
+        "failed (each block of a race by itself); default: the evaluator's timeout, else none",
+    )  # fmt: skip
+    how.add_argument(
         "--patience", type=_positive, metavar="N", help="stop where the cost of N candidates brought no better one"
     )
     how.add_argument("--enqueue", nargs="+", type=Path, default=[], metavar="RECIPE", help="try these recipes first")
@@ -131,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         population=args.population, sigma=args.sigma, restarts=args.restarts, controls=args.controls,
         patience=args.patience, enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),
         fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
-        warm_start=args.warm_start, estimates=args.estimates,
+        warm_start=args.warm_start, estimates=args.estimates, timeout=args.timeout,
     )  # fmt: skip
     with Progress() as progress:
         try:
@@ -168,6 +172,16 @@ def _gigabytes(text: str) -> float:
         number = -1.0
     if not 0 <= number < 1e6:
         raise argparse.ArgumentTypeError(f'"{text}": expected a number of gigabytes, 0 or more')
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a number of seconds above 0')
     return number
 
 

@@ -1,4 +1,4 @@
-"""A live model becomes a Score: lm-eval tasks or a Python function, on one split of the items."""
+"""A model becomes a Score: by lm-eval's tasks, a Python function or a command, on one split of the items."""
 
 from evomerge.evaluation.config import (
     EVALUATORS,
@@ -9,7 +9,7 @@ from evomerge.evaluation.config import (
     evaluator_for,
     load_evaluator,
 )
-from evomerge.evaluation.evaluator import Evaluator, open_evaluator
+from evomerge.evaluation.evaluator import Evaluator, SavedEvaluator, open_evaluator
 
 __all__ = [
     "EVALUATORS",
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluator",
     "EvaluatorConfig",
     "EvaluatorFile",
+    "SavedEvaluator",
     "Split",
     "evaluator_for",
     "load_evaluator",

@@ -14,6 +14,7 @@ from evomerge import presets
 from evomerge.config import Document, Frozen, load_yaml, validate
 from evomerge.errors import EvaluatorError, choose
 from evomerge.evaluation.goals import SCORE, Constraint, measured, named_twice
+from evomerge.evaluation.placeholders import PLACEHOLDERS, named
 
 Split = Literal["search", "select", "test"]
 SPLITS: tuple[Split, ...] = ("search", "select", "test")
@@ -21,6 +22,7 @@ SPLITS: tuple[Split, ...] = ("search", "select", "test")
 EVALUATORS: dict[str, str] = {
     "lm_eval": "evomerge.evaluation.harness:HarnessEvaluator",
     "python": "evomerge.evaluation.function:FunctionEvaluator",
+    "command": "evomerge.evaluation.command:CommandEvaluator",
 }
 
 
@@ -88,7 +90,13 @@ class EvaluatorConfig(Frozen):
     Attributes:
         include_path: Folder of task YAMLs, relative to this file (lm-eval's `--include_path`).
         function: For `kind: python`: `file.py:function`, relative to this file.
-        items: For `kind: python`: JSONL file of items that the function is handed, relative to this file.
+        command: For `kind: command`: the program and its arguments; see `evaluation.command`.
+        env: For `kind: command`: variables for it; `$NAME` as a value is that of another variable.
+        scratch: For `kind: command`: folder in which candidates are saved for a moment; default: the memory disk, else
+            where temporary files go.
+        items: For `kind: python` and `command`: JSONL file of items to be scored, relative to this file.
+        timeout: Seconds that one candidate may take to be built and scored (each block of a race by itself); of a
+            command, that it may run.
         dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
         seed: Seed of few-shot examples and of sampling, the same for every candidate.
         confirm_run_unsafe_code: Whether tasks that run generated code may do so.
@@ -117,7 +125,11 @@ class EvaluatorConfig(Frozen):
     confirm_run_unsafe_code: bool = False
     trust_remote_code: bool = False
     function: str | None = None
+    command: list[str] | None = None
+    env: dict[str, str] = {}
+    scratch: str | None = None
     items: str | None = None
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     objectives: list[str] = Field(default=[SCORE], min_length=1)
     constraints: list[Constraint] = []
 
@@ -133,6 +145,16 @@ class EvaluatorConfig(Frozen):
     def _short(cls, value: Any) -> Any:
         """A task may be written as its bare name."""
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError('expected a list of arguments (no shell reads it): [python, score.py, "{model}"]')
+        numbers = (int, float)
+        return [str(v) if isinstance(v, numbers) and not isinstance(v, bool) else v for v in value] if isinstance(
+            value, list
+        ) else value
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -176,14 +198,44 @@ class EvaluatorConfig(Frozen):
             )
         if self.kind == "python" and (self.function is None or ":" not in self.function):
             raise ValueError('kind "python" needs function: file.py:function')
-        if self.kind != "python" and (self.function or self.items):
-            raise ValueError('"function" and "items" belong to kind "python"')
+        if self.kind != "python" and self.function:
+            raise ValueError('"function" belongs to kind "python"')
+        if self.items and self.kind not in ("python", "command"):
+            raise ValueError('"items" belongs to the kinds "python" and "command"')
+        self._check_command()
         return self
+
+    def _check_command(self) -> None:
+        """Raise ValueError where the keys of `kind: command` do not go together."""
+        if self.kind != "command":
+            for key in ("command", "env", "scratch"):
+                if getattr(self, key):
+                    raise ValueError(f'"{key}" belongs to kind "command"')
+            return
+        if not self.command:
+            raise ValueError('kind "command" needs command: [program, argument, ..., "{model}"]')
+        if not self.command[0] or named(self.command[0]):
+            raise ValueError(f'command: "{self.command[0]}": expected a program')
+        found = [name for argument in self.command for name in named(argument)]
+        for name in found:
+            if name not in PLACEHOLDERS:
+                choice = choose(name, PLACEHOLDERS)
+                raise ValueError(f'command: unknown "{{{name}}}"; {choice} (for a word in braces {{{{{name}}}}})')
+        if "model" not in found:
+            raise ValueError('command: no argument has "{model}", the folder of the candidate')
+        if ("items" in found) != (self.items is not None):
+            what = "items: FILE.jsonl, which is missing" if "items" in found else "it, and no argument has it"
+            raise ValueError(f'command: "{{items}}" is the file of the items to be scored and needs {what}')
 
     @property
     def named(self) -> list[str]:
         """What objectives and constraints are about."""
         return list(dict.fromkeys([*self.objectives, *(c.of for c in self.constraints)]))
+
+    @property
+    def killed_after(self) -> float | None:
+        """Seconds after which a worker is to be killed that has not scored its candidate; a command has its own end."""
+        return None if self.kind == "command" else self.timeout
 
     def searched(self, task: TaskConfig, name: str | None = None) -> bool:
         """Whether a task is run on the search items: it counts, or an objective or a constraint needs it.
@@ -243,6 +295,12 @@ class EvaluatorFile:
         again = validate(EvaluatorConfig, Document(data, f"{self.file} ({by})"), EvaluatorError)
         return EvaluatorFile(again, self.name, self.folder, self.file)
 
+    def within(self, timeout: float | None) -> EvaluatorFile:
+        """The same with another limit in time (`--timeout`); None leaves it."""
+        if timeout is None:
+            return self
+        return EvaluatorFile(self.config.model_copy(update={"timeout": timeout}), self.name, self.folder, self.file)
+
     def path(self, relative: str, key: str) -> Path:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
         path = self._places.get(key, self.folder / relative)
@@ -251,14 +309,26 @@ class EvaluatorFile:
         return path
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two runs to belong to one study (devices and batches may differ)."""
+        """What must be equal for two runs to belong to one study (devices, batches and limits in time may differ).
+
+        Of a command's variables it has the names alone: their values may be secrets.
+        """
         data = self.config.model_dump(mode="json", exclude_defaults=True)
-        for loose in ("batch_size", "max_batch_size", "device"):
+        for loose in ("batch_size", "max_batch_size", "device", "timeout", "scratch"):
             data.pop(loose, None)
-        if self.config.function:
-            for key, name in (("function", self.config.function.rpartition(":")[0]), ("items", self.config.items)):
-                if name:
-                    data[f"{key}_sha256"] = hashlib.sha256(self.path(name, key).read_bytes()).hexdigest()
+        named = [("function", (self.config.function or "").rpartition(":")[0])] if self.config.function else []
+        if self.config.items:
+            named.append(("items", self.config.items))
+        for key, name in named:
+            data[f"{key}_sha256"] = hashlib.sha256(self.path(name, key).read_bytes()).hexdigest()
+        if self.config.command:
+            data["command_sha256"] = {
+                a: hashlib.sha256((self.folder / a).read_bytes()).hexdigest()
+                for a in self.config.command
+                if not Path(a).is_absolute() and (self.folder / a).is_file()
+            }
+        if self.config.env:
+            data["env"] = sorted(self.config.env)
         data.pop("include_path", None)
         return json.loads(json.dumps(data, sort_keys=True))  # type: ignore[no-any-return]  # json gives Any
 

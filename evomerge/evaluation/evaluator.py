@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module, metadata
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from evomerge.evaluation.config import EVALUATORS, EvaluatorFile, Split
 from evomerge.evaluation.splits import Places
@@ -22,8 +24,15 @@ class Evaluator(Protocol):
     The contract suite in tests/contracts/test_evaluators.py holds every entry of `EVALUATORS` to this.
     """
 
-    def __init__(self, file: EvaluatorFile) -> None:
-        """Load tasks and items; raises EvaluatorError for an unknown task, metric or option."""
+    def __init__(self, file: EvaluatorFile, say: Callable[[str], None] | None = None) -> None:
+        """Load tasks and items.
+
+        Args:
+            say: Is told what the user should know of: a smaller batch because memory ran out.
+
+        Raises:
+            EvaluatorError: an unknown task, metric or option.
+        """
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
@@ -67,6 +76,25 @@ class Evaluator(Protocol):
         """
 
 
+@runtime_checkable
+class SavedEvaluator(Evaluator, Protocol):
+    """One that scores checkpoints on disk: candidates need no live model, and are written for it."""
+
+    def saved(self, write: Callable[[Path], None], needed: int) -> AbstractContextManager[Path]:
+        """Room for a checkpoint while it is scored.
+
+        Args:
+            write: Writes it into the folder it is given.
+            needed: Bytes of its weights.
+
+        Raises:
+            EvoMergeError: there is no room for it.
+        """
+
+    def evaluate_saved(self, model: Path, split: Split, only: Places | None = None) -> Score:
+        """Score a checkpoint; see `Evaluator.evaluate`."""
+
+
 def settings(file: EvaluatorFile) -> dict[str, Any]:
     """What the results of every task depend on, for `Evaluator.versions`."""
     named = file.fingerprint()
@@ -86,8 +114,8 @@ def _code(file: EvaluatorFile) -> dict[str, str]:
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def open_evaluator(file: EvaluatorFile) -> Evaluator:
-    """Make the evaluator that a file describes, ready to score."""
+def open_evaluator(file: EvaluatorFile, say: Callable[[str], None] | None = None) -> Evaluator:
+    """Make the evaluator that a file describes, ready to score; see `Evaluator.__init__`."""
     module, _, name = EVALUATORS[file.config.kind].partition(":")
-    made: Evaluator = getattr(import_module(module), name)(file)
+    made: Evaluator = getattr(import_module(module), name)(file, say)
     return made

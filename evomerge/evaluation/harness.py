@@ -7,20 +7,18 @@ requests, filters and metrics are lm-eval's own (checked by a test against `lm_e
 from __future__ import annotations
 
 import copy
-import io
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from evomerge.errors import EvaluatorError, choose
+from evomerge.errors import CandidateError, EvaluatorError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.evaluator import settings
-from evomerge.evaluation.finite import finite_logits
+from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
 from evomerge.evaluation.goals import LANGUAGE, LENGTH
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import check_language, identifier_version, in_language
@@ -29,9 +27,9 @@ from evomerge.evaluation.results import measure_of, task_score
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, Places, content_id, divide
 from evomerge.evaluation.texts import item_text, templates_compiled_once
+from evomerge.evaluation.wrapper import Wrapper, quiet
+from evomerge.merging.allocation import out_of_memory, release
 from evomerge.score import Score, TaskScore
-
-CPU_BATCH = 64
 
 
 @dataclass
@@ -106,14 +104,15 @@ class _Prepared:
 class HarnessEvaluator:
     """`kind: lm_eval`. See `Evaluator` for the contract."""
 
-    def __init__(self, file: EvaluatorFile) -> None:
+    def __init__(self, file: EvaluatorFile, say: Callable[[str], None] | None = None) -> None:
         self._file = file
         self._config = file.config
         loaded = self._load()
         several = [entry for entry, name, *_ in loaded if name != entry.name]
         self._groups = {entry.name: [name for other, name, *_ in loaded if other is entry] for entry in several}
         self._tasks = [self._prepare(*entry) for entry in loaded]
-        self._harness: Any = None
+        self._wrapper = Wrapper(file.config)
+        self._say = say or (lambda text: None)
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
@@ -172,8 +171,28 @@ class HarnessEvaluator:
         return found
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
-        """Score a model on a split; see `Evaluator.evaluate`."""
-        lm = self._language_model(model, tokenizer)
+        """Score a model on a split; see `Evaluator.evaluate`. Where memory runs out, again with half of the batch."""
+        too_large: int | None = None
+        while True:
+            try:
+                score = self._evaluated(model, tokenizer, split, only)
+                if too_large is not None:
+                    self._say(f"out of memory with batches of {too_large} items: {self._wrapper.batch} from now on")
+                return score
+            except Exception as e:
+                if not out_of_memory(e):
+                    raise
+                why = _first_line(e)
+            # After the block: inside, the error's frames still hold the tensors that there was no room for.
+            release()
+            too_large = too_large or self._wrapper.batch
+            self._wrapper.halve(why)
+            self._forget_drafts()  # they are batched already
+
+    def _evaluated(self, model: Any, tokenizer: Any, split: Split, only: Places | None) -> Score:
+        if not self._wrapper.wraps(model):
+            self._forget_drafts()  # their tokens are the tokenizer's, and where they are cut is the model's
+        lm = self._wrapper.of(model, tokenizer)
         tasks = [t for t in self._tasks if (t.searched or split != "search") and (only is None or only.get(t.name))]
         for task in tasks:
             if split not in task.requests:
@@ -185,43 +204,48 @@ class HarnessEvaluator:
             for request in task.chosen(split, only)[1]:
                 request.resps, request.filtered_resps = [], {}
                 requests.setdefault(request.request_type, []).extend([request] * request.repeats)
-        with finite_logits(model), torch.inference_mode():
-            for kind, batch in requests.items():
-                with _quiet():
-                    answers = getattr(lm, kind)(batch)
-                for request, answer in zip(batch, answers, strict=True):
-                    request.resps.append(answer)
-            scores = {task.name: self._read(task, lm, only) for task in tasks if task.name in read}
+        try:
+            with finite_logits(model), torch.inference_mode():
+                for kind, batch in requests.items():
+                    with quiet():
+                        answers = getattr(lm, kind)(batch)
+                    for request, answer in zip(batch, answers, strict=True):
+                        request.resps.append(answer)
+                scores = {task.name: self._read(task, lm, only) for task in tasks if task.name in read}
+        except NotFiniteError as e:
+            raise CandidateError(f"{e}{self._at(model, lm, tasks, split, only)}") from None
         found = [s for t in tasks for s in ([scores[t.name]] if t.name in scores else self._scores(t, split, only))]
         return Score(tuple(found))
 
-    def _language_model(self, model: Any, tokenizer: Any) -> Any:
-        """lm-eval's wrapper of a model; kept while the model is the same."""
-        if self._harness is None or self._harness.model is not model:
-            from lm_eval.models.huggingface import HFLM
+    def _at(self, model: Any, lm: Any, tasks: Sequence[_Prepared], split: Split, only: Places | None) -> str:
+        """The task and the item on which the logits are not finite, in words."""
+        parts = [
+            (task, place) for task in tasks for place in (range(len(task.items[split])) if only is None
+            else only[task.name])
+        ]  # fmt: skip
 
-            config = self._config
-            for task in self._tasks:
-                task.drafts = None  # their tokens are the tokenizer's, and where they are cut is the model's
-            size: int | str = config.batch_size
-            if size == "auto" and model.device.type == "cpu":
-                # lm-eval's search for the largest batch runs until memory is out, which on a CPU is the machine's.
-                size = CPU_BATCH
-            with _quiet():
-                self._harness = HFLM(
-                    pretrained=model,
-                    tokenizer=tokenizer,
-                    batch_size=size,
-                    max_batch_size=config.max_batch_size,
-                    max_length=config.max_length,
-                    add_bos_token=config.add_bos_token,
-                    trust_remote_code=config.trust_remote_code,
-                )
-            if size == "auto":
-                # lm-eval would search again in every call; found once, a batch is the same for every candidate.
-                with _quiet():
-                    self._harness.batch_size_per_gpu = self._harness._detect_batch_size()
-        return self._harness
+        def run(some: Sequence[tuple[_Prepared, int]]) -> None:
+            for task in dict.fromkeys(t.name for t, _ in some):
+                prepared = next(t for t in tasks if t.name == task)
+                places = tuple(p for t, p in some if t.name == task)
+                if prepared.drafts is not None and split == "search":
+                    prepared.drafts.results(places)
+                    continue
+                requests = prepared.chosen(split, {task: places})[1]
+                with quiet():
+                    for kind in dict.fromkeys(r.request_type for r in requests):
+                        getattr(lm, kind)([r for r in requests if r.request_type == kind])
+
+        found = first_not_finite(model, parts, run)
+        item = None
+        if found is not None:
+            task, place = found
+            item = f'task "{task.name}", item {task.items[split][place].index}'
+        return where_not_finite(model, item)
+
+    def _forget_drafts(self) -> None:
+        for task in self._tasks:
+            task.drafts = None
 
     def _load(self) -> list[tuple[TaskConfig, str, Any, float]]:
         """lm-eval's task objects: (what asked for it, its name, the task, its share of the weight)."""
@@ -230,7 +254,7 @@ class HarnessEvaluator:
         file, config = self._file, self._config
         folder = str(file.path(config.include_path, "include_path")) if config.include_path else None
         names = [t.name for t in config.tasks]
-        with _quiet():
+        with quiet():
             manager = TaskManager(include_path=folder, include_defaults=False)
             if any(n not in manager.all_tasks for n in names):
                 # lm-eval's own 14,000 tasks take some 20 s to index: only when they are needed.
@@ -242,7 +266,7 @@ class HarnessEvaluator:
         loaded: list[tuple[TaskConfig, str, Any, float]] = []
         for entry in config.tasks:
             try:
-                with _quiet():
+                with quiet():
                     tasks = manager.load([entry.name])["tasks"]
             except Exception as e:  # lm-eval and datasets raise whatever they meet; the user needs the task's name
                 raise EvaluatorError(f'{file.file}: task "{entry.name}" cannot be loaded: {_first_line(e)}') from e
@@ -301,7 +325,7 @@ class HarnessEvaluator:
         config = self._config
         # lm-eval's few-shot sampler goes on where it stopped: without a new seed, prompts would drift on reuse.
         task.task.set_fewshot_seed(config.seed)
-        with _quiet():
+        with quiet():
             task.task.build_all_requests(
                 samples=[i.index for i in task.items[split]],
                 rank=0,
@@ -322,7 +346,7 @@ class HarnessEvaluator:
             answers = [right_answer(task.task, r.doc) for r in requests]
             delimiter = task.task.config.target_delimiter
             task.drafts = Drafts(requests, answers, delimiter, lm, self._greedily(task.name))
-        with _quiet():
+        with quiet():
             results = task.drafts.results(None if only is None else only[task.name])
         # Named apart, for a figure of this kind is never one of a table of results: those generate.
         return task_score(task.name, f"{task.metric} (greedy likelihood)", results, task.weight, task.higher,
@@ -365,15 +389,6 @@ class HarnessEvaluator:
                 shares.append(task_score(task.share, "share of answers", spoken, 0.0, True, items, aggregate))
         score = task_score(task.name, metric, raw, task.weight, task.higher, items, aggregate)
         return [score, *shares, *(measure_of(task.name, m, texts, items, task.language) for m in task.measures)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval prints, logs and draws bars for every step: one line per candidate is enough here."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    sink = io.StringIO()
-    with redirect_stdout(sink), redirect_stderr(sink):
-        yield
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evomerge.errors import EvoMergeError, InputError
+from evomerge.errors import DiskFullError, EvoMergeError, InputError
 from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.merging.scratch import scratch_folder
@@ -48,7 +48,7 @@ def write_checkpoint(
 
     Raises:
         InputError: `out` exists and is not empty, or cannot be made.
-        EvoMergeError: the disk is full.
+        DiskFullError: there is no room for it.
     """
     check_apart(plan.sources.values(), plan.statistics.values(), out)
     with checked_target(out, overwrite, plan.bytes_written) as target, ExitStack() as files:
@@ -129,7 +129,7 @@ def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
     except OSError as e:
         _remove(missing)
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{out}: the disk is full; the model needs {needed:,} bytes") from None
+            raise DiskFullError(f"{out}: the disk is full; the model needs {needed:,} bytes") from None
         if e.errno in _REFUSALS:
             raise InputError(f"{out}: cannot be written ({e.strerror or e})") from None
         if e.errno == errno.EFBIG:

@@ -174,7 +174,8 @@ class Engine:
             RecipeError, SourceError: the recipe cannot be built, or its sources are not the ones it was found with.
             InputError: `out` exists and is not empty (unless `overwrite`).
             CandidateError: NaN or infinity in a tensor.
-            EvoMergeError: the disk is full.
+            DiskFullError: there is no room for it.
+            SourceChangedError: a source has changed since its content hash was computed.
         """
         plan = self.plan(recipe)
         with start_hashing(self._named(recipe)) as hashing:
@@ -194,10 +195,17 @@ class Engine:
 
             def text() -> str:
                 found = self._as_named(recipe, hashing.result())
+                for source in self._named(recipe).values():
+                    source.check_unchanged()
                 found |= {s.named: s.content_hash() for s in plan.statistics.values()}
                 return recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
 
             write_checkpoint(plan, fill, text, Path(out), overwrite, shard_bytes)
+
+    def forget(self) -> None:
+        """Give back what is kept on a GPU between candidates, and keep half as much from now on."""
+        self._cache_bytes = sum(x.nbytes for x in self._cached.values()) // 2 if self._cached else self._cache_bytes
+        self._cached.clear()
 
     def hashes(self, recipe: Recipe) -> dict[str, str]:
         """Content hash of every model of a recipe.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import SourceError
+from evomerge.merging.allocation import out_of_memory
 from evomerge.merging.config import merged_config
 from evomerge.merging.placement import Devices, spread
 from evomerge.merging.plan import Plan
@@ -35,6 +36,7 @@ def live_model(
     Raises:
         SourceError: transformers cannot load it.
         InputError: it does not fit on the devices.
+        RuntimeError: memory ran out (see `merging.allocation`).
     """
     from transformers import AutoConfig
 
@@ -49,6 +51,8 @@ def live_model(
             folder, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
+        if out_of_memory(e):
+            raise
         raise SourceError(f"{folder}: transformers cannot load it: {' '.join(str(e).split())[:300]}") from e
     missing = sorted(loaded["missing_keys"])
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import threading
 import warnings
@@ -78,6 +79,8 @@ class MappedFiles:
                     with file.open("rb") as f:
                         mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
                 except OSError as e:
+                    if e.errno == errno.ENOMEM:
+                        raise  # not the file's fault: see `merging.allocation`
                     raise SourceError(f"{file}: cannot be read ({e.strerror or e})") from None
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="The given buffer is not writable")

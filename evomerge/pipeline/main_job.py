@@ -7,6 +7,7 @@ from evomerge.pipeline.one_space import run
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.plan import Plan
 from evomerge.space import HybridConfig
+from evomerge.study.full import full_disks_stop
 from evomerge.study.outcome import Outcome
 from evomerge.study.watcher import Silent, Watcher
 
@@ -16,10 +17,12 @@ def search(options: Options, watcher: Watcher | None = None) -> Outcome:
 
     Raises:
         InputError: what was given is wrong; nothing was started.
-        EvoMergeError: every candidate failed, or a source cannot be scored.
+        EvoMergeError: every candidate failed, a source cannot be scored or has changed, or a disk is full.
     """
     watcher = watcher or Silent()
     watcher.say("checking space, evaluator and sources")
     asked = Asked.by(options)
-    hybrid = isinstance(asked.config, HybridConfig)
-    return run_hybrid(options, asked, watcher) if hybrid else run(Plan(options, asked), watcher)
+    plan = None if isinstance(asked.config, HybridConfig) else Plan(options, asked)
+    out, storage = asked.places(options)
+    with full_disks_stop(storage, out):
+        return run_hybrid(options, asked, watcher) if plan is None else run(plan, watcher)

@@ -283,7 +283,7 @@ def pool_of(plan: Plan, watcher: Watcher) -> Pool:
     """This process's own workers."""
     arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
     if plan.options.cluster.workers == 0:
-        return LocalPool(*arguments)
+        return LocalPool(*arguments, say=watcher.say)
     watcher.say("starting the workers")
     return RayPool(plan.options.cluster, *arguments, say=watcher.say)
 

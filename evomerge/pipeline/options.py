@@ -11,6 +11,7 @@ from evomerge.errors import InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.optimizers import OPTIMIZERS
 from evomerge.space import AnyConfig, DataflowConfig, HybridConfig, SearchSpace, default_space, load_space
+from evomerge.study import place
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
@@ -29,6 +30,7 @@ class Options:
         workers: 0 runs in this process, without Ray.
         restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
+        timeout: Seconds that a candidate may take; None: as the evaluator says.
     """
 
     budget: Budget
@@ -56,6 +58,7 @@ class Options:
     asynchronous: bool = False
     warm_start: str | None = None
     estimates: str = "auto"
+    timeout: float | None = None
 
     def sampler_for(self, space: SearchSpace, objectives: int = 1) -> str:
         """The optimizer that is meant for a space and a number of objectives."""
@@ -88,6 +91,8 @@ class Asked:
         evaluator = _evaluator(options, tasks)
         if options.objectives:
             evaluator = evaluator.after(options.objectives)
+        evaluator = evaluator.within(options.timeout)
+        _check_timeout(evaluator, options)
         asked = cls(config, evaluator, root)
         share = options.cluster.gpus_per_worker or 0.0
         if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
@@ -100,9 +105,28 @@ class Asked:
             raise InputError(f'--study "{name}": expected a name without "/"')
         return asked
 
+    def places(self, options: Options) -> tuple[Path, str]:
+        """The output folder, and the database's URL.
+
+        Raises:
+            StudyError: the storage is none.
+        """
+        out = options.out or Path("runs") / self.study(options)
+        return out, place.storage_url(options.storage) if options.storage else place.default_storage(out)
+
     def study(self, options: Options) -> str:
         """The study's name."""
         return options.study or f"{self.config.name}-{self.evaluator.name}-{options.seed}"
+
+
+def _check_timeout(evaluator: EvaluatorFile, options: Options) -> None:
+    """Raise where a limit in time could not be kept."""
+    if options.cluster.workers == 0 and evaluator.config.killed_after is not None:
+        where = "--timeout" if options.timeout is not None else f"{evaluator.file}: timeout ="
+        raise InputError(
+            f"{where} {evaluator.config.killed_after:g}: with --workers 0 candidates are scored in this process, where "
+            "what hangs cannot be stopped; expected --workers 1 or more, or no timeout"
+        )
 
 
 def _space(options: Options) -> tuple[AnyConfig, Sequence[Mapping[str, Any]]]:

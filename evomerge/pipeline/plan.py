@@ -116,13 +116,13 @@ class Plan:
         if options.fidelity == "race" and self.no_race is not None:
             raise InputError(f"--fidelity race: {self.no_race}; expected full")
         self.name = asked.study(options)
-        self.out = options.out or Path("runs") / self.name
-        self.storage = place.storage_url(options.storage) if options.storage else place.default_storage(self.out)
+        self.out, self.storage = asked.places(options)
         self.warm: list[dict[str, Value]] = []
         if options.warm_start is not None:
             self.warm = warm_start.read(options.warm_start, self.name, self.storage, fingerprint_of(self.space))
         if writes:
             place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
+            place.check_room(self.out, max(s.bytes for s in self.sources.values()), options.cluster.address is None)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, InputError
-from evomerge.evaluation import EvaluatorFile, open_evaluator
+from evomerge.errors import CandidateError, DiskFullError, EvoMergeError, InputError
+from evomerge.evaluation import EvaluatorFile, SavedEvaluator, open_evaluator
+from evomerge.evaluation.finite import check_finite
+from evomerge.evaluation.room import CANDIDATE
+from evomerge.merging.allocation import out_of_memory, release
 from evomerge.merging.placement import Devices, park, unpark
+from evomerge.merging.scratch import scratch_folder
 from evomerge.recipe import Path, Recipe
 from evomerge.score import Score
 from evomerge.sources import Source, writers
@@ -56,10 +61,15 @@ class Builder:
         from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
+        self._notes: list[str] = []
+        self._evaluator, self._file = open_evaluator(evaluator, self._notes.append), evaluator.file
+        saves = isinstance(self._evaluator, SavedEvaluator)
         asked = device or evaluator.config.device
-        if gpus and asked is None:
+        # Who scores saved models has the GPU to itself.
+        usual = "cuda" if torch.cuda.is_available() and not saves else "cpu"
+        if gpus and asked is None and not saves:
             _check_gpus(gpus)
-        self.device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = asked or usual
         spread = gpus >= 2 and self.device == "cuda"
         self._live_device: str | Devices = [f"cuda:{i}" for i in range(int(gpus))] if spread else self.device
         if self.device == "cpu":
@@ -69,9 +79,8 @@ class Builder:
             torch.set_num_threads(1)
         self._dtype = _compute_dtype(evaluator.config.dtype, self.device)
         self._trust = evaluator.config.trust_remote_code
-        self._evaluator, self._file = open_evaluator(evaluator), evaluator.file
         self._base = self._sources[base]
-        cache = None
+        cache = 0 if saves else None
         if 0 < gpus < 1 and self.device.startswith("cuda"):
             # Others are on the same GPU, and what libraries find to be free there is not all for this process.
             torch.cuda.set_per_process_memory_fraction(gpus)
@@ -89,22 +98,67 @@ class Builder:
 
         Raises:
             InputError: what the user gave is wrong, so that no candidate could do better.
+            EvoMergeError: a source has changed, or a disk is full: nothing can be built any more.
         """
         seconds: dict[str, float] = {}
+        full = False
         try:
-            if job.exported or job.recipe is None:
+            self._check_unchanged(job)
+            if isinstance(self._evaluator, SavedEvaluator):
+                score, layers = self._saved(self._evaluator, job, seconds), None
+            elif job.exported or job.recipe is None:
                 score, layers = self._exported(job, seconds), None
             else:
                 score, layers = self._live(job.recipe, job, seconds)
-        except InputError:
-            raise
+            return Answer(score, None, seconds, layers, self._noted())
+        except DiskFullError:
+            raise self._no_room(job) from None
         except CandidateError as e:
             if job.recipe is None:  # a source as it is: not a candidate's fault, but the model's or the evaluator's
                 raise InputError(f"{job.source} cannot be scored by {self._file}: {e}") from e
-            return Answer(None, str(e), seconds)
-        except Exception as e:  # whatever an evaluator raises is this candidate's failure, not the search's end
-            return Answer(None, f"{type(e).__name__}: {e}".strip().splitlines()[0][:500], seconds)
-        return Answer(score, None, seconds, layers)
+            reason = str(e)
+        except EvoMergeError:
+            raise
+        except (Exception, SystemExit) as e:  # whatever an evaluator raises is this candidate's failure
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = e.filename or tempfile.gettempdir()
+                raise EvoMergeError(f"{place}: the disk is full; free some, and give the same command again") from e
+            full = out_of_memory(e)
+            step = "scored" if "build" in seconds else "built"
+            what = f"out of memory while it was {step}: " if full else ""
+            reason = f"{what}{type(e).__name__}: {e}".strip().splitlines()[0][:500]
+        if full:
+            # After the block: inside, the error's frames still hold what there was no room for.
+            self._let_go()
+        self._check_unchanged(job)  # bytes that were written meanwhile may be why
+        return Answer(None, reason, seconds, notes=self._noted())
+
+    def _no_room(self, job: Job) -> EvoMergeError:
+        folder = tempfile.gettempdir()
+        needed = self._engine.plan(job.recipe).bytes_written if job.recipe is not None else 0
+        return EvoMergeError(
+            f"{folder}: the disk is full; a candidate that is saved for a moment needs {needed:,} bytes, and "
+            f"{shutil.disk_usage(folder).free:,} are free; free some, or set TMPDIR, and give the same command again"
+        )
+
+    def _check_unchanged(self, job: Job) -> None:
+        """Raise where a source's file has changed: before a build, when it is done, and when it has failed."""
+        named = job.recipe.references() if job.recipe is not None else [job.source or ""]
+        for reference in (*named, self._base.reference):
+            if reference in self._sources:
+                self._sources[reference].check_unchanged()
+
+    def _noted(self) -> tuple[str, ...]:
+        found = tuple(self._notes)
+        self._notes.clear()
+        return found
+
+    def _let_go(self) -> None:
+        """Give back the memory that is held for candidates to come; they take what they need again."""
+        self._engine.forget()
+        if self._router is not None:
+            self._router.unload()
+        release()
 
     def _live(self, recipe: Recipe, job: Job, seconds: dict[str, float]) -> tuple[Score, tuple[int, int] | None]:
         """The score of a merge in place, or of a path with the evaluations of layers that it took (see `Answer`)."""
@@ -113,11 +167,22 @@ class Builder:
         path = Path.read(recipe, writers(self._base).filters)
         if path is None:
             merged = self._merge_target()
-            self._engine.build_into(recipe, merged)
+            self._build_into(recipe, merged)
             return self._score(merged, self._tokenizer, job, seconds, started), None
         router = self._routes()
         score = self._score(router.route(path), self._tokenizer, job, seconds, started)
         return score, (router.counts.asked, router.counts.run)
+
+    def _build_into(self, recipe: Recipe, merged: PreTrainedModel) -> None:
+        """Build in place; where memory runs out, once more without what is held for other candidates."""
+        try:
+            self._engine.build_into(recipe, merged)
+            return
+        except Exception as e:
+            if not out_of_memory(e):
+                raise
+        self._let_go()
+        self._engine.build_into(recipe, merged)
 
     def _merge_target(self) -> PreTrainedModel:
         if self._merged is None:
@@ -145,13 +210,24 @@ class Builder:
         started = time.perf_counter()
         if job.recipe is None:
             return self._checkpoint(self._sources[job.source or ""], job, seconds, started)
-        folder = tempfile.mkdtemp(prefix="evomerge-")
-        try:
-            model = Folder(folder) / "model"
-            self._engine.write(job.recipe, model)
-            return self._checkpoint(model, job, seconds, started)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with scratch_folder(Folder(tempfile.gettempdir()), CANDIDATE, "part") as folder:
+            self._engine.write(job.recipe, folder / "model")
+            return self._checkpoint(folder / "model", job, seconds, started)
+
+    def _saved(self, evaluator: SavedEvaluator, job: Job, seconds: dict[str, float]) -> Score:
+        """The score of a checkpoint, for an evaluator that wants no live model."""
+        started = time.perf_counter()
+        recipe = job.recipe
+        if recipe is None:
+            source = self._sources[job.source or ""]
+            if source.adapter is not None:
+                return self._checkpoint(source, job, seconds, started)
+            check_finite(source)
+            return self._timed(
+                lambda: evaluator.evaluate_saved(source.path, job.split, job.only), job, seconds, started
+            )
+        with evaluator.saved(lambda f: self._engine.write(recipe, f), self._engine.plan(recipe).bytes_written) as model:
+            return self._timed(lambda: evaluator.evaluate_saved(model, job.split, job.only), job, seconds, started)
 
     def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
@@ -175,9 +251,16 @@ class Builder:
 
     def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
         """Evaluate a model that is built, keeping the time of both steps."""
+        evaluate = self._evaluator.evaluate
+        return self._timed(lambda: evaluate(model, tokenizer, job.split, job.only), job, seconds, started)
+
+    def _timed(
+        self, evaluate: Callable[[], Score], job: Job, seconds: dict[str, float], started: float
+    ) -> Score:
+        self._check_unchanged(job)
         built = time.perf_counter()
         seconds["build"] = built - started
-        score = self._evaluator.evaluate(model, tokenizer, job.split, job.only)
+        score = evaluate()
         seconds["evaluate"] = time.perf_counter() - built
         return score
 

@@ -40,6 +40,7 @@ def write_answer(answer: Answer) -> str:
     data = {
         "score": None if answer.score is None else [_write_task(t) for t in answer.score.tasks],
         "reason": answer.reason, "seconds": dict(answer.seconds), "layers": answer.layers,
+        "notes": answer.notes,
     }  # fmt: skip
     return json.dumps(data, separators=(",", ":"))
 
@@ -49,7 +50,7 @@ def read_answer(text: str) -> Answer:
     data = json.loads(text)
     score = None if data["score"] is None else Score(tuple(_read_task(t) for t in data["score"]))
     layers = None if data["layers"] is None else (int(data["layers"][0]), int(data["layers"][1]))
-    return Answer(score, data["reason"], data["seconds"], layers)
+    return Answer(score, data["reason"], data["seconds"], layers, tuple(data["notes"]))
 
 
 def _write_task(task: TaskScore) -> dict[str, Any]:

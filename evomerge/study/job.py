@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from evomerge.evaluation.config import Split
@@ -38,9 +38,26 @@ class Answer:
         seconds: Time per step: "build", "evaluate".
         layers: Of a path: how many evaluations of a layer on a sequence it took, and how many of them were run; the
             rest was known from earlier candidates.
+        notes: What the user should know of the worker: a smaller batch because memory ran out.
     """
 
     score: Score | None
     reason: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Told:
+    """Tells what answers note, each thing once, whichever workers meet it."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or (lambda text: None)
+        self._told: set[str] = set()
+
+    def of(self, answer: Answer) -> None:
+        """Tell what is new in an answer."""
+        for note in answer.notes:
+            if note not in self._told:
+                self._told.add(note)
+                self._say(note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from evomerge import locks
-from evomerge.errors import InputError, StudyError
+from evomerge.errors import DiskFullError, InputError, StudyError
 
 LOCK = ".lock"
 # What a finished search writes into its folder: files of these names that are not ours are not overwritten.
@@ -55,6 +56,29 @@ def prepare(out: Path, storage: str, sources: Iterable[Path] = (), study: str | 
     database = sqlite_path(storage)
     for option, folder in ("--out", out), ("--storage", database.parent if database is not None else out):
         _writable(folder, option)
+
+
+def check_room(out: Path, model: int, here: bool) -> None:
+    """Check that the winner can be written at the end, and candidates can be for as long as they are scored again.
+
+    Args:
+        model: Bytes of the largest source; a winner that is a path may have more.
+        here: Whether candidates are scored on this machine.
+
+    Raises:
+        DiskFullError: a disk has too little room.
+    """
+    wanted = [("--out", out), ("TMPDIR", Path(tempfile.gettempdir()))][: 2 if here else 1]
+    disks: dict[int, list[tuple[str, Path]]] = {}
+    for name, folder in wanted:
+        disks.setdefault(folder.stat().st_dev, []).append((name, folder))
+    for on_it in disks.values():
+        usage = shutil.disk_usage(on_it[0][1])
+        needed = model * len(on_it)
+        if usage.total and usage.free < needed:
+            names = " and ".join(f"{name} {folder}" for name, folder in on_it)
+            what = "the winner" if on_it[0][0] == "--out" else "a candidate that is scored again"
+            raise DiskFullError(f"{names}: {what} needs {needed:,} bytes there, and {usage.free:,} are free")
 
 
 def check(out: Path, storage: str, sources: Iterable[Path] = (), study: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """Every evaluator of the table keeps the same promises."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -39,7 +40,29 @@ def python(folder):
     return {"function": "score.py:score", "items": "items.jsonl", "tasks": ["score"]}
 
 
-MAKERS = {"lm_eval": [lm_eval, greedy, language], "python": [python]}
+# Reads the checkpoint by itself; one that loads it with transformers is in tests/evaluation/test_command.py.
+PROGRAM = """
+import hashlib, json, pathlib, sys
+
+weights = pathlib.Path(sys.argv[1], "model.safetensors").read_bytes()
+results = {}
+for line in open(sys.argv[2]):
+    item = json.loads(line)
+    results[item["evomerge_id"]] = hashlib.sha256(weights + item["prompt"].encode()).digest()[0] / 255
+print("what programs print before")
+print(json.dumps({"score": results}))
+"""
+
+
+def command(folder):
+    """A process of its own, which is handed the saved model."""
+    python(folder)
+    (folder / "program.py").write_text(PROGRAM)
+    arguments = [sys.executable, "-I", "program.py", "{model}", "{items}"]
+    return {"command": arguments, "items": "items.jsonl", "tasks": ["score"]}
+
+
+MAKERS = {"lm_eval": [lm_eval, greedy, language], "python": [python], "command": [command]}
 
 
 @pytest.fixture(params=[pytest.param((k, m), id=f"{k}-{m.__name__}") for k in EVALUATORS for m in MAKERS[k]])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,29 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Lost:
-    """In the place of a result: the item's workers died."""
+    """In the place of a result: the item's workers died, or took too long."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An item on a worker.
+
+    Attributes:
+        tries: How many workers it was given to, this one included.
+        ends: When its time is up, by this machine's clock; None: never.
+    """
+
+    worker: Any
+    key: Hashable
+    item: Any
+    tries: int
+    ends: float | None
+
+    def is_over(self) -> bool:
+        """Whether its time is up."""
+        return self.ends is not None and time.monotonic() >= self.ends
 
 
 class Actors:
@@ -35,6 +56,8 @@ class Actors:
         connection: To Ray; whoever made it closes it.
         make: Called in each worker when it starts, with its device ("cpu", "cuda"); gives what works off an item.
         say: Is told when workers are long in coming.
+        timeout: Seconds that a worker may take for an item, once it has it; then it is killed and replaced, for what
+            hangs in it cannot be stopped.
     """
 
     def __init__(
@@ -42,6 +65,7 @@ class Actors:
         connection: Connection,
         make: Callable[[str], Callable[[Any], Any]],
         say: Callable[[str], None] | None = None,
+        timeout: float | None = None,
     ) -> None:
         self._ray = connection.ray
         found = connection.shares
@@ -55,7 +79,8 @@ class Actors:
         self._queue: deque[tuple[Hashable, Any, int]] = deque()
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
-        self._running: dict[Any, tuple[Any, Hashable, Any, int]] = {}
+        self._running: dict[Any, _Run] = {}
+        self._timeout = timeout
         self._died_starting = 0
         for _ in range(self.size):
             self._make()
@@ -80,10 +105,12 @@ class Actors:
 
         silent = 0.0
         while self._running or self._queue:
+            if (late := self._late()) is not None:
+                return late
             # Workers that come up stand first: they are given work before a result is handed back.
             waiting = [*self._starting, *self._running]
             patience = None if self._running else SILENCE_SECONDS
-            timeout = patience if poll is None else every
+            timeout = self._until_late(patience if poll is None else every)
             done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
             if poll is not None:
                 poll()
@@ -98,17 +125,19 @@ class Actors:
             if done[0] in self._starting:
                 self._started_one(done[0])
                 continue
-            worker, key, item, tries = self._running.pop(done[0])
+            run = self._running.pop(done[0])
+            worker, key = run.worker, run.key
             try:
-                result = self._ray.get(done[0])
+                with _room():
+                    result = self._ray.get(done[0])
             except RayTaskError as e:
                 self._idle.append(worker)
                 cause = e.cause if isinstance(e.cause, EvoMergeError) else None
                 raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
-                if tries < TRIES:
-                    self._queue.appendleft((key, item, tries + 1))
+                if run.tries < TRIES:
+                    self._queue.appendleft((key, run.item, run.tries + 1))
                     self._dispatch()
                     continue
                 result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
@@ -118,14 +147,36 @@ class Actors:
             return key, result
         raise RuntimeError("nothing was submitted")
 
+    def _late(self) -> tuple[Hashable, Lost] | None:
+        """An item whose time is up; its worker is replaced."""
+        late = [reference for reference, run in self._running.items() if run.is_over()]
+        if not late:
+            return None
+        # One that has ended, and only was not looked at yet, was in time.
+        ended, _ = self._ray.wait(late, num_returns=len(late), timeout=0)
+        for reference in late:
+            if reference not in ended:
+                run = self._running.pop(reference)
+                self._replace(run.worker)
+                self._dispatch()
+                return run.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
+        return None
+
+    def _until_late(self, timeout: float | None) -> float | None:
+        """Seconds to wait: no longer than until the next item's time is up."""
+        ends = [run.ends for run in self._running.values() if run.ends is not None]
+        left = [max(0.0, min(ends) - time.monotonic())] if ends else []
+        return min([*left, *([timeout] if timeout is not None else [])], default=None)
+
     def close(self) -> None:
         """Stop the workers."""
-        for worker in [*self._starting.values(), *self._idle, *(w for w, *_ in self._running.values())]:
+        for worker in [*self._starting.values(), *self._idle, *(r.worker for r in self._running.values())]:
             self._ray.kill(worker)
 
     def _make(self) -> None:
-        worker = self._actor.remote(*self._arguments)
-        self._starting[worker.up.remote()] = worker
+        with _room():
+            worker = self._actor.remote(*self._arguments)
+            self._starting[worker.up.remote()] = worker
 
     def _started_one(self, reference: Any) -> None:
         """A worker is up, or died on the way: another one then, until it is clear that none will come up."""
@@ -154,7 +205,27 @@ class Actors:
         while self._queue and self._idle:
             key, item, tries = self._queue.popleft()
             worker = self._idle.popleft()
-            self._running[worker.run.remote(item)] = (worker, key, item, tries)
+            with _room():
+                reference = worker.run.remote(item)
+            ends = None if self._timeout is None else time.monotonic() + self._timeout
+            self._running[reference] = _Run(worker, key, item, tries, ends)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Inside the block, Ray's errors about a full object store or a full disk behind it become one message."""
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    try:
+        yield
+    except Exception as e:
+        for full in (getattr(e, "cause", None), e):  # the cause of what a worker met
+            if isinstance(full, ObjectStoreFullError | OutOfDiskError):
+                raise EvoMergeError(
+                    f"Ray's object store is full ({first_line(full)}): it lies in /dev/shm, and what has no room there "
+                    "in Ray's temporary folder; free some of either, and give the same command again"
+                ) from e
+        raise
 
 
 class _Worker:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 from evomerge.study.board import TRIES, Board, Joiner
 from evomerge.study.exchange import read_answer, write_job
-from evomerge.study.job import Answer, Job
+from evomerge.study.job import Answer, Job, Told
 from evomerge.study.workers.pools import Pool
 
 # Seconds between two looks at the board: while an answer may come, and else.
@@ -27,13 +27,13 @@ class JoinedPool:
     Args:
         own: The driver's workers.
         board: Where those that joined take their jobs.
-        say: Is told who comes and goes.
+        say: Is told who comes and goes, and what answers note.
     """
 
     def __init__(self, own: Pool, board: Board, say: Callable[[str], None]) -> None:
         self._own = own
         self._board = board
-        self._say = say
+        self._say, self._told = say, Told(say)
         self.device = own.device
         self.ahead = own.ahead
         self._joined: dict[str, Joiner] = {}
@@ -146,6 +146,8 @@ class JoinedPool:
         answers = self._board.answers(keys) if keys else {}
         for key, text in answers.items():
             asked, _ = self._out.pop(key)
-            self._come.append((asked, read_answer(text)))
+            answer = read_answer(text)
+            self._told.of(answer)
+            self._come.append((asked, answer))
         if answers:
             self._board.remove(answers)

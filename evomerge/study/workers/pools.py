@@ -9,7 +9,7 @@ from typing import Protocol
 
 from evomerge.evaluation import EvaluatorFile
 from evomerge.sources import Source
-from evomerge.study.job import Answer, Job
+from evomerge.study.job import Answer, Job, Told
 from evomerge.study.workers.actors import Actors, Lost
 from evomerge.study.workers.cluster import Cluster
 from evomerge.study.workers.connection import Connection
@@ -75,7 +75,7 @@ class RayPool:
 
     Args:
         prefix_bytes: Memory of each worker for the hidden states of paths' common beginnings.
-        say: Is told when workers are long in coming.
+        say: Is told when workers are long in coming, and what they note.
     """
 
     ahead = 1
@@ -94,12 +94,12 @@ class RayPool:
             # Ray that was started here has this process's folder, and no other machine.
             origin = Origin(connection, sources, evaluator) if connection.joined else None
             gpus = connection.shares.gpus
-            self._actors = Actors(
-                connection, _Making(dict(sources), base, evaluator, prefix_bytes, gpus, origin), say
-            )
+            making = _Making(dict(sources), base, evaluator, prefix_bytes, gpus, origin)
+            self._actors = Actors(connection, making, say, timeout=evaluator.config.killed_after)
         except BaseException:
             connection.close()
             raise
+        self._told = Told(say)
         self.size = self._actors.size
         self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
@@ -110,7 +110,10 @@ class RayPool:
     def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         """The next answer; see `Pool`. A candidate whose workers died has failed."""
         key, answer = self._actors.wait(poll, POLL_SECONDS)
-        return key, Answer(None, answer.reason) if isinstance(answer, Lost) else answer
+        if isinstance(answer, Lost):
+            return key, Answer(None, answer.reason)
+        self._told.of(answer)
+        return key, answer
 
     def close(self) -> None:
         """Stop the workers, and Ray where this pool started it."""
@@ -119,7 +122,10 @@ class RayPool:
 
 
 class LocalPool:
-    """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission."""
+    """One Builder in this process: for `--workers 0`, tests and debugging. Answers come in order of submission.
+
+    What hangs in this process cannot be stopped: an evaluator's `timeout` is not kept, but by one that runs a command.
+    """
 
     size = 1
     ahead = 0
@@ -131,11 +137,13 @@ class LocalPool:
         evaluator: EvaluatorFile,
         prefix_bytes: int = 0,
         device: str | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         from evomerge.study.builder import Builder
 
         self._builder = Builder(sources, base, evaluator, device, prefix_bytes)
         self.device = self._builder.device
+        self._told = Told(say)
         self._queue: deque[tuple[Hashable, Job]] = deque()
 
     def submit(self, key: Hashable, job: Job) -> None:
@@ -147,7 +155,9 @@ class LocalPool:
         if not self._queue:
             raise RuntimeError("nothing was submitted")
         key, job = self._queue.popleft()
-        return key, self._builder.run(job)
+        answer = self._builder.run(job)
+        self._told.of(answer)
+        return key, answer
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import EvoMergeError
+from evomerge.merging.allocation import release
 from evomerge.study.workers.actors import Actors, Lost
 from evomerge.study.workers.cluster import Cluster
 from evomerge.study.workers.connection import Connection
@@ -111,14 +110,6 @@ class _AnyTask:
             self._work = ray.get(asked.make[0])(self._device)
             self._run = asked.run
         return self._work(asked.item)
-
-
-def release() -> None:
-    """Give back the memory of models that nobody holds any more."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class LocalTasks:

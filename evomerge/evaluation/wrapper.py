@@ -1,0 +1,87 @@
+"""lm-eval's wrapper of the live model, and the batch that there is memory for."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+from evomerge.errors import CandidateError
+from evomerge.evaluation.config import EvaluatorConfig
+
+CPU_BATCH = 64
+
+
+class Wrapper:
+    """Wraps live models for lm-eval, with batches that are halved where memory runs out.
+
+    A smaller batch stays for all models that follow. Results do not depend on it: rows of a batch are padded, and what
+    is padded is masked. (What is sampled does: a batch's rows share one stream of random numbers.)
+    """
+
+    def __init__(self, config: EvaluatorConfig) -> None:
+        self._config = config
+        self._harness: Any = None
+        self._limit: int | None = None
+
+    def wraps(self, model: Any) -> bool:
+        """Whether this is the model that is wrapped now."""
+        return self._harness is not None and self._harness.model is model
+
+    def of(self, model: Any, tokenizer: Any) -> Any:
+        """lm-eval's wrapper of a model; the same as long as the model is."""
+        if self.wraps(model):
+            return self._harness
+        from lm_eval.models.huggingface import HFLM
+
+        config = self._config
+        self._harness = None
+        size: int | str = config.batch_size
+        if size == "auto" and model.device.type == "cpu":
+            # lm-eval's search for the largest batch runs until memory is out, which on a CPU is the machine's.
+            size = CPU_BATCH
+        if self._limit is not None:
+            size = self._limit if size == "auto" else min(int(size), self._limit)
+        with quiet():
+            self._harness = HFLM(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=size,
+                max_batch_size=config.max_batch_size,
+                max_length=config.max_length,
+                add_bos_token=config.add_bos_token,
+                trust_remote_code=config.trust_remote_code,
+            )
+            if size == "auto":
+                # lm-eval would search again in every call; found once, a batch is the same for every candidate.
+                self._harness.batch_size_per_gpu = self._harness._detect_batch_size()
+        return self._harness
+
+    @property
+    def batch(self) -> int:
+        """Items that are run at once."""
+        return 1 if self._harness is None else int(self._harness.batch_size_per_gpu)
+
+    def halve(self, why: str) -> None:
+        """Use half of the batch from now on.
+
+        Args:
+            why: What the error said.
+
+        Raises:
+            CandidateError: the batch is one item already.
+        """
+        if self.batch <= 1:
+            raise CandidateError(f"out of memory with batches of one item ({why})")
+        self._limit = self._harness.batch_size_per_gpu = self.batch // 2
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval prints, logs and draws bars for every step: one line per candidate is enough here."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    sink = io.StringIO()
+    with redirect_stdout(sink), redirect_stderr(sink):
+        yield
