@@ -45,7 +45,14 @@ def check_goals(
     measures = [f"{t}.{m}" for t in tasks for m in evaluator.measures(t)]
     known = [*tasks, *measures, *([DEPTH] if paths else [])]
     problems = []
-    for name in objectives or objectives_of(file.config):
+    wanted = tuple(objectives) or objectives_of(file.config)
+    if len(wanted) == 1 and wanted[0] in known:  # the score is chosen by, and it is of something else
+        counted = [t.name for t in file.config.tasks if t.weight]
+        problems.append(
+            f"{by or file.file}: objectives: {wanted[0]} alone: winners are chosen by the score, which is of "
+            f"{', '.join(counted)}; expected score beside it, or {measured(wanted[0])[0]} as the only task with a weight"
+        )
+    for name in wanted:
         if name not in (SCORE, *known):
             why = _why(name, [SCORE, *known], evaluator.groups())
             problems.append(f"{by or file.file}: objectives: {name}: {why}")

@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster as Nodes
 from evomerge.study.workers import Cluster
 from evomerge.study.workers.actors import Actors
-from evomerge.study.workers.cluster import Connection
+from evomerge.study.workers.connection import Connection
 
 folder = sys.argv[1]
 nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -58,7 +58,7 @@ import numpy as np, ray
 from evomerge.errors import EvoMergeError
 from evomerge.study.workers import Cluster
 from evomerge.study.workers.actors import Actors
-from evomerge.study.workers.cluster import Connection
+from evomerge.study.workers.connection import Connection
 
 where = {"_temp_dir": sys.argv[1], "object_store_memory": 80 << 20}
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, **where)

@@ -9,7 +9,7 @@ import pytest
 from evomerge.errors import EvoMergeError
 from evomerge.study.workers import Cluster
 from evomerge.study.workers.actors import Actors, Lost
-from evomerge.study.workers.cluster import Connection
+from evomerge.study.workers.connection import Connection
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
