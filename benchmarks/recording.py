@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.replayed import RECORDED
 from benchmarks.surrogate import Record, fit, held_out_error
+from evomerge import presets
 from evomerge.score import Trial
 from evomerge.study.budget import Budget
 from evomerge.study.store import Store
@@ -27,20 +28,26 @@ SEARCHES = (
 WIDE = (-1.5, 3.0, 1 / 3)
 
 
+def everything(path: Path) -> Path:
+    """Write an evaluator whose search items are nearly all there are; the surrogate's are these, in that order."""
+    import yaml
+
+    zoo = str(presets.folder("evaluators") / "zoo")
+    task = {"name": "kovesh_problems", "metric": "exact_match", "greedy_likelihood": True}
+    splits = {"search": {"share": 0.98}, "select": {"share": 0.01}, "test": {"share": 0.01}}
+    path.write_text(yaml.safe_dump({"include_path": zoo, "tasks": [task], "splits": splits, "batch_size": 256}))
+    return path
+
+
 def record(work: Path) -> None:
     """Search with real merges, every candidate on nearly all items, fit the surrogate, and write both."""
     import yaml
 
-    from evomerge import presets
     from evomerge.pipeline import Options, search
     from evomerge.study.workers import Cluster
 
     work.mkdir(parents=True, exist_ok=True)
-    zoo = str(presets.folder("evaluators") / "zoo")
-    task = {"name": "kovesh_problems", "metric": "exact_match", "greedy_likelihood": True}
-    splits = {"search": {"share": 0.98}, "select": {"share": 0.01}, "test": {"share": 0.01}}
-    evaluator = work / "all.yaml"
-    evaluator.write_text(yaml.safe_dump({"include_path": zoo, "tasks": [task], "splits": splits, "batch_size": 256}))
+    evaluator = everything(work / "all.yaml")
     space = yaml.safe_load((presets.folder("search_spaces") / f"{SPACE}.yaml").read_text())
     (work / "narrow.yaml").write_text(yaml.safe_dump(space))
     space["parameters"]["weight"] = dict(zip(("low", "high", "init"), WIDE, strict=True))
