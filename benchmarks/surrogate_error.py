@@ -3,8 +3,8 @@
     evomerge search quickstart --evaluator quickstart_likelihood --budget 100 --seed 0 --out runs/r0
     python benchmarks/surrogate_error.py runs/r0 ...
 
-Whole searches, unlike the merges that benchmarks/recording.py leaves out: those have neighbours from their own search among
-the fitted ones. Of each search: candidates that have all items, on the search items that both know.
+Whole searches, unlike the merges that benchmarks/recording.py leaves out: those have neighbours, from their own search,
+among the fitted ones. Of each search: candidates that have all items, on the search items that both know.
 """
 
 from __future__ import annotations
