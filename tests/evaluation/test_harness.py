@@ -1,5 +1,7 @@
 """`kind: lm_eval`: the same scores as lm-eval itself, from tasks that are built once."""
 
+import shutil
+
 import lm_eval
 import numpy as np
 import pytest
@@ -151,3 +153,11 @@ def test_unknown_presets_name_the_nearest():
 def test_tasks_on_the_command_line_find_the_zoo():
     evaluator = open_evaluator(evaluator_for(["kovesh_direction"]))
     assert len(evaluator.items("test")["kovesh_direction"]) > 600
+
+
+def test_a_task_alone_and_in_a_group_is_refused(tmp_path):
+    shutil.copytree(presets.folder("evaluators") / "zoo", tmp_path / "zoo")
+    (tmp_path / "zoo" / "both.yaml").write_text("group: both\ntask: [ambri_direction, kovesh_direction]\n")
+    file = write(tmp_path, include_path=str(tmp_path / "zoo"), tasks=["kovesh_direction", "both"])
+    with pytest.raises(EvaluatorError, match='task "kovesh_direction" is in "kovesh_direction" and in "both"'):
+        open_evaluator(file)
