@@ -57,7 +57,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     how.add_argument(
         "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
     )
-    how.add_argument("--sigma", type=float, help="first step size, as a share of each range (default: .3)")
+    how.add_argument(
+        "--sigma", type=float, help="first step, as a share of each range (default: cma and catcma .25, and of numbers "
+        "no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",
+    )  # fmt: skip
     how.add_argument(
         "--restarts", choices=RESTARTS,
         help="cma, catcma: what follows where they have converged: another run from a random place, of twice as many "

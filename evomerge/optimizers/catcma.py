@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimizers.coordinates import bins, from_unit, to_unit
+from evomerge.optimizers.coordinates import STEP, bins, first_steps, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, ranks
 from evomerge.optimizers.protocol import Behaviour, Told
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
@@ -16,7 +16,6 @@ from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
-SIGMA = 0.3  # as `cma`
 # Of what has a grid, in steps of the grid.
 LEAST_STEP = 0.5
 
@@ -28,7 +27,7 @@ class CatCma:
     nothing where half a generation ties.
 
     Args:
-        sigma: First standard deviation, as a share of every range; default .3.
+        sigma: First standard deviation, as a share of every range; default: see `first_steps`.
         population: Of the first run; default 4 + floor(3 ln n).
         initial: The first mean; default the parameters' own.
         restarts: "none", "ipop" or "bipop" (the default), see `restarts`. The mean of a later run is drawn uniformly;
@@ -66,7 +65,8 @@ class CatCma:
         # Another stream than that of the points, so that these are the same with restarts and without.
         self._random = np.random.default_rng([seed, 1])
         self._restarts = BIPOP if restarts is None else restarts
-        self._schedule = Schedule(self._restarts, size, SIGMA if sigma is None else sigma, self._random)
+        self._schedule = Schedule(self._restarts, size, STEP if sigma is None else sigma, self._random)
+        self._steps = np.array(first_steps([*self._floats, *self._grids], sigma)) / self._schedule.first.sigma
         self._flight: Generation[Any] = Generation(parameters, size, asynchronous=asynchronous)
         self._done = False
         if warm:
@@ -99,8 +99,10 @@ class CatCma:
 
         self._solution: Any = CatCMAwM.Solution
         # The covariance is given: the library's own is zero for a mean that lies on a bound.
-        widths = [run.sigma] * len(self._floats)
-        widths += [max(run.sigma * (bins(p) - 1), LEAST_STEP) for p in self._grids]
+        steps = (run.sigma * self._steps).tolist()
+        widths = steps[: len(self._floats)]
+        grids = zip(steps[len(self._floats) :], self._grids, strict=True)
+        widths += [max(step * (bins(p) - 1), LEAST_STEP) for step, p in grids]
         self._es = CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._floats) or None,
             z_space=[_numbers(p) for p in self._grids] or None,

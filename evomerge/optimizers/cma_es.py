@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.optimizers.coordinates import bins, from_unit, to_unit
+from evomerge.optimizers.coordinates import STEP, bins, first_steps, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
 from evomerge.optimizers.protocol import Behaviour, Told, Worth
 from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
@@ -20,9 +20,6 @@ from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
-# Of a range from 0 to 1.5 that begins at .5 this reaches its lower end and leaves the upper one in sight. With 1/6, as
-# arXiv 2403.13187 has it, more searches end at the first place that is any good (docs/decisions.md, 2026-11-29).
-SIGMA = 0.3
 # A step of less than this part of a range merges to the same model for all that an evaluator can tell.
 CONVERGED = 1e-4
 # Of so many parameters n a search of some thousand candidates learns no covariances: there are n^2 / 2 of them.
@@ -77,7 +74,7 @@ class CmaEs:
     back together, by the length of the path as else.
 
     Args:
-        sigma: First standard deviation, as a share of every range; default .3.
+        sigma: First standard deviation, as a share of every range; default: see `first_steps`.
         population: Of the first run; default 4 + floor(3 ln n).
         initial: The first mean; default the parameters' own.
         restarts: "none", "ipop" or "bipop" (the default), see `restarts`: a run that has converged is followed by
@@ -114,7 +111,9 @@ class CmaEs:
         # Another stream than that of the points, so that these are the same with restarts and without.
         self._random = np.random.default_rng([seed, 1])
         self._restarts = BIPOP if restarts is None else restarts
-        self._schedule = Schedule(self._restarts, size, SIGMA if sigma is None else sigma, self._random)
+        steps = np.array([*first_steps(self._numbers, sigma), STEP if sigma is None else sigma][: len(self._bins)])
+        self._steps = steps / steps.max()
+        self._schedule = Schedule(self._restarts, size, float(steps.max()), self._random)
         self._flight: Generation[_Drawn] = Generation(parameters, size, asynchronous=asynchronous)
         self._done = False
         if warm:
@@ -149,12 +148,14 @@ class CmaEs:
         if self._flight.asynchronous:
             # Else with a population below 6 pycma prepares mirrored points, which it wants to be asked for together.
             options["CMA_mirrors"] = 0
+        if covariance is None and np.ptp(self._steps):
+            options["CMA_stds"] = self._steps.tolist()
         if len(grids):
             widths, half = np.maximum(self._bins, 1), np.where(self._bins > 0, 0.5, 0.0)
             options |= {
                 "integer_variables": grids.tolist(),
                 "bounds": [(-half).tolist(), (widths - half).tolist()],
-                "CMA_stds": widths.astype(float).tolist(),
+                "CMA_stds": (widths * options.get("CMA_stds", 1.0)).tolist(),
             }
         if covariance is not None and separable:
             options["CMA_stds"] = (np.sqrt(np.diag(covariance)) * options.get("CMA_stds", 1.0)).tolist()

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from evomerge.space.parameters import Float, Integer
+
+# The first step of an evolution strategy: a quarter of a range, and no longer than this where a range is wider. The
+# weight of a source has a unit of its own, 1 being the source as it is, however much room its range leaves beside that.
+STEP, LONGEST = 0.25, 0.375
 
 
 def bins(parameter: Float | Integer) -> int:
     """Number of values that the parameter can have; 0 where it is continuous."""
     return parameter.high - parameter.low + 1 if isinstance(parameter, Integer) else parameter.count or 0
+
+
+def first_steps(parameters: Sequence[Float | Integer], sigma: float | None = None) -> list[float]:
+    """The first standard deviation of each parameter, as a share of its range.
+
+    Args:
+        sigma: The same share for all; default: a quarter, of real numbers at most .375 in their own unit.
+    """
+
+    def share(p: Float | Integer) -> float:
+        own = isinstance(p, Float) and not p.log
+        return min(STEP, LONGEST / (p.high - p.low)) if own else STEP
+
+    return [share(p) if sigma is None else sigma for p in parameters]
 
 
 def to_unit(parameter: Float | Integer, value: float) -> float:

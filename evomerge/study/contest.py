@@ -29,8 +29,8 @@ LEAST = 16
 DROP = 0.1
 RELIABILITY = 0.5
 # The best of a settled generation goes on while its lead over the best so far is above minus this many standard errors.
-# It was chosen as the best on the items that it has, which flatters it: no allowance beside that.
-HOPE = 0.0
+# Without it the same scores take as many items, but few candidates get all of them, and there is little to choose from.
+HOPE = 1.0
 RACED_OUT, SETTLED, FAILED = "raced out", "settled", "failed"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.optimizers import make_optimizer
 from evomerge.score import Value
-from evomerge.space import Categorical, Float, Parameter, load_space
+from evomerge.space import Categorical, Float, Integer, Parameter, load_space
 
 TEN: tuple[Parameter, ...] = tuple(Float(f"x{i}", 0.0, 1.5, 0.5) for i in range(10))
 
@@ -31,8 +31,24 @@ def test_the_first_generation_has_the_asked_mean_and_spread(name: str, sigma: fl
 
 
 @pytest.mark.parametrize("name", ["cma", "catcma"])
-def test_the_first_step_is_three_tenths_of_each_range(name: str) -> None:
-    assert make_optimizer(name, TEN, seed=1).ask(10) == make_optimizer(name, TEN, seed=1, sigma=0.3).ask(10)
+def test_the_first_step_is_a_quarter_of_each_range(name: str) -> None:
+    assert make_optimizer(name, TEN, seed=1).ask(10) == make_optimizer(name, TEN, seed=1, sigma=0.25).ask(10)
+
+
+@pytest.mark.parametrize("name", ["cma", "catcma"])
+def test_of_wide_ranges_the_first_step_is_three_eighths(name: str) -> None:
+    """Beside narrow ones, logarithms and integers, of which it is a quarter as else."""
+    wide = [Float(f"w{i}", -20.0, 20.0, 0.5) for i in range(3)]
+    narrow = [Float("n", 0.0, 0.5, 0.25), Float("l", 1e-4, 1.0, 1e-2, log=True), Integer("k", 0, 40, 20)]
+    drawn = make_optimizer(name, [*wide, *narrow], seed=1, population=2000).ask(2000)
+    for p in wide:
+        assert np.std([float(d[p.name]) for d in drawn]) == pytest.approx(0.375, rel=0.06)
+    # Cut off or folded back at the bounds, two steps away.
+    assert np.std([float(d["n"]) for d in drawn]) == pytest.approx(0.125, rel=0.15)
+    assert np.std([math.log10(float(d["l"])) for d in drawn]) == pytest.approx(1.0, rel=0.15)
+    assert np.std([int(d["k"]) for d in drawn]) == pytest.approx(10.0, rel=0.15)
+    alone = make_optimizer(name, wide, seed=1, population=2000).ask(2000)
+    assert np.std([float(d["w0"]) for d in alone]) == pytest.approx(0.375, rel=0.06)
 
 
 def test_initial_moves_the_mean() -> None:
