@@ -206,7 +206,7 @@ def test_those_raced_out_are_told_below_the_parents(url, monkeypatch):
     monkeypatch.setattr(Search, "tell", lambda s, p, v, t: (told.extend(zip(v, t, strict=True)), tell(s, p, v, t)))
     draw = Draw.of(ITEMS, WEIGHTS, 0)
     rules = Rules.over(draw.weights, drop=0.4, reliability=2.0)  # nothing is ever settled
-    search(url, 40, Pool(5, seed=1), rules=rules)
+    search(url, 90, Pool(5, seed=1), rules=rules)
     out = [i for i, (_, t) in enumerate(told) if t.stopped == RACED_OUT]
     assert len(out) > 10
     optimizer = make_optimizer("cma", PARAMETERS, 7, asynchronous=True)

@@ -122,11 +122,11 @@ def test_killed_and_on_other_workers_it_is_told_the_same(url, told, monkeypatch)
     # More complete candidates than this short search has else, so that a model is fitted and believed.
     monkeypatch.setattr(contest, "HOPE", 3.0)
     estimates = fresh()
-    one, _ = search(url, 40, name="one", versions="one", estimates=estimates, seed=5)
+    one, _ = search(url, 60, name="one", versions="one", estimates=estimates, seed=5)
     assert estimates.choice.kind is not None and len(best(one)) >= 8
     for after in (30, 90):
         with pytest.raises(Killed):
-            search(url, 40, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh(), seed=5)
-    other, _ = search(url, 40, Pool(2), "other", versions="other", estimates=fresh(), seed=5)
+            search(url, 60, Pool(3, seed=after, kill_after=after), "other", versions="other", estimates=fresh(), seed=5)
+    other, _ = search(url, 60, Pool(2), "other", versions="other", estimates=fresh(), seed=5)
     assert sequence(other) == sequence(one)
     assert told["other"] == told["one"] and len(told["one"][1]) >= 2
