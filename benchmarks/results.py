@@ -18,6 +18,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ PARTS = {
 }
 
 
+MEASURED = "measured"  # in results.json: the day of each part
+
+
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """docs/results.md."""
     lines = [
@@ -63,6 +67,9 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         "those of fusion, at the end, bits per byte. Intervals are 95 % (Wilson for a score; normal for a difference",
         "or a mean). Each control was searched at the budget of the main search.",
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",
+        f"Measured: {', '.join(f'{name} {day}' for name, day in found.get(MEASURED, {}).items())}. Races, starts",
+        "and restarts, which searches have by themselves, came on 2026-11-28 and 29; in what is older, and in zoo,",
+        "dataflow and hybrid, every candidate had all items.",
     ]
     for name, part in PARTS.items():
         if name in found:
@@ -86,7 +93,9 @@ def main() -> None:
     for name in args.part:
         part = PARTS[name]
         found[name] = {str(seed): part.measure(seed, args) for seed in args.seeds or part.seeds}
-        file.write_text(json.dumps({n: found[n] for n in PARTS if n in found}, indent=1) + "\n")
+        found.setdefault(MEASURED, {})[name] = date.today().isoformat()
+        found[MEASURED] = {n: found[MEASURED][n] for n in PARTS if n in found[MEASURED]}
+        file.write_text(json.dumps({n: found[n] for n in [MEASURED, *PARTS] if n in found}, indent=1) + "\n")
         (args.docs / "results.md").write_text(markdown(found))
     print(f"wrote {args.docs / 'results.md'}")
 

@@ -72,7 +72,6 @@ def quickstart(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         out=args.work / f"quickstart-{seed}",
         cluster=Cluster(workers=args.workers),
         seed=seed,
-        fidelity="full",
     )
     return with_extras(searched(asked), {})
 
