@@ -19,9 +19,11 @@ TYPES = {"one_cpu": {"CPU": 1}, "two_gpus": {"CPU": 1, "GPU": 2}}
 @pytest.fixture(scope="module")
 def head():
     workers = {n: {"resources": r, "node_config": {}, "min_workers": 0, "max_workers": 2} for n, r in TYPES.items()}
-    types = {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}} | workers
-    config = {
-        "cluster_name": "test", "max_workers": 4, "head_node_type": "head",
+    types = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}} | workers
+    empty = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config = {f"{name}_commands": [] for name in empty} | {
+        "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [],
+        "rsync_filter": [], "cluster_name": "test", "max_workers": 4, "head_node_type": "ray.head.default",
         "available_node_types": types, "idle_timeout_minutes": 10, "upscaling_speed": 2, "auth": {}, "docker": {},
     }  # fmt: skip
     with ray_head("--num-cpus=0", "--num-gpus=0", alone=False, autoscaler=config) as found:

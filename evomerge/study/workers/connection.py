@@ -77,15 +77,15 @@ def _growth(nodes: list[dict[str, Any]]) -> Growth:
     """Whether an autoscaler starts machines here; Ray does not say so itself.
 
     Machines of an autoscaler have a type: as a label (KubeRay, and Ray's second autoscaler), or in the report of the
-    first one. Those that were started by hand are called by their number there.
+    first one. Where nobody starts machines, that report calls each by its number.
     """
     from ray.experimental.internal_kv import _internal_kv_get
 
     if any(n.get("Labels", {}).get(_GROUP) for n in nodes):
         return Growth.AUTOSCALER
     with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-        report = json.loads(_internal_kv_get(_STATUS))["autoscaler_report"]
-        if any(not name.startswith(_UNMANAGED) for name in report["active_nodes"]):
+        active = json.loads(_internal_kv_get(_STATUS))["autoscaler_report"]["active_nodes"]
+        if not any(f"{_UNMANAGED}{n['NodeID']}" in active for n in nodes):
             return Growth.AUTOSCALER
     return Growth.UNKNOWN
 
