@@ -24,7 +24,7 @@ def stoppable() -> Iterator[Stop]:
     before = {s: h for s in _SIGNALS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
 
     def ask(signum: int, _frame: FrameType | None) -> None:
-        if stop:
+        if stop.asked:
             for s in before:
                 signal.signal(s, signal.SIG_DFL)
         stop.ask(signum)

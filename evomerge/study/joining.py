@@ -155,7 +155,7 @@ class Joining:
                 now = self._look()
                 if now is None or now.token != driver.token or now.gone:
                     return
-                if self._pool.stop:
+                if self._pool.stop.asked:
                     self._recall()
                 else:
                     self._fill(place, references)
@@ -192,7 +192,7 @@ class Joining:
         return not self._running
 
     def _poll(self, driver: Driver) -> None:
-        if self._pool.stop and self._recall():
+        if self._pool.stop.asked and self._recall():
             raise _Look
         now = self._look()
         ended = now is None or now.token != driver.token or now.gone

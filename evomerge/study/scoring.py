@@ -96,7 +96,7 @@ class Scoring:
         twins: dict[tuple[str, str], list[Ask]] = {}
         while True:
             # One more than there are workers, so that none waits while the driver records.
-            while not self.pool.stop and len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
+            while not self.pool.stop.asked and len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
                 if _run(ask) in twins:
                     twins[_run(ask)].append(ask)
                     continue

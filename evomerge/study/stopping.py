@@ -26,16 +26,13 @@ class Stop:
         self.asked: int | None = None
         self._orderly = False
 
-    def __bool__(self) -> bool:
-        return self.asked is not None
-
     def ask(self, signum: int = signal.SIGINT) -> None:
         """Ask the search to end; called by the main thread, as handlers of signals are.
 
         Raises:
             Interrupted: it ends at once: it was asked before, or has nothing to finish.
         """
-        again, self.asked = self.asked is not None, signum
+        again, self.asked = bool(self.asked), signum
         if again:
             raise Interrupted(f"ended at once; what was under way is done again: {AGAIN}", signum)
         if not self._orderly:
@@ -56,5 +53,5 @@ class Stop:
         Raises:
             Interrupted: it was, and everything that was under way is recorded.
         """
-        if self.asked is not None:
+        if self.asked:
             raise Interrupted(f"what was under way is recorded: {AGAIN}", self.asked)

@@ -68,7 +68,7 @@ class JoinedPool:
             Interrupted: the search is to end, and nothing is under way any more.
         """
         while True:
-            if self.stop:
+            if self.stop.asked:
                 self.recall()
                 if not (self._mine or self._out or self._come):
                     self.stop.check()
@@ -108,7 +108,7 @@ class JoinedPool:
     def _poll(self, poll: Callable[[], None] | None) -> None:
         if poll is not None:
             poll()
-        if self.stop:
+        if self.stop.asked:
             self.recall()
             if not self._mine:
                 raise _Came
