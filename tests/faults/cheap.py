@@ -9,6 +9,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = "s"
+# Options, budget, and whether the search must be that of an uninterrupted one, candidate by candidate.
+WAYS = {
+    "whole": (("--fidelity", "full"), 14, True),
+    "raced": (("--fidelity", "race"), 8, True),
+    "one at a time": (("--fidelity", "full", "--async"), 14, True),
+    "asynchronous": (("--fidelity", "race", "--async"), 8, False),
+}
 
 # Right or wrong by a threshold of the item's own, so that races are as they are elsewhere. It takes CHEAP_SECONDS.
 SCORE = """

@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from tests.faults import cheap
-from tests.faults.accounts import Account, audit, moment, sequence
+from tests.faults.accounts import Account, audit, moment
+from tests.faults.cheap import WAYS
 from tests.servers import PASSWORD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("kills")]
@@ -21,49 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_gro
 SEED = int(os.environ.get("EVOMERGE_KILLS_SEED") or random.SystemRandom().randrange(2**31))
 # Of the driver alone, of each way to search on each database; and of what a cluster is made of.
 DRIVERS, CLUSTER = 17, {"driver": 6, "worker": 14, "node": 10, "head": 2}
-# Options, budget, and whether the search must be that of an uninterrupted one, candidate by candidate.
-WAYS = {
-    "whole": (("--fidelity", "full"), 14, True),
-    "raced": (("--fidelity", "race"), 8, True),
-    "one at a time": (("--fidelity", "full", "--async"), 14, True),
-    "asynchronous": (("--fidelity", "race", "--async"), 8, False),
-}
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    """Runs a search in a fork of a process that has imported everything; see `nursery`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.nursery"], cwd=cheap.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=os.environ | {"CHEAP_SECONDS": "0.02"},
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
-
-    def run(args, log, after=None):
-        print(json.dumps({"args": args, "after": after, "log": str(log)}), file=process.stdin, flush=True)
-        return json.loads(process.stdout.readline())
-
-    yield run
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture(scope="module")
-def alone(nursery, tmp_path_factory):
-    """Uninterrupted searches, by the way to search: (sequence, folder), and the seconds that one takes."""
-    folder = tmp_path_factory.mktemp("alone")
-    file, found = cheap.evaluator(folder), {}
-
-    def of(way):
-        if way not in found:
-            options, budget, _ = WAYS[way]
-            out = folder / way.replace(" ", "-")
-            done = nursery(cheap.asked(file, out, budget, *options, "--workers", 0), folder / "log")
-            assert done["code"] == 0, (folder / "log").read_text()[-3000:]
-            found[way] = (sequence(f"sqlite:///{out / 'study.db'}"), out), done["seconds"]
-        return found[way]
-
-    return file, of
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,6 +17,7 @@ from evomerge.study.stopping import Stop
 from evomerge.study.store import Store
 from evomerge.study.workers.joined import JoinedPool
 from tests.faults import cheap
+from tests.faults.accounts import audit
 from tests.study import test_asynchronous, test_loop, test_race_loop
 from tests.study.test_board import Scorer, recipe
 
@@ -116,46 +117,31 @@ def running(log, words, process, seconds=120):
         time.sleep(0.02)
 
 
+def notes(out):
+    return Store(f"sqlite:///{out / 'study.db'}").open(cheap.STUDY).notes()
+
+
 def trials(out):
     return Store(f"sqlite:///{out / 'study.db'}").open(cheap.STUDY).trials()
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The evaluator, and an undisturbed search by it: its folder, by the kind of search."""
-    folder = tmp_path_factory.mktemp("alone")
-    file, made = cheap.evaluator(folder), {}
-
-    def of(*more):
-        if more not in made:
-            made[more] = folder / f"out{len(made)}"
-            process = cheap.start(cheap.asked(file, made[more], 12, *more, "--workers", 0), folder / "log")
-            assert process.wait(280) == 0, (folder / "log").read_text()[-3000:]
-        return made[more]
-
-    return file, of
-
-
-FULL, RACE = ("--fidelity", "full"), ("--fidelity", "race")
-ASYNC = (*FULL, "--async")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("workers", "how", "more"),
+    ("workers", "how", "way"),
     [
-        (0, signal.SIGINT, FULL), (0, signal.SIGTERM, ASYNC), (2, signal.SIGINT, FULL), (2, signal.SIGINT, RACE),
-        (2, signal.SIGTERM, FULL),
+        (0, signal.SIGINT, "whole"), (0, signal.SIGTERM, "one at a time"), (2, signal.SIGINT, "raced"),
+        (2, signal.SIGTERM, "whole"),
     ],
 )  # fmt: skip
-def test_once(alone, tmp_path, workers, how, more):
+def test_once(alone, nursery, tmp_path, workers, how, way):
     """The signal goes to the whole process group, as a terminal's does; SIGTERM to the process, as Ray's of a job."""
     file, of = alone
     out, log = tmp_path / "out", tmp_path / "log"
-    args = cheap.asked(file, out, 12, *more, "--workers", workers)
-    process = cheap.start(args, log, CHEAP_SECONDS="0.6")
-    running(log, "search: 12 candidates", process)
+    options, budget, _ = cheap.WAYS[way]
+    args = cheap.asked(file, out, budget, *options)
+    process = cheap.start([*args, "--workers", str(workers)], log, CHEAP_SECONDS="0.6")
+    running(log, f"search: {budget} candidates", process)
     time.sleep(2.0)
     (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
     code = process.wait(60)
@@ -165,21 +151,24 @@ def test_once(alone, tmp_path, workers, how, more):
     assert said.splitlines()[-1].endswith("what was under way is recorded: the same command goes on from there")
     assert "error" in json.loads(log.with_suffix(".out").read_text())
     there = trials(out)
-    assert 0 < sum(t.state is not State.RUNNING for t in there) < 12 or more != FULL
-    if more == FULL:  # what was handed in and not begun
+    if way != "raced":
+        assert 0 < sum(t.state is not State.RUNNING for t in there) < budget
+        # What was handed in and not begun.
         assert sum(t.state is State.RUNNING for t in there) <= 1
-    assert cheap.start(cheap.asked(file, out, 12, *more, "--workers", 0), log).wait(200) == 0, log.read_text()[-3000:]
-    assert found(trials(out)) == found(trials(of(*more)))
+    assert nursery([*args, "--workers", "0"], log)["code"] == 0, log.read_text()[-3000:]
+    account = audit(f"sqlite:///{out / 'study.db'}", out, budget, of(way)[0], True)
+    assert (account.lost, account.doubled, account.corrupt, account.differing) == (0, 0, 0, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("workers", "how"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
-def test_twice(alone, tmp_path, workers, how):
+def test_twice(alone, nursery, tmp_path, workers, how):
     file, of = alone
     out, log = tmp_path / "out", tmp_path / "log"
-    args = cheap.asked(file, out, 12, *FULL, "--workers", workers)
-    process = cheap.start(args, log, CHEAP_SECONDS="5")
+    options, budget, _ = cheap.WAYS["whole"]
+    args = cheap.asked(file, out, budget, *options)
+    process = cheap.start([*args, "--workers", str(workers)], log, CHEAP_SECONDS="5")
     running(log, "scoring the sources", process)
     running(log, "worker", process)
     time.sleep(3.0)
@@ -193,23 +182,40 @@ def test_twice(alone, tmp_path, workers, how):
     words = "ended at once; what was under way is done again: the same command goes on from there"
     assert said.splitlines()[-1].endswith(words)
     assert time.monotonic() - began < 15
-    assert cheap.start(cheap.asked(file, out, 12, *FULL, "--workers", 0), log).wait(200) == 0, log.read_text()[-3000:]
-    assert found(trials(out)) == found(trials(of(*FULL)))
+    assert nursery([*args, "--workers", "0"], log)["code"] == 0, log.read_text()[-3000:]
+    account = audit(f"sqlite:///{out / 'study.db'}", out, budget, of("whole")[0], True)
+    assert (account.lost, account.doubled, account.corrupt, account.differing) == (0, 0, 0, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_while_the_winner_is_chosen(alone, tmp_path):
+def test_while_the_winner_is_chosen(alone, nursery, tmp_path):
     file, of = alone
     out, log = tmp_path / "out", tmp_path / "log"
-    args = cheap.asked(file, out, 12, *FULL, "--workers", 0)
+    options, budget, _ = cheap.WAYS["whole"]
+    args = cheap.asked(file, out, budget, *options, "--workers", 0)
     process = cheap.start(args, log, CHEAP_SECONDS="0.4")
     running(log, "choosing the winner", process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()[-3000:]
-    assert not (out / "result.json").exists()
-    assert cheap.start(args, log).wait(200) == 0, log.read_text()[-3000:]
-    weights = "model/model.safetensors"
-    assert (out / weights).read_bytes() == (of(*FULL) / weights).read_bytes()
-    study = Store(f"sqlite:///{out / 'study.db'}").open(cheap.STUDY)
-    assert study.notes()["looked"] == [study.notes()["winner"]]
+    assert not (out / "result.json").exists() and "looked" not in notes(out)
+    assert nursery(args, log)["code"] == 0, log.read_text()[-3000:]
+    account = audit(f"sqlite:///{out / 'study.db'}", out, budget, of("whole")[0], True)
+    assert (account.lost, account.doubled, account.corrupt, account.differing) == (0, 0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_fusion_ends_at_once_in_one_line(here, tmp_path, how):
+    here("init", "--fusion", tmp_path / "made")
+    log = tmp_path / "log"
+    args = ["fuse", str(tmp_path / "made" / "fusion.yaml"), str(tmp_path / "fused"), "--workers", "0", "--json"]
+    process = cheap.start(args, log)
+    running(log, "checking models, corpus and options", process)
+    time.sleep(3.0)
+    process.send_signal(how)
+    assert process.wait(60) == 128 + how
+    said = log.read_text()
+    assert said.splitlines()[-1] == "evomerge: error: interrupted: the same command goes on where it was"
+    assert "Traceback" not in said and "error" in json.loads(log.with_suffix(".out").read_text())
