@@ -145,4 +145,5 @@ def corrupt(storage, out, reference, same):
         bad += (out / weights).read_bytes() != (reference / weights).read_bytes()
         old = json.loads((reference / "result.json").read_text())
         bad += any(result[k] != old[k] for k in ("candidates", "best", "baselines", "tasks"))
-    return bad + sum(not f.stat().st_size for f in out.rglob("*") if f.is_file() and f.name != ".lock")
+    files = (f for f in out.rglob("*") if f.is_file() and not f.name.startswith((".lock", "study.db-")))
+    return bad + sum(not f.stat().st_size for f in files)

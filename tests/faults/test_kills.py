@@ -58,7 +58,7 @@ def test_of_the_driver(nursery, alone, database, way, tmp_path, record_property)
         args = cheap.asked(file, out, budget, *options, "--workers", 0, "--storage", storage)
         while account.kills["driver"] < DRIVERS:
             # Short ones too: each run goes on from where the one before was.
-            done = nursery(args, log, draw.uniform(0.05, draw.choice((0.3, 0.6, 1.0)) * seconds))
+            done = nursery(args, log, draw.uniform(0.05, draw.choice((0.2, 0.4, 0.8)) * seconds))
             if done["code"] != -9:
                 break
             account.kills["driver"] += 1
