@@ -139,6 +139,8 @@ class Drill:
         if what == "worker" and not workers:
             self.victims.insert(0, what)
             return
+        with self.log.open("a") as log:
+            print(f"drill: {what} after {answers(storage)} answers, {time.monotonic():.0f} s", file=log, flush=True)
         self.account.moments[moment(storage)] += 1
         self.account.kills[what] += 1
         match what:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_gro
 
 SEED = int(os.environ.get("EVOMERGE_KILLS_SEED") or random.SystemRandom().randrange(2**31))
 # Of the driver alone, of each way to search on each database; and of what a cluster is made of.
-DRIVERS, CLUSTER = 17, {"driver": 6, "worker": 14, "node": 10, "head": 2}
+DRIVERS, CLUSTER = 22, {"driver": 3, "worker": 5, "node": 3, "head": 1}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
