@@ -44,7 +44,7 @@ class Account:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def to_dict(self):
-        return dataclasses.asdict(self)
+        return vars(self)
 
     @classmethod
     def read(cls, data):

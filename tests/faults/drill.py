@@ -140,7 +140,7 @@ class Drill:
             self.victims.insert(0, what)
             return
         with self.log.open("a") as log:
-            print(f"drill: {what} after {answers(storage)} answers, {time.monotonic():.0f} s", file=log, flush=True)
+            print(f"drill: {what} killed after {answers(storage)} answers", file=log)
         self.account.moments[moment(storage)] += 1
         self.account.kills[what] += 1
         match what:
