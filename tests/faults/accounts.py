@@ -146,4 +146,4 @@ def corrupt(storage, out, reference, same):
         old = json.loads((reference / "result.json").read_text())
         bad += any(result[k] != old[k] for k in ("candidates", "best", "baselines", "tasks"))
     files = (f for f in out.rglob("*") if f.is_file() and not f.name.startswith((".lock", "study.db-")))
-    return bad + sum(not f.stat().st_size for f in files)
+    return bad + sum(not f.stat().st_size or f.suffix == ".part" for f in files)
