@@ -54,6 +54,18 @@ class CandidateError(EvoMergeError):
     """One candidate failed (NaN weights, an evaluator that raised, ...). The search records it and goes on."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command. Like `KeyboardInterrupt` no error: whatever catches those must not catch it.
+
+    Attributes:
+        exit_code: As shells count it: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, words: str, signum: int) -> None:
+        super().__init__(words)
+        self.exit_code = 128 + signum
+
+
 def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice that looks most like `value`, or None when nothing is near."""
     found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)

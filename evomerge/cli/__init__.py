@@ -1,8 +1,8 @@
 """The command line: one small file per command, registered in `evomerge.cli.commands.COMMANDS`.
 
-Exit codes: 0 done, 2 the user's input is wrong (one message that names what and where), 130 interrupted, 1 anything
-else. With `--json` stdout holds exactly one JSON value, the result or `{"error": ...}`; everything else that would
-have been printed goes to stderr.
+Exit codes: 0 done, 2 the user's input is wrong (one message that names what and where), 130 interrupted (143: by
+SIGTERM), 1 anything else. With `--json` stdout holds exactly one JSON value, the result or `{"error": ...}`;
+everything else that would have been printed goes to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from evomerge.cli.commands import parse
 from evomerge.cli.output import emit_error
-from evomerge.errors import EvoMergeError
+from evomerge.errors import EvoMergeError, Interrupted
 
 INTERRUPTED = 130
 
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvoMergeError as e:
         emit_error(str(e), as_json)
         return e.exit_code
-    except KeyboardInterrupt:
-        emit_error("interrupted", as_json)
-        return INTERRUPTED
+    except KeyboardInterrupt as e:
+        emit_error(f"interrupted: {e}" if str(e) else "interrupted", as_json)
+        return e.exit_code if isinstance(e, Interrupted) else INTERRUPTED
     except BrokenPipeError:
         # Whoever reads stdout (`evomerge zoo | head`) is gone. Python would complain once more when it flushes.
         with contextlib.suppress(OSError, ValueError):

@@ -34,17 +34,14 @@ def run(args: argparse.Namespace) -> int:
     """Fuse, write the cards, print the table."""
     from evomerge.cli.fusing import Fusing
     from evomerge.cli.progress import Progress
+    from evomerge.cli.signals import stoppable
     from evomerge.pipeline import FuseOptions, fuse
     from evomerge.report.fusion import fusion_dict, fusion_text, write_fusion
     from evomerge.study.workers import Cluster
 
     options = FuseOptions(args.file, args.out, Cluster(args.address, args.workers, args.gpus_per_worker))
-    with Fusing() as watcher, Progress() as searching:
-        try:
-            fused = fuse(options, watcher, searching)
-        except KeyboardInterrupt:
-            watcher.say("interrupted: the same command goes on where it was")
-            raise
+    with stoppable() as stop, Fusing() as watcher, Progress() as searching:
+        fused = fuse(options, watcher, searching, stop)
     write_fusion(fused)
     emit(args, fusion_dict(fused), fusion_text(fused))
     return 0

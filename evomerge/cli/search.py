@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget.parse(args.budget)
 
     from evomerge.cli.progress import Progress
+    from evomerge.cli.signals import stoppable
     from evomerge.pipeline import Options, join, search
     from evomerge.report.outputs import write_outputs
     from evomerge.report.result import to_dict
@@ -140,14 +141,10 @@ def run(args: argparse.Namespace) -> int:
         fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
         warm_start=args.warm_start, estimates=args.estimates, timeout=args.timeout,
     )  # fmt: skip
-    with Progress() as progress:
-        try:
-            if args.join:
-                return _joined(args, join(options, progress))
-            outcome = search(options, progress)
-        except KeyboardInterrupt:
-            progress.say("interrupted: the same command goes on where it was")
-            raise
+    with stoppable() as stop, Progress() as progress:
+        if args.join:
+            return _joined(args, join(options, progress, stop))
+        outcome = search(options, progress, stop)
     out = outcome.model.parent
     write_outputs(outcome, out)
     path = "path.png, " if outcome.path is not None else ""

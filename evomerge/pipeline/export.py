@@ -53,10 +53,7 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     steps: Mapping[str, Mapping[str, Any]] = notes.get(STEPS_NOTE, {})
     sources = _sources(config, steps)
     space = config.bind_models({r: shape_of(sources[r]) for r in config.references()})
-    stored = fingerprint["sources"]
-    contents = {s.model: stored["named"][s.name] for s in config.sources}
-    if config.base_model:
-        contents[config.base_model] = stored["base"]
+    contents = _contents(fingerprint["sources"], config)
     seed = fingerprint["seed"]
     plain = space.decode(trials[number].params, seed=seed)
     recipe: Recipe | Chain = plain.signed(contents, {"study": study.name, "trial": number, "seed": seed})
@@ -67,6 +64,16 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     depths = {r: s.num_layers for r, s in sources.items()}
     path = RecipePath.read(plain) if isinstance(config, DataflowConfig) else None
     return Exported(int(number), path, {s.model: s.name for s in config.sources}, depths)
+
+
+def _contents(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig) -> dict[str, str]:
+    """The content hashes of a study's models, by reference."""
+    if "named" not in stored:  # the first versions kept them so
+        return {r: stored[r] for r in config.references()}
+    contents = {s.model: stored["named"][s.name] for s in config.sources}
+    if config.base_model:
+        contents[config.base_model] = stored["base"]
+    return contents
 
 
 def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:

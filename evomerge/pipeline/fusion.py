@@ -42,6 +42,7 @@ from evomerge.sources import Source, fetch, open_source
 from evomerge.study import place
 from evomerge.study.fused import Answers, Fused, Model
 from evomerge.study.outcome import Outcome
+from evomerge.study.stopping import Stop
 from evomerge.study.watcher import Silent as SearchSilent
 from evomerge.study.watcher import Watcher as SearchWatcher
 from evomerge.study.workers import LocalTasks, RayTasks
@@ -51,11 +52,14 @@ Tasks = RayTasks | LocalTasks
 ROUNDING = 0.1
 
 
-def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: SearchWatcher | None = None) -> Fused:
+def fuse(
+    options: FuseOptions, watcher: Watcher | None = None, searching: SearchWatcher | None = None,
+    stop: Stop | None = None,
+) -> Fused:  # fmt: skip
     """Run or resume a fusion, to the checkpoint and what was measured.
 
     Args:
-        searching: Is told how the search goes that may follow.
+        searching, stop: Of the search that may follow: who is told of it, by what it can be asked to end.
 
     Raises:
         InputError: what was given is wrong; nothing was started.
@@ -69,14 +73,16 @@ def fuse(options: FuseOptions, watcher: Watcher | None = None, searching: Search
     with place.held(options.out / place.LOCK, options.out):
         fetch(plan.sources.values())
         plan.record(options.out)
-        return _Fusion(plan, options, watcher, searching or SearchSilent()).run()
+        return _Fusion(plan, options, watcher, searching or SearchSilent(), stop).run()
 
 
 class _Fusion:
     """One fusion on its way."""
 
-    def __init__(self, plan: FusionPlan, options: FuseOptions, watcher: Watcher, searching: SearchWatcher) -> None:
-        self.plan, self.options, self.watcher, self.searching = plan, options, watcher, searching
+    def __init__(
+        self, plan: FusionPlan, options: FuseOptions, watcher: Watcher, searching: SearchWatcher, stop: Stop | None
+    ) -> None:
+        self.plan, self.options, self.watcher, self.searching, self.stop = plan, options, watcher, searching, stop
         self.config, self.out = plan.config, options.out
         self.began = time.monotonic()
 
@@ -365,7 +371,7 @@ class _Fusion:
             if name not in {f.stem for f in starts}:
                 self.watcher.say(f"then.search.starts: {name}: no merge of the space {wanted.space}; left out")
         options = replace(options, enqueue=starts)
-        return search(options, self.searching)
+        return search(options, self.searching, self.stop)
 
     def _merged(self, corpus: Prepared, outcome: Outcome) -> Model:
         source = open_source(str(outcome.model.resolve()))

@@ -26,13 +26,14 @@ from evomerge.study import final, place, schema
 from evomerge.study.budget import Budget
 from evomerge.study.database import shown, table_names
 from evomerge.study.outcome import Outcome
+from evomerge.study.stopping import Stop
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
 
 FIRST = "parameter"
 
 
-def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
+def run_hybrid(options: Options, asked: Asked, watcher: Watcher, stop: Stop) -> Outcome:
     """Run or resume both stages of a hybrid search.
 
     Raises:
@@ -42,9 +43,9 @@ def run_hybrid(options: Options, asked: Asked, watcher: Watcher) -> Outcome:
     stages = Stages(options, asked)
     stages.check()
     first = stages.first()
-    stage = _first_stage(first, stages.split, watcher)
+    stage = _first_stage(first, stages.split, watcher, stop)
     watcher.say("the second stage: paths over the layers of the merge and its sources")
-    return run(stages.second(stage), watcher)
+    return run(stages.second(stage), watcher, stop)
 
 
 class Stages:
@@ -160,7 +161,7 @@ def _check_second(config: HybridConfig, merge: Source, options: Options, root: P
         ).name  # fmt: skip
 
 
-def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
+def _first_stage(plan: Plan, split: str, watcher: Watcher, stop: Stop) -> FirstStage:
     """The first stage's winner as a checkpoint, searched for unless an earlier run did.
 
     Args:
@@ -170,7 +171,7 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher) -> FirstStage:
     found = _found(plan)
     if found is None:
         watcher.say(split)
-        with opened(plan, watcher) as (_, study, pool):
+        with opened(plan, watcher, stop) as (_, study, pool):
             watcher.say("the first stage: merged weights")
             done = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")

@@ -24,6 +24,7 @@ from evomerge.study.goals import Goals
 from evomerge.study.leases import driver_of, held, leased
 from evomerge.study.loop import Search
 from evomerge.study.outcome import Aims, Measured, Outcome
+from evomerge.study.stopping import Stop
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
 from evomerge.study.workers import JoinedPool, LocalPool, Pool, RayPool
@@ -38,13 +39,14 @@ ENDED = {
 }
 
 
-def run(plan: Plan, watcher: Watcher) -> Outcome:
+def run(plan: Plan, watcher: Watcher, stop: Stop) -> Outcome:
     """Run or resume a search over one space, to the exported winner and its held-out evidence.
 
     Raises:
         EvoMergeError: every candidate failed, or a source cannot be scored.
+        Interrupted: it was asked to end.
     """
-    with opened(plan, watcher) as (store, study, pool):
+    with opened(plan, watcher, stop) as (store, study, pool):
         found = searched(plan, study, pool, watcher)
         trials, scores, goals = found.trials, found.scores, found.goals
         lines = {n: s.value for n, s in scores.items()}
@@ -69,6 +71,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
         signed = plan.signed(recipe, winner.number)
         shared = study.notes().get(OVERLAPS_NOTE)
         model = plan.out / "model"
+        stop.check()
         watcher.say(f"writing {model}")
         write_checkpoint(plan.sources, recipe, signed, model, overwrite=True)
     return Outcome(
@@ -103,8 +106,11 @@ class Searched:
 
 
 @contextmanager
-def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
-    """The database, the study in it and the workers, held for this process alone; others may join with theirs."""
+def opened(plan: Plan, watcher: Watcher, stop: Stop) -> Iterator[tuple[Store, Study, Pool]]:
+    """The database, the study in it and the workers, held for this process alone; others may join with theirs.
+
+    Inside the block a search that is asked to end does so in good order.
+    """
     with ExitStack() as stack:
         _lock(stack, plan)
         store = Store(plan.storage, create=True, say=watcher.say)
@@ -114,9 +120,10 @@ def opened(plan: Plan, watcher: Watcher) -> Iterator[tuple[Store, Study, Pool]]:
         study = plan.begin(store)
         plan.keep(study, plan.config)
         _note_overlaps(plan, study, watcher)
-        own = pool_of(plan, watcher)
+        own = pool_of(plan, watcher, stop)
         stack.callback(own.close)
         lease.offer(offer_of(plan, own))
+        stack.enter_context(stop.orderly())
         yield store, study, JoinedPool(own, Board(store, lease.token), watcher.say)
 
 
@@ -279,13 +286,13 @@ def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], go
     return Measured(control.name, "control", found[-1].test, winner.score, select, recipe, cost(trials))
 
 
-def pool_of(plan: Plan, watcher: Watcher) -> Pool:
+def pool_of(plan: Plan, watcher: Watcher, stop: Stop) -> Pool:
     """This process's own workers."""
     arguments = (plan.sources, plan.live, plan.evaluator, plan.options.prefix_bytes)
     if plan.options.cluster.workers == 0:
-        return LocalPool(*arguments, say=watcher.say)
+        return LocalPool(*arguments, say=watcher.say, stop=stop)
     watcher.say("starting the workers")
-    return RayPool(plan.options.cluster, *arguments, say=watcher.say)
+    return RayPool(plan.options.cluster, *arguments, say=watcher.say, stop=stop)
 
 
 def offer_of(plan: Plan, pool: Pool) -> dict[str, Any]:

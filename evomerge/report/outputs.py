@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 from evomerge.errors import EvoMergeError
 from evomerge.report.frames import items_frame, outcome_scores, trials_frame
@@ -49,7 +52,14 @@ def _path_picture(outcome: Outcome) -> Iterator[tuple[str, Callable[[Path], obje
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then rename it: a reader sees the old file or the new one, never half."""
+    """Let `write` make a file beside `path`, then rename it: a reader sees the old file or the new one, never half.
+
+    What processes left that were killed while they wrote it is removed.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)

@@ -76,6 +76,7 @@ class Joining:
 
         Raises:
             EvoMergeError: the driver was lost, and no other took its place.
+            Interrupted: this process was asked to leave, and has answered what it had begun.
         """
         began = time.monotonic()
         driver = self._first()
@@ -96,6 +97,7 @@ class Joining:
         """The driver, once it says what it needs; it may be between two stages. None where none comes."""
         deadline = time.monotonic() + term()
         while True:
+            self._pool.stop.check()
             driver = self._look(BOARD)
             if driver is not None and (driver.gone or driver.offer.get("study") == self._name):
                 return driver
@@ -106,6 +108,7 @@ class Joining:
     def _begun(self) -> Driver | None:
         """The driver, once it says what it needs, or is gone; None where it has ended, or does something else."""
         while (driver := self._look(BOARD)) is not None and not driver.gone:
+            self._pool.stop.check()
             if driver.offer:
                 return driver if driver.offer.get("study") == self._name else None
             time.sleep(BOARD)
@@ -119,6 +122,7 @@ class Joining:
         """
         deadline, said = time.monotonic() + term(), False
         while True:
+            self._pool.stop.check()
             driver = self._look(BOARD)
             if driver is None:
                 return None
@@ -151,8 +155,12 @@ class Joining:
                 now = self._look()
                 if now is None or now.token != driver.token or now.gone:
                     return
-                self._fill(place, references)
+                if self._pool.stop.asked:
+                    self._recall()
+                else:
+                    self._fill(place, references)
                 if not self._running:
+                    self._pool.stop.check()
                     time.sleep(BOARD)
                     continue
                 try:
@@ -178,7 +186,14 @@ class Joining:
             self._running.add(key)
             self._pool.submit(key, job)
 
+    def _recall(self) -> bool:
+        """Nothing more is begun. What was not is free for others when this process has left. True: nothing runs."""
+        self._running -= set(self._pool.recall())
+        return not self._running
+
     def _poll(self, driver: Driver) -> None:
+        if self._pool.stop.asked and self._recall():
+            raise _Look
         now = self._look()
         ended = now is None or now.token != driver.token or now.gone
         if ended or len(self._running) < self._pool.size + self._pool.ahead:

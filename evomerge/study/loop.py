@@ -75,6 +75,7 @@ class Search:
 
         Raises:
             StudyError: the stored candidates are not those that this search proposes (another version's study).
+            Interrupted: the search was asked to end; see `stopping`.
         """
         stored = {t.number: t for t in self.study.trials()}
         for trial in stored.values():
@@ -88,6 +89,7 @@ class Search:
         known: set[str | None] = set()
         stopped, idle, generations = "budget", 0, 0
         while True:
+            self.scoring.pool.stop.check()
             if self.optimizer.done:
                 stopped = "converged"
                 break

@@ -87,12 +87,16 @@ class Scoring:
         return self._lookup(ask)[0] is not None
 
     def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Answer]]:
-        """What became of each, in order of completion; asks are drawn while workers have room for them."""
+        """What became of each, in order of completion; asks are drawn while workers have room for them.
+
+        Raises:
+            Interrupted: the search is to end. What was under way has been yielded.
+        """
         running: dict[int, tuple[Ask, Score | None]] = {}
         twins: dict[tuple[str, str], list[Ask]] = {}
         while True:
             # One more than there are workers, so that none waits while the driver records.
-            while len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
+            while not self.pool.stop.asked and len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
                 if _run(ask) in twins:
                     twins[_run(ask)].append(ask)
                     continue
@@ -104,6 +108,7 @@ class Scoring:
                 running[ask.number] = (ask, part)
                 self.pool.submit(ask.number, Job("search", ask.recipe, only=missing))
             if not running:
+                self.pool.stop.check()
                 return
             key, answer = self.pool.wait()
             assert isinstance(key, int)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +47,16 @@ def test_a_path_has_its_picture_and_what_it_saved(outcome: Outcome, tmp_path: Pa
     assert result["path"] == "embeddings maths > maths 0 > maths 1 x0.9 > kovesh 1 > head maths"
     assert result["layer_evaluations"] == {"asked": 200, "run": 150, "saved": 0.25}
     assert result["front"] == [{"trial": 0, "depth": 3, "search": 0.25}]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(outcome: Outcome, tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".trials.parquet.{gone.pid}.part").touch()
+    alive = tmp_path / f".trials.parquet.{os.getppid()}.part"
+    alive.touch()
+    write_outputs(outcome, tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == FILES | {alive.name}
 
 
 def test_a_second_time_replaces(outcome: Outcome, tmp_path: Path) -> None:

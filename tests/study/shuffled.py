@@ -3,6 +3,8 @@
 import random
 from collections import deque
 
+from evomerge.study.stopping import Stop
+
 
 class Killed(BaseException):
     """Stands for kill -9: nothing may catch it."""
@@ -22,7 +24,7 @@ class ShuffledPool:
     device = "cpu"
 
     def __init__(self, answer, size=1, seed=0, kill_after=None):
-        self.size, self.jobs, self.run = size, deque(), 0
+        self.size, self.jobs, self.run, self.stop = size, deque(), 0, Stop()
         self._answer, self._random, self._kill = answer, random.Random(seed), kill_after
 
     def submit(self, key, job):
@@ -36,6 +38,11 @@ class ShuffledPool:
         key, job = self.jobs[place]
         del self.jobs[place]
         return key, self._answer(job)
+
+    def recall(self):
+        found = [key for key, _ in self.jobs]
+        self.jobs.clear()
+        return found
 
     def close(self):
         pass

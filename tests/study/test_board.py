@@ -18,6 +18,7 @@ from evomerge.study.exchange import read_answer, read_job, write_answer, write_j
 from evomerge.study.job import Answer, Job
 from evomerge.study.joining import Joining
 from evomerge.study.leases import leased
+from evomerge.study.stopping import Stop
 from evomerge.study.store import Store
 from evomerge.study.workers.joined import JoinedPool
 
@@ -144,10 +145,15 @@ class Scorer:
     size, ahead, device = 1, 0, "cpu"
 
     def __init__(self, seconds=0.0):
-        self.seconds, self.queue, self.scored = seconds, [], []
+        self.seconds, self.queue, self.scored, self.stop = seconds, [], [], Stop()
 
     def submit(self, key, job):
         self.queue.append((key, job))
+
+    def recall(self):
+        found = [key for key, _ in self.queue]
+        self.queue.clear()
+        return found
 
     def wait(self, poll=None):
         key, job = self.queue.pop(0)

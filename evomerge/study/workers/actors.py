@@ -147,6 +147,12 @@ class Actors:
             return key, result
         raise RuntimeError("nothing was submitted")
 
+    def recall(self) -> list[Hashable]:
+        """Take back the items that no worker has begun, for good. Returns their keys."""
+        found = [key for key, _, _ in self._queue]
+        self._queue.clear()
+        return found
+
     def _late(self) -> tuple[Hashable, Lost] | None:
         """An item whose time is up; its worker is replaced."""
         late = [reference for reference, run in self._running.items() if run.is_over()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +54,8 @@ class Connection:
         self.ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:
-            _connect(ray, cluster, address)
+            with _own_handler():
+                _connect(ray, cluster, address)
         try:
             self.client = bool(ray.util.client.ray.is_connected())
             nodes = [n for n in ray.nodes() if n["Alive"]]
@@ -115,6 +118,17 @@ def _connect(ray: Any, cluster: Cluster, address: str | None) -> None:
         raise
     except (OSError, ValueError, RuntimeError, RayError) as e:
         raise InputError(f"--address {address}: {_reason(e)}") from None
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep who asked to be told of SIGTERM: Ray puts in its place what ends the process, whatever is under way."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class JoinedPool:
         self._board = board
         self._say, self._told = say, Told(say)
         self.device = own.device
+        self.stop = own.stop
         self.ahead = own.ahead
         self._joined: dict[str, Joiner] = {}
         self._waiting: deque[tuple[Hashable, Job]] = deque()
@@ -61,8 +62,16 @@ class JoinedPool:
         self._hand_out()
 
     def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
-        """The next answer; see `Pool`."""
+        """The next answer; see `Pool`.
+
+        Raises:
+            Interrupted: the search is to end, and nothing is under way any more.
+        """
         while True:
+            if self.stop.asked:
+                self.recall()
+                if not (self._mine or self._out or self._come):
+                    self.stop.check()
             self._look(SOON if self._out else SELDOM)
             self._hand_out()
             if self._come:
@@ -81,6 +90,17 @@ class JoinedPool:
                 poll()
             time.sleep(SOON)
 
+    def recall(self) -> list[Hashable]:
+        """Take back what nobody has begun, here or on the board; see `Pool`."""
+        found = self._own.recall()
+        self._mine -= len(found)
+        there = [key for key in self._out if self._board.withdraw(key)]
+        found += [self._out.pop(key)[0] for key in there]
+        for queue in self._waiting, self._at_home:
+            found += [key for key, _ in queue]
+            queue.clear()
+        return found
+
     def close(self) -> None:
         """Stop its own workers."""
         self._own.close()
@@ -88,6 +108,10 @@ class JoinedPool:
     def _poll(self, poll: Callable[[], None] | None) -> None:
         if poll is not None:
             poll()
+        if self.stop.asked:
+            self.recall()
+            if not self._mine:
+                raise _Came
         self._look(SOON if self._out else SELDOM)
         if self._come or (self._waiting and self._room):
             raise _Came

@@ -10,6 +10,7 @@ from typing import Protocol
 from evomerge.evaluation import EvaluatorFile
 from evomerge.sources import Source
 from evomerge.study.job import Answer, Job, Told
+from evomerge.study.stopping import Stop
 from evomerge.study.workers.actors import Actors, Lost
 from evomerge.study.workers.cluster import Cluster
 from evomerge.study.workers.connection import Connection
@@ -26,10 +27,12 @@ class Pool(Protocol):
         size: Number of workers; more while others have joined.
         device: Kind of device that they run on ("cpu", "cuda").
         ahead: How many jobs beyond that it takes gladly, so that no worker waits.
+        stop: Whether whoever runs the search wants it to end.
     """
 
     device: str
     ahead: int
+    stop: Stop
 
     @property
     def size(self) -> int: ...
@@ -43,6 +46,9 @@ class Pool(Protocol):
         Args:
             poll: Called now and then meanwhile, where the workers are other processes. What it raises ends the wait.
         """
+
+    def recall(self) -> list[Hashable]:
+        """Take back the jobs that no worker has begun, for good. Returns their keys."""
 
     def close(self) -> None:
         """Stop the workers."""
@@ -76,6 +82,7 @@ class RayPool:
     Args:
         prefix_bytes: Memory of each worker for the hidden states of paths' common beginnings.
         say: Is told when workers are long in coming, and what they note.
+        stop: Whether the search is to end; default: never.
     """
 
     ahead = 1
@@ -88,7 +95,9 @@ class RayPool:
         evaluator: EvaluatorFile,
         prefix_bytes: int = 0,
         say: Callable[[str], None] | None = None,
+        stop: Stop | None = None,
     ) -> None:
+        self.stop = stop or Stop()
         connection = self._connection = Connection(cluster)
         try:
             # Ray that was started here has this process's folder, and no other machine.
@@ -115,6 +124,10 @@ class RayPool:
         self._told.of(answer)
         return key, answer
 
+    def recall(self) -> list[Hashable]:
+        """Take back what no worker has begun; see `Pool`."""
+        return self._actors.recall()
+
     def close(self) -> None:
         """Stop the workers, and Ray where this pool started it."""
         self._actors.close()
@@ -138,6 +151,7 @@ class LocalPool:
         prefix_bytes: int = 0,
         device: str | None = None,
         say: Callable[[str], None] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         from evomerge.study.builder import Builder
 
@@ -145,6 +159,7 @@ class LocalPool:
         self.device = self._builder.device
         self._told = Told(say)
         self._queue: deque[tuple[Hashable, Job]] = deque()
+        self.stop = stop or Stop()
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Hand in a job; see `Pool`."""
@@ -158,6 +173,12 @@ class LocalPool:
         answer = self._builder.run(job)
         self._told.of(answer)
         return key, answer
+
+    def recall(self) -> list[Hashable]:
+        """Take back what was not begun; see `Pool`."""
+        found = [key for key, _ in self._queue]
+        self._queue.clear()
+        return found
 
     def close(self) -> None:
         """Nothing to stop."""
