@@ -117,7 +117,28 @@ def best(trials: list[Trial]) -> list[Trial]:
     Those that keep all constraints come before all others, of which those that miss them least come first.
     """
     complete = [t for t in trials if t.score is not None]
-    return sorted(complete, key=lambda t: (t.violation, -(t.value or 0.0), t.number))
+    return sorted(complete, key=_rank)
+
+
+def _rank(trial: Trial) -> tuple[float, float, int]:
+    return trial.violation, -(trial.value or 0.0), trial.number
+
+
+class Spent:
+    """What candidates took of the budget, all of them and those since the best, kept up as they come."""
+
+    def __init__(self) -> None:
+        self.units = 0.0
+        self.since_best = 0.0
+        self._best: tuple[float, float, int] | None = None
+
+    def add(self, trial: Trial) -> None:
+        """Another one has ended."""
+        taken = trial.cost
+        self.units += taken
+        self.since_best += taken
+        if trial.score is not None and (self._best is None or _rank(trial) < self._best):
+            self._best, self.since_best = _rank(trial), 0.0
 
 
 def check_some_complete(trials: list[Trial]) -> None:
