@@ -39,7 +39,7 @@ def test_left_and_share():
 
 
 def test_what_is_spent_is_kept_up_as_candidates_come():
-    """To the bit what adding up from the start would give, in any order of ends, with ties, failures and constraints."""
+    """To the bit what adding up from the start gives: in any order of ends, with ties, failures and constraints."""
     random = np.random.default_rng(0)
     for _ in range(20):
         spent, ended = Spent(), []
