@@ -127,6 +127,8 @@ def _is_empty(source: Any) -> bool:
 def _unknown_contents(recipe: Any) -> Iterator[Problem]:
     """Content hashes of models that the recipe does not name: one that is misspelt would check nothing."""
     extras = _get(recipe, "evomerge")
+    if not _mapping(_get(extras, "sources")):
+        return
     named = [*merged_models(recipe), *tokenizer_model(recipe)]
     folders = [f for f in _mapping(_get(extras, "statistics")).values() if isinstance(f, str)]
     for reference, digest in _mapping(_get(extras, "sources")).items():

@@ -15,6 +15,8 @@ MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
 # What stands for no model where a tokenizer is chosen.
 UNION, BASE = "union", "base"
 WORDS = (UNION, BASE)
+# What a name of a model can be, or be in: numbers are passed over, for most of a recipe are.
+_INSIDE = (str, dict, list)
 _WORD_KEYS = (("tokenizer_source",), ("tokenizer", "source"))
 
 
@@ -79,9 +81,9 @@ def renamed(data: Any, rename: Callable[[str], str], path: tuple[str, ...] = ())
             return data
         # Under `evomerge: sources:` (content hashes) and `statistics:` (folders) the references are the keys.
         keys = rename if path in (("evomerge", "sources"), ("evomerge", "statistics")) else str
-        return {keys(k): renamed(v, rename, (*path, k)) for k, v in data.items()}
+        return {keys(k): renamed(v, rename, (*path, k)) if isinstance(v, _INSIDE) else v for k, v in data.items()}
     if isinstance(data, list):
-        return [renamed(v, rename, path) for v in data]
+        return [renamed(v, rename, path) if isinstance(v, _INSIDE) else v for v in data]
     if isinstance(data, str) and path and path[-1] in MODEL_KEYS:
         return data if path in _WORD_KEYS and data in WORDS else rename(data)
     return data

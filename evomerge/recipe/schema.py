@@ -193,6 +193,8 @@ class Recipe(Frozen):
             data["tokenizer"]["tokens"] = [[token, to] for token, to in data["tokenizer"]["tokens"].items()]
 
         def canonical(value: Any) -> Any:
+            if isinstance(value, float | str):
+                return value
             if isinstance(value, dict):
                 return {k: canonical(v) for k, v in value.items() if v is not None}
             if isinstance(value, list):

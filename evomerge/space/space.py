@@ -16,6 +16,9 @@ from evomerge.space.range import Range
 from evomerge.space.starts import Start, merge_starts
 
 METHOD = "method"
+# Of the tensors that each filter matches first (None: all others) the parameters whose values they have: one, or those
+# of all layer groups where values are interpolated over the layers.
+Layout = tuple[tuple[str | None, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Space:
         self.genes = {n: self._gene(n) for n in known if n in config.parameters and config.parameters[n].value is None}
         self.fixed = {n: config.parameters[n].value for n in known if n in config.parameters and n not in self.genes}
         self.parameters: tuple[Parameter, ...] = tuple(self._parameters())
+        self._layouts: dict[tuple[str, str, int], Layout] = {}
 
     def _gene(self, name: str) -> Gene:
         given, taken = self.config.parameters[name], self.config.taken(name)
@@ -171,19 +175,33 @@ class Space:
     def _setting(self, gene: Gene, source: str, slice_: int, params: Mapping[str, Value]) -> Setting:
         """A parameter's value for one source and slice, with filters only where its parts differ."""
 
-        def value(group: int, part: str) -> Scalar:
-            return _scalar(params[gene.name(source, self.grid.position(gene.axes, group, part))])
+        def value(names: tuple[str, ...]) -> Scalar | list[Scalar]:
+            found = [_scalar(params[name]) for name in names]
+            return found[0] if len(found) == 1 else found
 
-        def over_layers(part: str) -> Scalar | list[Scalar]:
-            places = [self.grid.position(gene.axes, g, part) for g in range(len(self.grid.groups))]
-            if not self.grid.smooth or len(set(places)) == 1:
-                return value(slice_, part)
-            return [value(g, part) for g in range(len(places))]
+        layout = self._layout(gene, source, slice_)
+        if len(layout) == 1:
+            return value(layout[0][1])
+        # Without pydantic's checks, most of a candidate's time: these are the parameters' own values, checked as such.
+        return [Condition.model_construct(filter=filter_, value=value(names)) for filter_, names in layout]
+
+    def _layout(self, gene: Gene, source: str, slice_: int) -> Layout:
+        """Where the values for one source and slice stand: worked out once, for every candidate asks for it."""
+        key = (gene.parameter, source, slice_)
+        if key not in self._layouts:
+            self._layouts[key] = self._laid_out(gene, source, slice_)
+        return self._layouts[key]
+
+    def _laid_out(self, gene: Gene, source: str, slice_: int) -> Layout:
+        def over_layers(part: str) -> tuple[str, ...]:
+            groups = range(len(self.grid.groups)) if self.grid.smooth else [slice_]
+            names = tuple(gene.name(source, self.grid.position(gene.axes, g, part)) for g in groups)
+            return names if len(set(names)) > 1 else names[:1]
 
         entries = self.grid.entries(slice_)
         if len({self.grid.position(gene.axes, slice_, e.part) for e in entries}) == 1:
-            return over_layers(entries[-1].part)
-        return [Condition(filter=e.filter, value=over_layers(e.part)) for e in entries]
+            entries = entries[-1:]
+        return tuple((e.filter, over_layers(e.part)) for e in entries)
 
     def encode(self, recipe: Recipe) -> dict[str, Value]:
         """The parameters of a recipe, so that decode(encode(recipe)) merges to the same model.

@@ -8,14 +8,14 @@ search that goes on feeds the optimizer the same asks and tells. Candidates that
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import StudyError
-from evomerge.score import TOLD, State, Trial, Value, cost
-from evomerge.study.candidates import attributes_of, best, record_end, record_stop
+from evomerge.score import TOLD, State, Trial, Value
+from evomerge.study.candidates import Spent, attributes_of, record_end, record_stop
 from evomerge.study.contest import SETTLED
 from evomerge.study.job import Answer
 from evomerge.study.raced import Raced
@@ -54,7 +54,11 @@ class Asynchronous(Iterator[Ask]):
     def __init__(self, search: Search) -> None:
         self._search = search
         self._ended: list[Trial] = []  # in the order of tells
+        self._spent = Spent()
         self._running: dict[int, _Running] = {}
+        # Of those under way: what they are charged together, and how many there are of each recipe.
+        self._charged = 0.0
+        self._equal: Counter[str] = Counter()
         self._ready: deque[Ask] = deque()
         self._again: deque[tuple[int, dict[str, Value], dict[str, Any]]] = deque()  # cut off in an earlier run
         self._held: list[_Running] = []  # have their block back and wait for the others: see `_release`
@@ -114,7 +118,7 @@ class Asynchronous(Iterator[Ask]):
         search = self._search
         if search.optimizer.done:
             self._stopped = "converged"
-        elif search.patience is not None and self._stale() >= search.patience:
+        elif search.patience is not None and self._spent.since_best >= search.patience:
             self._stopped = "patience"
         elif self._idle >= IDLE_GENERATIONS * search.optimizer.generation:
             self._stopped = "known"
@@ -128,7 +132,7 @@ class Asynchronous(Iterator[Ask]):
     def _units(self) -> float:
         """What is spent, what those under way are charged, and those that are to be run again at least."""
         again = len(self._again) * self._share(0) if self._window is not None else 0.0
-        return cost(self._ended) + sum(r.charged for r in self._running.values()) + again
+        return self._spent.units + self._charged + again
 
     def _allows(self, share: float) -> bool:
         """Whether a block of some share may start: what whoever turns out to be the best has yet to get is kept."""
@@ -140,11 +144,6 @@ class Asynchronous(Iterator[Ask]):
         budget = self._search.budget
         left = 1.0 - running.asked / len(self._race.draw)
         return budget.candidates is None or budget.allows(self._units + left, 0.0)
-
-    def _stale(self) -> float:
-        ranked = best(self._ended)
-        place = next((i for i, t in enumerate(self._ended) if ranked and t.number == ranked[0].number), -1)
-        return cost(self._ended[place + 1 :])
 
     def _share(self, seen: int) -> float:
         """The share of the items that a block from here on has."""
@@ -163,6 +162,7 @@ class Asynchronous(Iterator[Ask]):
         attributes = attributes_of(recipe, ask.hash) | attributes
         search.study.start(number, params, attributes)
         running = self._running[number] = _Running(ask, attributes)
+        self._equal[ask.hash] += 1
         if self._window is not None:
             self._window.start(number)
         return self._block(running)
@@ -176,7 +176,9 @@ class Asynchronous(Iterator[Ask]):
             running.asked = end
         payer = self._payers.setdefault(ask.hash, ask.number)
         if payer == ask.number:
-            running.charged += search.scoring.cost(ask)
+            taken = search.scoring.cost(ask)
+            running.charged += taken
+            self._charged += taken
         return replace(ask, payer=payer)
 
     def _came(self, running: _Running, answer: Answer) -> None:
@@ -256,7 +258,10 @@ class Asynchronous(Iterator[Ask]):
         ask = running.ask
         if self._payers.get(ask.hash) == ask.number:
             del self._payers[ask.hash]
-        if all(r.ask.hash != ask.hash for r in self._running.values()):
+        self._charged = self._charged - running.charged if self._running else 0.0  # no error of rounding is left
+        self._equal[ask.hash] -= 1
+        if not self._equal[ask.hash]:
+            del self._equal[ask.hash]
             self._search.scoring.forget([ask.hash])
         self._tell(trial, replayed=False)
         self._search.study.note("seconds", self._search.spent())
@@ -268,6 +273,7 @@ class Asynchronous(Iterator[Ask]):
         limit = recent[-1] if len(recent) == search.optimizer.parents else math.inf
         (told,) = search.told([trial], self._ended, search.race, limit)
         self._ended.append(trial)
+        self._spent.add(trial)
         hash_ = trial.attributes.get("recipe_hash")
         self._idle = self._idle + 1 if hash_ in self._known else 0
         self._known.add(str(hash_))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,30 @@ def attributes_of(recipe: Recipe, recipe_hash: str) -> dict[str, Any]:
 
 
 def record(
-    study: Study, number: int, params: Mapping[str, Value], attributes: dict[str, Any], answer: Answer, goals: Goals
+    study: Study,
+    number: int,
+    params: Mapping[str, Value],
+    attributes: Mapping[str, Any],
+    answer: Answer,
+    goals: Goals,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Trial:
     """Record how a candidate ended: with a score on all items, or a reason why there is none.
 
     Args:
         attributes: What was recorded of it before.
         goals: What the search is after.
+        more: Attributes to keep with it.
     """
     if answer.score is None:
         reason = answer.reason or "no reason given"
-        study.fail(number, reason, answer.seconds)
-        return Trial(number, params, State.FAIL, None, reason, answer.seconds, attributes)
-    found = layers(answer.layers)
+        study.fail(number, reason, answer.seconds, more)
+        return Trial(number, params, State.FAIL, None, reason, answer.seconds, {**attributes, **more})
+    more = {**more, **layers(answer.layers)}
     if goals.limits:
-        found |= {VIOLATION: goals.violation(answer.score, attributes)}
-    study.attribute(number, found)
-    attributes = attributes | found
-    study.complete(number, answer.score, answer.seconds, goals.recorded(answer.score, attributes))
+        more |= {VIOLATION: goals.violation(answer.score, {**attributes, **more})}
+    attributes = {**attributes, **more}
+    study.complete(number, answer.score, answer.seconds, goals.recorded(answer.score, attributes), more)
     return Trial(number, params, State.COMPLETE, answer.score, None, answer.seconds, attributes)
 
 
@@ -61,10 +68,9 @@ def record_end(
         more: Attributes to keep with it.
     """
     cost = {COST: one.charged} if seen is None else {RACE: {"seen": seen, COST: one.charged}}
-    kept = {**(more or {}), **cost}
-    study.attribute(one.ask.number, kept)
     answer = replace(answer, seconds=one.seconds, layers=one.layers)
-    return record(study, one.ask.number, one.ask.params, one.attributes | kept, answer, goals)
+    kept = {**(more or {}), **cost}
+    return record(study, one.ask.number, one.ask.params, one.attributes, answer, goals, kept)
 
 
 def record_stop(
@@ -82,8 +88,7 @@ def record_stop(
     n = one.ask.number
     race = {"stopped": why, "seen": seen, "estimate": estimate, COST: one.charged}
     kept = {**(more or {}), RACE: race, **layers(one.layers)}
-    study.scores.write(f"trial/{n}", "search", part)
-    study.prune(n, kept, one.seconds, seen, estimate)
+    study.prune(n, part, kept, one.seconds, seen, estimate)
     return Trial(n, one.ask.params, State.PRUNED, None, None, one.seconds, one.attributes | kept, part)
 
 
@@ -112,7 +117,28 @@ def best(trials: list[Trial]) -> list[Trial]:
     Those that keep all constraints come before all others, of which those that miss them least come first.
     """
     complete = [t for t in trials if t.score is not None]
-    return sorted(complete, key=lambda t: (t.violation, -(t.value or 0.0), t.number))
+    return sorted(complete, key=_rank)
+
+
+def _rank(trial: Trial) -> tuple[float, float, int]:
+    return trial.violation, -(trial.value or 0.0), trial.number
+
+
+class Spent:
+    """What candidates took of the budget, all of them and those since the best, kept up as they come."""
+
+    def __init__(self) -> None:
+        self.units = 0.0
+        self.since_best = 0.0
+        self._best: tuple[float, float, int] | None = None
+
+    def add(self, trial: Trial) -> None:
+        """Another one has ended."""
+        taken = trial.cost
+        self.units += taken
+        self.since_best += taken
+        if trial.score is not None and (self._best is None or _rank(trial) < self._best):
+            self._best, self.since_best = _rank(trial), 0.0
 
 
 def check_some_complete(trials: list[Trial]) -> None:

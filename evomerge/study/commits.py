@@ -34,7 +34,7 @@ class Commits:
 
     @contextmanager
     def guarded(self, check: Check) -> Iterator[None]:
-        """Check the commits of this thread, for a while."""
+        """Check the commits of this thread, for a while. The check may write what belongs to the transaction, too."""
         self._local.guard = check
         try:
             yield
@@ -55,6 +55,7 @@ class Commits:
         guard: Check | None = getattr(self._local, "guard", None)
         if guard is not None:
             guard(connection)
+            connection.info.pop(_WROTE, None)
 
     def _rollback(self, connection: sa.Connection) -> None:
         if not connection.invalidated:

@@ -39,7 +39,8 @@ class KnownResults:
         left = {}
         for task, at in places.items():
             ids, found = self.draw.items[task], self._all(model, task)
-            left[task] = tuple(p for p in at if any(ids[p] not in known for known in found))
+            # Of most models nothing is known.
+            left[task] = at if not all(found) else tuple(p for p in at if any(ids[p] not in known for known in found))
         return {task: at for task, at in left.items() if at}
 
     def share(self, model: str, places: Places, trial: int) -> float:
@@ -48,6 +49,9 @@ class KnownResults:
         count = 0
         for task, at in places.items():
             ids, found = self.draw.items[task], self._all(model, task)
+            if not all(found):
+                count += len(at)
+                continue
             count += sum(any(ids[p] not in known or known[ids[p]].payer == own for known in found) for p in at)
         return count / sum(map(len, self.draw.items.values()))
 
@@ -69,8 +73,8 @@ class KnownResults:
         tasks = [t for t in score.tasks if t.task in found and t.by_item]
         self._table.write(model, [(self._versions[t.task], t.items, t.results.tolist()) for t in tasks], trial)
         for task in tasks:
-            for item, result in zip(task.items, task.results.tolist(), strict=True):
-                found[task.task].setdefault(item, tables.Known(result, payer))
+            new = {i: tables.Known(r, payer) for i, r in zip(task.items, task.results.tolist(), strict=True)}
+            found[task.task] = new | found[task.task]
 
     def forget(self, models: Sequence[str]) -> None:
         """Let go of what is held in memory; the database has it."""

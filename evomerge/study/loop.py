@@ -23,7 +23,7 @@ from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
 from evomerge.study.budget import Budget
-from evomerge.study.candidates import attributes_of, behaviour, best, record
+from evomerge.study.candidates import Spent, attributes_of, behaviour, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.estimator.told import worth
 from evomerge.study.goals import Goals
@@ -86,6 +86,7 @@ class Search:
         if self.asynchronous:
             return Asynchronous(self).run()
         trials: list[Trial] = []
+        taken = Spent()
         known: set[str | None] = set()
         stopped, idle, generations = "budget", 0, 0
         while True:
@@ -93,24 +94,26 @@ class Search:
             if self.optimizer.done:
                 stopped = "converged"
                 break
-            if self.patience is not None and _stale(trials) >= self.patience:
+            if self.patience is not None and taken.since_best >= self.patience:
                 stopped = "patience"
                 break
             if idle >= IDLE_GENERATIONS:
                 stopped = "known"
                 break
-            number, units = len(trials), cost(trials)
+            number = len(trials)
             finished_before = number in stored and stored[number].state is not State.RUNNING
-            if not finished_before and not self.budget.left(units, self.spent()):
+            if not finished_before and not self.budget.left(taken.units, self.spent()):
                 break
             asked = self.optimizer.ask(self.optimizer.generation)
             race = self.race and self.race.turned(generations)
-            generation = self._generation(asked, stored, trials, race)
+            generation = self._generation(asked, stored, trials, taken.units, race)
             told = self.told(generation, trials, race)
             hashes = {t.attributes.get("recipe_hash") for t in generation}
             idle = idle + 1 if hashes <= known else 0
             known |= hashes
             trials += generation
+            for trial in generation:
+                taken.add(trial)
             if len(generation) < len(asked):
                 # The budget cut the generation short: it is told when a larger budget completes it.
                 self._close(asked[: len(generation)], told, generation)
@@ -163,9 +166,14 @@ class Search:
         asked: list[dict[str, Value]],
         stored: Mapping[int, Trial],
         trials: Sequence[Trial],
+        units: float,
         race: Raced | None,
     ) -> list[Trial]:
-        """Score a generation, as far as the budget reaches. Returns a prefix of it, in ask order."""
+        """Score a generation, as far as the budget reaches. Returns a prefix of it, in ask order.
+
+        Args:
+            trials: Of earlier generations, which took `units` of the budget.
+        """
         first = len(trials)
         numbers = list(range(first, first + len(asked)))
         ended: dict[int, Trial] = {}
@@ -181,14 +189,13 @@ class Search:
         if not waiting:
             return [ended[n] for n in numbers]
         asks = {n: self._ask(n, params[n]) for n in numbers}
-        units = cost(trials)
         if race is not None:
             raced = RacedGeneration(
                 self.study, self.scoring, self.budget, self.watcher, race, self.spent, self._in_order, asks,
                 ended,
             )  # fmt: skip
             if self.budget.allows(units + raced.least, self.spent()):
-                return raced.run(self.optimizer, trials)
+                return raced.run(self.optimizer, trials, units)
         self._whole(asks, waiting, ended, units + cost(ended.values()))
         self.scoring.forget([a.hash for a in asks.values()])
         return [ended[n] for n in itertools.takewhile(ended.__contains__, numbers)]
@@ -273,12 +280,6 @@ def path_order(recipe: Recipe) -> tuple[Any, ...]:
     """Sorts paths so that those with a common beginning stand together; other recipes by themselves."""
     path = Path.read(recipe)
     return (path.embeddings, *((h.model, h.layer, h.factor) for h in path.hops)) if path is not None else ()
-
-
-def _stale(trials: list[Trial]) -> float:
-    """What has been spent since the best candidate, in candidates."""
-    ranked = best(trials)
-    return cost(trials[ranked[0].number + 1 :] if ranked else trials)
 
 
 def _equal(a: Value, b: Value) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import Optimizer
-from evomerge.score import State, Trial, cost
+from evomerge.score import State, Trial
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import attributes_of, best, record_end, record_stop
 from evomerge.study.contest import SETTLED, Contest, Rules
@@ -99,11 +99,11 @@ class RacedGeneration:
         charged = sum(c.charged for c in self._candidates)
         return charged + sum(self._costs(first).values()) + 1.0 - end / count
 
-    def run(self, optimizer: Optimizer, earlier: Sequence[Trial]) -> list[Trial]:
+    def run(self, optimizer: Optimizer, earlier: Sequence[Trial], units: float) -> list[Trial]:
         """Race them.
 
         Args:
-            earlier: All candidates of earlier generations.
+            earlier: All candidates of earlier generations, which took `units` of the budget.
 
         Where the budget does not reach for another block, time included, it is settled, and its best alone goes on.
 
@@ -114,7 +114,6 @@ class RacedGeneration:
         for n, candidate in zip(self._numbers, self._candidates, strict=True):
             self._study.start(n, candidate.ask.params, candidate.attributes)
         contest = self._contest(optimizer, earlier)
-        units = cost(earlier)
         for start, end in contest.blocks():
             block = self._block(contest, start, end)
             costs = self._costs(block)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
-from evomerge.errors import EvoMergeError, StudyError, choose
+from evomerge.errors import StudyError, choose
 from evomerge.evaluation.config import Split
 from evomerge.score import Score, State, Trial, Value
-from evomerge.space import Categorical, Float, Integer, Parameter
+from evomerge.space import Parameter
 from evomerge.study import tables
 from evomerge.study.attributes import Attributes
 from evomerge.study.commits import Commits
 from evomerge.study.database import shown
 from evomerge.study.opening import open_storage
+from evomerge.study.recording import Recording
 from evomerge.study.retrying import Patience
 
 _FINGERPRINT = "evomerge:fingerprint"
 _NOTES = "evomerge:notes"
-# Of a trial: which call stored it. One whose acknowledgement was lost knows its own by it.
-_STORED_BY = "evomerge:stored_by"
 
 
 class Store:
@@ -152,7 +150,8 @@ class Study:
         self.name = name
         self.url = store.url
         self._storage = store.optuna
-        self._patience, self._commits, self._attributes = store.patience, store.commits, store.attributes
+        self._patience, self._attributes = store.patience, store.attributes
+        self._recording = Recording(store.optuna, store.commits, store.patience, study_id, name)
         self._id = study_id
         self._parameters = {p.name: p for p in parameters}
         self._trial_ids: dict[int, int] = {}
@@ -202,55 +201,8 @@ class Study:
 
     def start(self, number: int, params: Mapping[str, Value], attributes: Mapping[str, Any]) -> None:
         """Record that a candidate is being run (again, where an earlier run was cut off)."""
-        from optuna.trial import TrialState, create_trial
-
-        if number in self._trial_ids:
-            return
-        call = uuid.uuid4().hex
-        frozen = create_trial(
-            state=TrialState.RUNNING,
-            params=dict(params),
-            distributions={name: _distribution(self._parameters[name]) for name in params},
-            user_attrs=dict(attributes),
-            system_attrs={_STORED_BY: call},
-        )
-        frozen.datetime_start = frozen.datetime_start or datetime.datetime.now()
-
-        def create() -> int:
-            try:
-                with self._commits.guarded(self._numbered(number)):
-                    return int(self._storage.create_new_trial(self._id, frozen))
-            except _Numbering as e:
-                # Optuna too tries again, and does not know what became of the first try.
-                mine = self._stored_by(number, call)
-                if mine is not None:
-                    return mine
-                raise EvoMergeError(
-                    f'study "{self.name}": candidate {number} is to be stored, but {e.others} are there: another '
-                    "process writes this study; wait for it to end"
-                ) from None
-
-        self._trial_ids[number] = self._patience(create)
-
-    def _numbered(self, number: int) -> Callable[[sa.Connection], None]:
-        """Checks, as a trial is stored, that it gets this number: one that was stored before must not be doubled."""
-        trials = sa.table("trials", sa.column("study_id"))
-        query = sa.select(sa.func.count()).select_from(trials).where(trials.c.study_id == self._id)
-
-        def check(connection: sa.Connection) -> None:
-            others = int(connection.execute(query).scalar_one()) - 1
-            if others != number:
-                raise _Numbering(others)
-
-        return check
-
-    def _stored_by(self, number: int, call: str) -> int | None:
-        """The id of a trial, where it was stored by this very call."""
-        try:
-            found = int(self._storage.get_trial_id_from_study_id_trial_number(self._id, number))
-        except KeyError:
-            return None
-        return found if self._storage.get_trial_system_attrs(found).get(_STORED_BY) == call else None
+        if number not in self._trial_ids:
+            self._trial_ids[number] = self._recording.begin(number, params, self._parameters, attributes)
 
     def attribute(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Keep something with a candidate that is running; the dashboard shows it."""
@@ -258,59 +210,63 @@ class Study:
             self._patience(self._storage.set_trial_user_attr, self._trial_ids[number], name, value)
 
     def complete(
-        self, number: int, score: Score, seconds: Mapping[str, float], values: Sequence[float] | None = None
+        self,
+        number: int,
+        score: Score,
+        seconds: Mapping[str, float],
+        values: Sequence[float] | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Record a candidate's score: the items first, then the trial, so that a told trial always has its items.
+        """Record a candidate's score and its items together, so that a trial that is told always has its items.
 
         Args:
             values: Of the study's objectives; default the score's.
+            attributes: To be kept with it.
         """
         from optuna.trial import TrialState
 
-        self.scores.write(f"trial/{number}", "search", score)
         tasks = score.tasks if len(score.tasks) > 1 else ()
-        self.attribute(number, {"seconds": dict(seconds)} | {t.task: t.shown for t in tasks})
-        self._end(number, TrialState.COMPLETE, [score.value] if values is None else list(values))
+        shown_tasks = {t.task: t.shown for t in tasks}
+        self._end(
+            number, TrialState.COMPLETE, [score.value] if values is None else list(values),
+            {**attributes, "seconds": dict(seconds), **shown_tasks}, score,
+        )  # fmt: skip
 
     def prune(
-        self, number: int, attributes: Mapping[str, Any], seconds: Mapping[str, float], seen: int, estimate: float
-    ) -> None:
+        self, number: int, part: Score, attributes: Mapping[str, Any], seconds: Mapping[str, float], seen: int,
+        estimate: float,
+    ) -> None:  # fmt: skip
         """Record that a candidate was stopped.
 
         Args:
-            seen: How many items it had.
-            estimate: Its score on them; the dashboard shows it as an intermediate value.
+            part: Its score on the items that it had.
+            seen: How many these are.
+            estimate: What it is worth by them; the dashboard shows it as an intermediate value.
         """
         from optuna.trial import TrialState
 
-        self.attribute(number, {**attributes, "seconds": dict(seconds)})
         self._patience(self._storage.set_trial_intermediate_value, self._trial_ids[number], seen, estimate)
-        self._end(number, TrialState.PRUNED)
+        self._end(number, TrialState.PRUNED, None, {**attributes, "seconds": dict(seconds)}, part)
 
-    def fail(self, number: int, reason: str, seconds: Mapping[str, float]) -> None:
+    def fail(
+        self, number: int, reason: str, seconds: Mapping[str, float],
+        attributes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         """Record why a candidate failed."""
         from optuna.trial import TrialState
 
-        self.attribute(number, {"reason": reason, "seconds": dict(seconds)})
-        self._end(number, TrialState.FAIL)
+        self._end(number, TrialState.FAIL, None, {**attributes, "reason": reason, "seconds": dict(seconds)})
 
-    def _end(self, number: int, state: Any, values: Sequence[float] | None = None) -> None:
-        """Record how a candidate ended, once: an ended trial cannot be written any more."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        trial, tried = self._trial_ids[number], False
-
-        def end() -> None:
-            nonlocal tried
-            again, tried = tried, True
-            try:
-                self._storage.set_trial_state_values(trial, state, values)
-            except UpdateFinishedTrialError:
-                # The first try went through, and its acknowledgement was lost.
-                if not again or self._storage.get_trial(trial).state is not state:
-                    raise
-
-        self._patience(end)
+    def _end(
+        self, number: int, state: Any, values: Sequence[float] | None, attributes: Mapping[str, Any],
+        score: Score | None = None,
+    ) -> None:  # fmt: skip
+        trial = self._trial_ids[number]
+        if score is None:
+            self._recording.end(trial, state, values, attributes)
+            return
+        with self.scores.putting(f"trial/{number}", "search", score) as put:
+            self._recording.end(trial, state, values, attributes, put)
 
     def mark_winner(self, number: int, values: Mapping[Split, float]) -> None:
         """Mark the winner: in our notes, and as the first line of the study's note in the dashboard."""
@@ -328,18 +284,6 @@ class Study:
         self._patience(save)
 
 
-class _Numbering(Exception):
-    """A trial was about to be stored under another number than the next.
-
-    Attributes:
-        others: How many are there.
-    """
-
-    def __init__(self, others: int) -> None:
-        super().__init__(others)
-        self.others = others
-
-
 def differences(stored: Any, given: Any, path: str = "") -> list[str]:
     """What differs between two fingerprints, in words."""
     if isinstance(stored, dict) and isinstance(given, dict):
@@ -353,18 +297,6 @@ def differences(stored: Any, given: Any, path: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _distribution(parameter: Parameter) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    match parameter:
-        case Float():
-            return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-        case Integer():
-            return IntDistribution(parameter.low, parameter.high)
-        case Categorical():
-            return CategoricalDistribution(parameter.choices)
 
 
 def _synchronous_normal(connection: Any, _record: Any) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,12 +34,22 @@ class ScoreTable:
 
     def write(self, subject: str, split: Split, score: Score) -> None:
         """Record a score in one transaction; an earlier one of the same subject and split is replaced."""
-        self._patience(self._write, subject, split, score)
+        with self.putting(subject, split, score) as put:
+            self._patience(self._write, put)
 
-    def _write(self, subject: str, split: Split, score: Score) -> None:
+    def _write(self, put: Callable[[sa.Connection], None]) -> None:
         with self._engine.begin() as connection:
+            put(connection)
+
+    @contextmanager
+    def putting(self, subject: str, split: Split, score: Score) -> Iterator[Callable[[sa.Connection], None]]:
+        """What writes a score inside a transaction, which is committed when the block ends without an error."""
+        keys: dict[tuple[str, ...], str] = {}
+
+        def put(connection: sa.Connection) -> None:
             rows: list[dict[str, Any]] = []
             for place, task in enumerate(score.tasks):
+                key = keys[task.items] = self._sets.key(connection, task.items)
                 rows.append(
                     {
                         "study_id": self._study,
@@ -50,7 +61,7 @@ class ScoreTable:
                         "value": task.value,
                         "weight": task.weight,
                         "flipped": task.flipped,
-                        "item_set": self._sets.key(connection, task.items),
+                        "item_set": key,
                         "results": task.results.astype("<f4").tobytes(),
                     }
                 )
@@ -60,7 +71,9 @@ class ScoreTable:
                 )
             )
             connection.execute(sa.insert(scores), rows)
-        self._sets.written({t.items: r["item_set"] for t, r in zip(score.tasks, rows, strict=True)})
+
+        yield put
+        self._sets.written(keys)
 
     def read(self, split: Split) -> dict[str, Score]:
         """Every score on a split, by subject."""

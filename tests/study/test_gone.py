@@ -82,7 +82,7 @@ def test_a_lost_acknowledgement_doubles_nothing(kind, request):
     ends = [
         lambda n: study.complete(n, SCORE, {"build": 1.0}),
         lambda n: study.fail(n, "NaN", {}),
-        lambda n: study.prune(n, {"y": 1}, {}, 3, 0.25),
+        lambda n: study.prune(n, SCORE, {"y": 1}, {}, 3, 0.25),
     ]
     for n, end in enumerate(ends):
         for step in (*steps, end):
