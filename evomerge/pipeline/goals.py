@@ -46,7 +46,7 @@ def check_goals(
     known = [*tasks, *measures, *([DEPTH] if paths else [])]
     problems = []
     wanted = tuple(objectives) or objectives_of(file.config)
-    if len(wanted) == 1 and wanted[0] in known:  # the score is chosen by, and it is of something else
+    if len(wanted) == 1 and wanted[0] != SCORE and wanted[0] in known:  # it is the score that winners are chosen by
         counted = [t.name for t in file.config.tasks if t.weight]
         problems.append(
             f"{by or file.file}: objectives: {wanted[0]} alone: winners are chosen by the score, which is of "
