@@ -158,8 +158,7 @@ def main() -> None:
         for _ in range(args.workers):
             pool.wait()
         trials, steps, wall = ours(plan, pool, folder)
-        for worker in list(pool._idle):
-            pool._ray.kill(worker)
+        pool._actors.close()  # its workers, but not Ray, on which the peer's run
         values, theirs, peer_wall = peers(plan, trials, args.workers)
         pool.close()
     finally:

@@ -33,6 +33,7 @@ from evomerge.study.budget import Budget
 from evomerge.study.candidates import layer_evaluations
 from evomerge.study.loop import Search
 from evomerge.study.scoring import Scoring
+from evomerge.study.stopping import Stop
 from evomerge.study.watcher import Silent
 from evomerge.study.workers import Cluster
 from evomerge.zoo.model import build_model, save
@@ -46,7 +47,7 @@ LARGER = 40
 def measured(options: Options) -> dict[str, Any]:
     """Search, and nothing after it."""
     plan = Plan(options)
-    with opened(plan, Silent()) as (_, study, pool):
+    with opened(plan, Silent(), Stop()) as (_, study, pool):
         pool.submit("warm", plan.baselines()[0].job("search"))  # tasks are loaded and rendered once
         pool.wait()
         began = time.perf_counter()

@@ -30,6 +30,7 @@ from evomerge.study.known import KnownResults
 from evomerge.study.loop import Search
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
+from evomerge.study.stopping import Stop
 from evomerge.study.store import Study
 from evomerge.study.tables import Known, ResultTable
 from evomerge.study.watcher import Silent
@@ -60,9 +61,11 @@ class Replay:
     """A pool that answers from the surrogate."""
 
     size = 1
+    ahead = 0
     device = "cpu"
 
     def __init__(self, surrogate: Surrogate, places: Numbers) -> None:
+        self.stop = Stop()
         self._surrogate = surrogate
         self._places = places
         self._queue: deque[tuple[Hashable, Job]] = deque()
@@ -71,7 +74,7 @@ class Replay:
     def submit(self, key: Hashable, job: Job) -> None:
         self._queue.append((key, job))
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         key, job = self._queue.popleft()
         params = point(job.recipe)
         if params.tobytes() not in self._held:
@@ -85,6 +88,11 @@ class Replay:
 
     def _answers(self, params: Numbers) -> Numbers:
         found: Numbers = self._surrogate.answers(params)[self._places].astype(np.float64)
+        return found
+
+    def recall(self) -> list[Hashable]:
+        found = [key for key, _ in self._queue]
+        self._queue.clear()
         return found
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ from evomerge.study.leases import leased
 from evomerge.study.loop import Search
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
+from evomerge.study.stopping import Stop
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
 
@@ -113,6 +114,7 @@ class SimulatedPool:
 
     def __init__(self, size: int, items: int, clock: Clock, beside: Callable[[int], None]) -> None:
         self.size = size
+        self.stop = Stop()
         self._ids = tuple(f"{i:016x}" for i in range(items))
         self._clock, self._beside = clock, beside
         self._random = np.random.default_rng(0)
@@ -145,6 +147,11 @@ class SimulatedPool:
             self._count += 1
             ends = self._time + float(self._random.exponential())
             heapq.heappush(self._running, (ends, self._count, key, job))
+
+    def recall(self) -> list[Hashable]:
+        found = [key for key, _ in self._waiting]
+        self._waiting.clear()
+        return found
 
     def close(self) -> None:
         pass

@@ -19,7 +19,7 @@ import argparse
 import heapq
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -68,10 +68,12 @@ class TimedPool:
             None: the driver takes no time.
     """
 
+    ahead = 0
     device = "cpu"
 
     def __init__(self, inner: Pool, size: int, seed: int, clock: Clock, evaluation: float | None = None) -> None:
         self.size = size
+        self.stop = inner.stop
         self._inner = inner
         self._random = np.random.default_rng([seed, 1])
         self._clock = clock
@@ -90,7 +92,7 @@ class TimedPool:
         else:
             self._waiting.append((key, job))
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
         self._pass(self._driver())
         if not self._done:
             self._pass(self._running[0][0])
@@ -123,6 +125,11 @@ class TimedPool:
             self._clock.out = at
         self._count += 1
         heapq.heappush(self._running, (at + seconds, self._count, key, job))
+
+    def recall(self) -> list[Hashable]:
+        found = [key for key, _ in self._waiting]
+        self._waiting.clear()
+        return found
 
     def close(self) -> None:
         pass
