@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REPLAYS = {
     "search": ["--seeds", "1", "--budget", "3", "--long", "3", "--processes", "1", "--ways", "plain CMA-ES", "ours"],
-    "workers": "--seeds 2 --budget 8 --long 8 --workers 4 --processes 1".split(),
-    "scale": "--candidates 150 --window 20 --workers 1 4 --databases sqlite --samples 3".split(),
+    "workers": ["--seeds", "2", "--budget", "8", "--long", "8", "--workers", "4", "--processes", "1"],
+    "scale": ["--candidates", "150", "--window", "20", "--workers", "1", "4", "--databases", "sqlite", "--samples", "3"],
 }
 COMMANDS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
 
