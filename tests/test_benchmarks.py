@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 REPLAYS = {
     "search": ["--seeds", "1", "--budget", "3", "--long", "3", "--processes", "1", "--ways", "plain CMA-ES", "ours"],
     "workers": ["--seeds", "2", "--budget", "8", "--long", "8", "--workers", "4", "--processes", "1"],
-    "scale": ["--candidates", "150", "--window", "20", "--workers", "1", "4", "--databases", "sqlite", "--samples", "3"],
+    "scale": ["--candidates", "150", "--window", "20", "--workers", "1", "4", "--databases", "sqlite"],
 }
 COMMANDS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
 
