@@ -37,6 +37,7 @@ from benchmarks.replayed import (
 from benchmarks.surrogate import Numbers
 from evomerge.optimizers import Optimizer, make_optimizer
 from evomerge.optimizers.protocol import Told
+from evomerge.pipeline.one_space import WIDER
 from evomerge.score import Value
 from evomerge.space import Float, load_space
 from evomerge.study.contest import DROP, RELIABILITY, Rules
@@ -90,12 +91,16 @@ class Way:
     reliability: float = RELIABILITY
     estimates: bool = True
     turning: bool = True
+    wide: bool = True
 
     def make(self, parameters: Sequence[Float], seed: int) -> Any:
         """Its optimizer."""
         if self.plain:
             return Plain(parameters, seed)
         made: Optimizer = make_optimizer("auto", parameters, seed, restarts=self.restarts)
+        if self.race and self.wide:
+            size = WIDER * made.generation
+            made = make_optimizer("auto", parameters, seed, restarts=self.restarts, population=size)
         for start in load_space("quickstart").bind(4).starts() if self.starts else ():  # type: ignore[union-attr]
             made.enqueue(start.params)
         return made
@@ -116,6 +121,7 @@ WAYS: dict[str, Way] = {
     "ours, nobody raced out": replace(OURS, drop=0.0),
     "ours, order never settled": replace(OURS, reliability=2.0),
     "ours, all begin with the same items": replace(OURS, turning=False),
+    "ours, CMA-ES's own population": replace(OURS, wide=False),
     "ours, every candidate on all items": FULL,
 }
 

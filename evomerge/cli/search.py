@@ -55,8 +55,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--seed", type=_seed, default=0, help="seed of the whole search, DARE's masks included (default: 0)"
     )
     how.add_argument(
-        "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's)"
-    )
+        "--population", type=_positive, metavar="N", help="candidates per generation (default: the sampler's; of cma "
+        "and catcma twice as many in a race)",
+    )  # fmt: skip
     how.add_argument(
         "--sigma", type=float, help="first step, as a share of each range (default: cma and catcma .25, and of numbers "
         "no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",

@@ -31,6 +31,9 @@ from evomerge.study.workers import JoinedPool, LocalPool, Pool, RayPool
 
 # Kept with a study: whether it began with the space's starts, and, without generations, with how many workers.
 STARTS, WORKERS = "starts", "workers"
+# In a race a candidate costs little, and is told by few items: twice the population is seldom caught at the first place
+# that is any good, for as many items. Kept with a study; those of before have 1.
+WIDENED, WIDER = "widened", 2
 ENDED = {
     "budget": "the budget is spent",
     "patience": "no better one for as long as --patience allows",
@@ -199,6 +202,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         watcher.say(f"it begins from the {len(plan.warm)} best candidates of {options.warm_start}")
     if options.asynchronous:
         plan.workers = _workers(study, pool)
+    plan.widened = _widened(study, race is not None)
     optimizer = plan.optimizer(plan.space, _starts(plan, study), plan.warm)
     trials, stopped = Search(
         study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
@@ -237,6 +241,15 @@ def _workers(study: Study, pool: Pool) -> int:
     if begun is None:
         begun = 0 if study.trials() else pool.size  # those of before this was kept went by none
         study.note(WORKERS, begun)
+    return int(begun)
+
+
+def _widened(study: Study, raced: bool) -> int:
+    """How many times the optimizer's own population a generation has, as the study was begun."""
+    begun = study.notes().get(WIDENED)
+    if begun is None:
+        begun = WIDER if raced and not study.trials() else 1
+        study.note(WIDENED, begun)
     return int(begun)
 
 

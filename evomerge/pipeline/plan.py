@@ -79,6 +79,7 @@ class Plan:
 
     Attributes:
         workers: With how many the study was begun; 0 where that is not known (yet). See `_made`.
+        widened: How many times the optimizer's own population a generation has. See `_made`.
 
     Raises:
         InputError: whatever is wrong with space, evaluator, sources, recipes, output or storage.
@@ -90,7 +91,7 @@ class Plan:
         asked = asked or Asked.by(options)
         assert isinstance(asked.config, SpaceConfig | DataflowConfig)
         self.options = options
-        self.workers = 0
+        self.workers, self.widened = 0, 1
         self.evaluator = asked.evaluator
         self.first = first
         found = opened(asked.config, asked.root)
@@ -201,9 +202,11 @@ class Plan:
             )  # fmt: skip
 
         made = make(options.population)
-        wide = options.asynchronous and options.population is None and OPTIMIZERS[made.name].updates
-        # Of smaller generations most come back after several updates that they knew nothing of.
-        return make(self.workers) if wide and self.workers > made.generation else made
+        if options.population is not None or not OPTIMIZERS[made.name].updates:
+            return made
+        # Of smaller generations most come back, without generations, after several updates that they knew nothing of.
+        wide = max(self.widened * made.generation, self.workers if options.asynchronous else 0)
+        return make(wide) if wide > made.generation else made
 
     def restarts(self, sampler: str) -> str | None:
         """How this optimizer starts again; None where it cannot (a control may be of another kind)."""

@@ -9,8 +9,11 @@ import yaml
 
 from evomerge import presets, zoo
 from evomerge.evaluation import load_evaluator, open_evaluator
-from evomerge.pipeline.plan import _spelling
+from evomerge.pipeline import Options
+from evomerge.pipeline.one_space import WIDENED, WIDER, _widened
+from evomerge.pipeline.plan import Plan, _spelling
 from evomerge.score import State
+from evomerge.study.budget import Budget
 from evomerge.study.candidates import best
 from evomerge.study.store import Store
 from tests.study.recorded import sequence
@@ -152,3 +155,23 @@ def test_what_cannot_be_raced_is_refused_before_any_work(here, evaluator, tmp_pa
     assert not (tmp_path / "out" / "study.db").exists()
     done = here(*args(evaluator, tmp_path / "out"), "--workers", 0, "--fidelity", "rase", check=False)
     assert done.returncode == 2 and "--fidelity" in done.stderr and "race" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_race_has_twice_the_population_and_an_older_study_what_it_had(here, evaluator, tmp_path):
+    here(*args(evaluator, tmp_path / "one", 2), "--workers", 0)
+    here(*args(evaluator, tmp_path / "two", 2), "--workers", 0, "--fidelity", "full")
+    study, whole = (Store(f"sqlite:///{tmp_path / n / 'study.db'}").open("s") for n in ("one", "two"))
+    assert (study.notes()[WIDENED], whole.notes()[WIDENED]) == (WIDER, 1)
+    study.note(WIDENED, None)  # as studies of before have none
+    assert _widened(study, True) == 1 == study.notes()[WIDENED]
+
+    def generation(widened, **more):
+        options = Options(budget=Budget(candidates=2), evaluator=str(evaluator), out=tmp_path / "three", **more)
+        plan = Plan(options)
+        plan.widened = widened
+        return plan.optimizer(plan.space).generation
+
+    assert generation(2) == 2 * generation(1) == 24
+    assert generation(2, population=5) == 5
+    assert generation(2, sampler="evolution") == generation(1, sampler="evolution")
