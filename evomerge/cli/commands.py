@@ -118,12 +118,28 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
     if first is not None and first not in COMMANDS:
         raise InputError(f'unknown command "{first}"; {choose(first, COMMANDS)}')
     parser = parser or build_parser(COMMANDS if first is None else (first,))
-    args, unknown = parser.parse_known_args(list(argv))
+    try:
+        args, unknown = parser.parse_known_args(list(argv))
+    except InputError as e:
+        # argparse misses what is required before it says that it does not know what was written instead.
+        strange = _strange(argv, parser, first) if "required" in str(e) else None
+        raise (InputError(strange) if strange else e) from None
     if args.command is None and not unknown:
         raise InputError(f"expected a command; one of: {', '.join(COMMANDS)} (see: evomerge --help)")
     if unknown:
         raise InputError(_unknown(unknown[0], parser if args.command is None else args.parser))
     return args
+
+
+def _strange(argv: Sequence[str], parser: Parser, command: str | None) -> str | None:
+    """What is wrong with the first option that is none, or None."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and command in action.choices:
+            own: Parser = action.choices[command]
+            known = [option for a in own._actions for option in a.option_strings]
+            names = (a.split("=", 1)[0] for a in argv if a.startswith("--") and a != "--")
+            return next((_unknown(n, own) for n in names if n not in known), None)
+    return None
 
 
 def _unknown(argument: str, parser: Parser) -> str:

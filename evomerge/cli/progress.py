@@ -101,6 +101,8 @@ class Progress:
         count = f"{self._done} candidate" + ("" if self._done == 1 else "s")
         also = [f"{n} {what}" for n, what in ((self._stopped, "stopped early"), (self._failed, "failed")) if n]
         words = [count + (f" ({', '.join(also)})" if also else "")]
+        if self._stopped and self._budget is not None and self._budget.candidates is not None:
+            words.append(f"{self._units:.1f} of {self._budget.candidates:g} spent")
         if self._best is not None:
             words.append(f"best {self._best[0]:.3f} (candidate {self._best[1]})")
         if self._goal is not None:

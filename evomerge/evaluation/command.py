@@ -57,6 +57,14 @@ class CommandEvaluator:
         """Ids of each task's items in a split (none where the command brings its own)."""
         return self._items.ids(split)
 
+    def searched(self) -> Sequence[str]:
+        """See `Evaluator.searched`."""
+        return [t.name for t in self._config.tasks if self._config.searched(t)]
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """None: every task is one."""
+        return {}
+
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """See `Evaluator.texts`."""
         return self._items.texts(split)

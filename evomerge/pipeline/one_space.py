@@ -187,7 +187,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         drop = race.rules.drop
         watcher.say(
             "candidates are raced: they stop where "
-            + (f"they cannot be among the parents (wrongly in at most {drop:.0%} of cases), or " if drop else "")
+            + (f"they cannot be among the parents (a generation's best in at most {drop:.0%}), or " if drop else "")
             + "their order is settled, and cost the share of the items that they had"
         )
     if each is not None and budget.candidates is not None:

@@ -42,6 +42,9 @@ def test_unknown_command_names_the_nearest(command: Callable) -> None:
 
 def test_unknown_option_names_the_nearest(command: Callable) -> None:
     assert command("zoo", "--jsno").error == 'evomerge zoo: unknown option "--jsno"; did you mean "--json"?'
+    # Also where one that is required is missed for it.
+    assert command("search", "--budgt", "10").error.endswith('unknown option "--budgt"; did you mean "--budget"?')
+    assert "required: --budget" in command("search", "--seed", "1").error
     assert '"--overwirte"; did you mean "--overwrite"?' in command("merge", "a", "b", "--overwirte=1").error
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from evomerge import presets, zoo
 from evomerge.errors import CandidateError
-from evomerge.evaluation import EVALUATORS, SPLITS, load_evaluator, open_evaluator
+from evomerge.evaluation import EVALUATORS, SPLITS, Evaluator, load_evaluator, open_evaluator
 from evomerge.merging.live import live_model, load_tokenizer
 
 SCORE = """
@@ -142,3 +142,12 @@ def test_some_of_the_items_score_as_they_do_among_all(file, model, tokenizer):
         assert part.items == tuple(whole.items[p] for p in places) and part.metric == whole.metric
         assert part.results.tolist() == pytest.approx([whole.results[p] for p in places], abs=1e-5)
         assert part.value == pytest.approx(float(part.results.mean()), abs=1e-6)
+
+
+def test_it_has_all_that_the_contract_names(file):
+    """The table names classes as text, where mypy does not look."""
+    evaluator = open_evaluator(file)
+    names = [n for n in vars(Evaluator) if not n.startswith("_")]
+    assert "searched" in names and all(callable(getattr(evaluator, n, None)) for n in names)
+    assert set(evaluator.searched()) == {t for t in evaluator.items("search") if t in evaluator.texts("search")}
+    assert evaluator.groups() == {}
