@@ -15,6 +15,7 @@ from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
 from evomerge.score import Score, State, Trial, cost
+from evomerge.space.starts import start_of
 from evomerge.study import final, place
 from evomerge.study.archive import Archive
 from evomerge.study.board import Board
@@ -66,6 +67,8 @@ def run(plan: Plan, watcher: Watcher, stop: Stop) -> Outcome:
         winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, selecting, plan.start)
         recipe = decode(winner.params)
         watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
+        if (start := start_of(plan.space.starts(), winner.params)) is not None:
+            watcher.say(f"it is {start.words}, which was tried before anything was searched for: nothing beats it yet")
         watcher.say("scoring the winner and what it must beat on the test items")
         measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
         measured[-1:-1] = controls

@@ -5,7 +5,7 @@ They are candidates like others, put before those that the optimizer draws, wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,18 @@ class Start:
 
     name: str
     params: Mapping[str, Value]
+
+    @property
+    def words(self) -> str:
+        """What a sentence calls it."""
+        kind, _, what = self.name.partition(" ")
+        words = {"source": f"{what} as it is", "published": f"{what} with its published settings"}
+        return words.get(kind, "the uniform merge")
+
+
+def start_of(starts: Iterable[Start], params: Mapping[str, Value]) -> Start | None:
+    """The start that has just these parameters, if any."""
+    return next((s for s in starts if dict(s.params) == dict(params)), None)
 
 
 def merge_starts(space: Space) -> list[Start]:

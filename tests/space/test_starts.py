@@ -11,6 +11,7 @@ from evomerge.recipe import InputModel, Path, Recipe
 from evomerge.sources import open_source
 from evomerge.space import load_space
 from evomerge.space.parameters import check
+from evomerge.space.starts import start_of
 from tests.space import spaces
 from tests.space.pools import bound, compact
 
@@ -126,3 +127,11 @@ def test_presets_have_starts(name):
     space = load_space(name).bind(4)
     names = [s.name for s in space.starts()]
     assert names[:3] == ["source maths", "source kovesh", "source sorting"] and len(names) >= 4
+
+
+def test_a_winner_that_is_a_start_is_called_by_its_name():
+    starts = spaces.of_method("ties", "layers x modules").bind(4).starts()
+    names = {s.name: start_of(starts, dict(s.params)).words for s in starts}
+    assert names["source maths"] == "maths as it is" and names["published ties"] == "ties with its published settings"
+    other = {n: 0.123 for n in starts[0].params}
+    assert start_of(starts, other) is None
