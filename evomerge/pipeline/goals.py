@@ -50,8 +50,7 @@ def check_goals(
         counted = [t.name for t in file.config.tasks if t.weight]
         problems.append(
             f"{by or file.file}: objectives: {wanted[0]} alone: winners are chosen by the score, which is of "
-            f"{', '.join(counted)}; expected score beside it, or {measured(wanted[0])[0]} as the only task with a "
-            "weight"
+            f"{', '.join(counted)}; expected score beside it"
         )
     for name in wanted:
         if name not in (SCORE, *known):

@@ -174,7 +174,6 @@ def test_depth_is_an_objective_and_a_constraint_of_paths(search, tmp_path):
         (["--objective", "kovesh_problem"], {}, ["objectives: kovesh_problem", 'did you mean "kovesh_problems"']),
         (["--objective", "score", "depth"], {}, ["objectives: depth", "only paths have one"]),
         (["dataflow", "--objective", "depth"], {}, ["objectives: depth alone", "expected score beside it"]),
-        ([], {"objectives": ["ambri_problems"]}, ["ambri_problems alone", "as the only task with a weight"]),
         (["--objective", "score", "score"], {}, ["objectives named twice: score"]),
         (["--objective", "score", "kovesh_direction.length"], {}, ["kovesh_direction.length", "generate_until"]),
         ([], {"constraints": [{"of": "ambri", "at_least": 1}]}, ["constraints: ambri", "ambri_problems"]),
