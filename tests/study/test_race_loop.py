@@ -38,6 +38,9 @@ def results(recipe, task):
     """Of every item of a task: right where the merge is near enough to the optimum for it."""
     return (-2 * np.abs(np.array(weights(recipe)) - OPTIMUM).sum() > LEVELS[task]).astype(np.float32)
 
+OFTEN = ("cma", "evolution", "tpe")  # the others in the slow tier; gp is too slow, and made like tpe
+SAMPLERS = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS if n != "gp"]
+
 
 class Pool(ShuffledPool):
     """Counts the items that were run."""
@@ -82,7 +85,7 @@ def sequence(trials):
     return [(t.number, dict(t.params), t.state, t.value, t.estimate, t.seen, t.stopped, t.cost) for t in trials]
 
 
-@pytest.mark.parametrize("sampler", [n for n in OPTIMIZERS if n != "gp"])  # too slow, and made like tpe
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     one, _ = search(url, 20, Pool(1), "one", sampler, versions="one")
     many, _ = search(url, 20, Pool(7, seed=3), "many", sampler, versions="many")
