@@ -15,22 +15,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import CandidateError, DiskFullError, EvaluatorError, EvoMergeError, choose
 from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
-from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import not_finite_weight
-from evomerge.evaluation.items import ItemFile
+from evomerge.evaluation.items import ItemEvaluator
 from evomerge.evaluation.keeper import Keeper
 from evomerge.evaluation.placeholders import filled
 from evomerge.evaluation.process import environment, run
 from evomerge.evaluation.returned import kind, score_of
 from evomerge.evaluation.room import CANDIDATE, places
-from evomerge.evaluation.splits import Item, Places, content_id
+from evomerge.evaluation.splits import Item, Places
 from evomerge.merging.scratch import scratch_folder
 from evomerge.score import Score, TaskScore
 
@@ -38,52 +37,18 @@ from evomerge.score import Score, TaskScore
 ID = "evomerge_id"
 
 
-class CommandEvaluator:
+class CommandEvaluator(ItemEvaluator):
     """`kind: command`. See `Evaluator` for the contract, and `SavedEvaluator` for what it has beside it."""
 
     def __init__(self, file: EvaluatorFile, say: Callable[[str], None] | None = None) -> None:
-        self._file = file
-        self._config = file.config
+        super().__init__(file)
         self._command = file.config.command or []
-        self._items = ItemFile(file)
         self._own = {name: _value(file, name, value) for name, value in file.config.env.items()}
         self._hidden = [v for n, v in self._own.items() if file.config.env[n].startswith("$") and len(v) > 3]
         self._keeper = Keeper()
         if file.config.scratch is not None and not Path(file.config.scratch).expanduser().is_dir():
             raise EvaluatorError(f"{file.file}: scratch = {file.config.scratch}: no such folder")
         self._program()
-
-    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        """Ids of each task's items in a split (none where the command brings its own)."""
-        return self._items.ids(split)
-
-    def searched(self) -> Sequence[str]:
-        """See `Evaluator.searched`."""
-        return [t.name for t in self._config.tasks if self._config.searched(t)]
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """None: every task is one."""
-        return {}
-
-    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        """See `Evaluator.texts`."""
-        return self._items.texts(split)
-
-    def definition(self) -> dict[str, str]:
-        """Nothing beyond the file's fingerprint, which holds the hashes of the items and of files that it names."""
-        return {}
-
-    def measures(self, task: str) -> Sequence[str]:
-        """None: a command gives numbers, not answers."""
-        return ()
-
-    def versions(self) -> dict[str, str]:
-        """See `Evaluator.versions`. What the command runs beyond the files that it names is not known."""
-        shared = settings(self._file)
-        return {
-            t.name: content_id(shared | {"task": t.name, "metric": t.metric, "higher": t.higher_is_better is not False})
-            for t in self._config.tasks
-        }
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Save a live model and score it; see `Evaluator.evaluate`.

@@ -15,56 +15,21 @@ import torch
 
 from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation.config import EvaluatorFile, Split
-from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
-from evomerge.evaluation.items import ItemFile
+from evomerge.evaluation.items import ItemEvaluator
 from evomerge.evaluation.returned import kind, score_of
 from evomerge.evaluation.seeds import seed_all
-from evomerge.evaluation.splits import Item, Places, content_id
+from evomerge.evaluation.splits import Item, Places
 from evomerge.functions import load_function
 from evomerge.score import Score
 
 
-class FunctionEvaluator:
+class FunctionEvaluator(ItemEvaluator):
     """`kind: python`. See `Evaluator` for the contract."""
 
     def __init__(self, file: EvaluatorFile, say: Callable[[str], None] | None = None) -> None:
-        self._file = file
-        self._config = file.config
+        super().__init__(file)
         self._function = self._load(file.config.function or "")
-        self._items = ItemFile(file)
-
-    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        """Ids of each task's items in a split (none where the function brings its own)."""
-        return self._items.ids(split)
-
-    def searched(self) -> Sequence[str]:
-        """See `Evaluator.searched`."""
-        return [t.name for t in self._config.tasks if self._config.searched(t)]
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """None: every task is one."""
-        return {}
-
-    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        """See `Evaluator.texts`: the strings and numbers of each item, in its order; every task has the same items."""
-        return self._items.texts(split)
-
-    def definition(self) -> dict[str, str]:
-        """Nothing beyond the file's fingerprint, which holds the hashes of function and items."""
-        return {}
-
-    def measures(self, task: str) -> Sequence[str]:
-        """None: a function gives numbers, not answers."""
-        return ()
-
-    def versions(self) -> dict[str, str]:
-        """See `Evaluator.versions`. A function that brings its own items is known by its file alone."""
-        shared = settings(self._file)
-        return {
-            t.name: content_id(shared | {"task": t.name, "metric": t.metric, "higher": t.higher_is_better is not False})
-            for t in self._config.tasks
-        }
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`. Every task has the same items.

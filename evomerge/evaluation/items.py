@@ -1,14 +1,15 @@
-"""Items of one's own: a JSONL file, one object per line, divided like any others."""
+"""Items of one's own: a JSONL file, one object per line, divided like any others; what evaluators over them share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split
-from evomerge.evaluation.splits import Item, Places, divide
+from evomerge.evaluation.evaluator import settings
+from evomerge.evaluation.splits import Item, Places, content_id, divide
 
 
 class ItemFile:
@@ -47,6 +48,50 @@ class ItemFile:
         if only is None:
             return items
         return [items[place] for place in sorted({p for places in only.values() for p in places})]
+
+
+class ItemEvaluator:
+    """What evaluators whose tasks all have the items of one file share; see `Evaluator`.
+
+    Such a file is not needed: who scores may bring its own items. It gives numbers, not answers.
+    """
+
+    def __init__(self, file: EvaluatorFile) -> None:
+        self._file = file
+        self._config = file.config
+        self._items = ItemFile(file)
+
+    def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """Ids of each task's items in a split; none where there is no file."""
+        return self._items.ids(split)
+
+    def searched(self) -> Sequence[str]:
+        """See `Evaluator.searched`."""
+        return [t.name for t in self._config.tasks if self._config.searched(t)]
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """None: every task is one."""
+        return {}
+
+    def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
+        """See `Evaluator.texts`: the strings and numbers of each item, in its order; every task has the same items."""
+        return self._items.texts(split)
+
+    def definition(self) -> dict[str, str]:
+        """Nothing beyond the evaluator's fingerprint, which holds the hashes of the items and of files it names."""
+        return {}
+
+    def measures(self, task: str) -> Sequence[str]:
+        """None: there are no answers."""
+        return ()
+
+    def versions(self) -> dict[str, str]:
+        """See `Evaluator.versions`. What is run beyond the files that the evaluator names is not known."""
+        shared = settings(self._file)
+        return {
+            t.name: content_id(shared | {"task": t.name, "metric": t.metric, "higher": t.higher_is_better is not False})
+            for t in self._config.tasks
+        }
 
 
 def _read(file: EvaluatorFile, name: str) -> list[dict[str, Any]]:
