@@ -48,6 +48,19 @@ class ShuffledPool:
         pass
 
 
+def a_second_each(pool, monkeypatch):
+    """The same kind of pool, where each answer takes a second of the loop's clock; and that clock, in a list."""
+    now = [0.0]
+    monkeypatch.setattr("evomerge.study.loop.time.monotonic", lambda: now[0])
+
+    class Slow(pool):
+        def wait(self):
+            now[0] += 1.0
+            return super().wait()
+
+    return Slow, now
+
+
 def weights(recipe):
     """The weight of each model of a recipe."""
     return [m.parameters["weight"] for m in recipe.models]

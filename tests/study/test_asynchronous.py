@@ -21,7 +21,7 @@ from evomerge.study.scoring import Scoring
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
 from evomerge.study.window import Window
-from tests.study.shuffled import Killed
+from tests.study.shuffled import Killed, a_second_each
 from tests.study.test_race_loop import ITEMS, PARAMETERS, WEIGHTS, Pool, decode
 
 # But "gp", which is slow, and like "tpe" in all but its model.
@@ -174,15 +174,8 @@ def test_killed_with_the_last_of_the_budget_under_way_somebody_has_all_items(url
 @pytest.mark.parametrize("answers", [1, 3, 40])
 def test_when_time_is_out_the_best_is_finished(url, answers, monkeypatch):
     """Each answer takes a second; time is out while there are only first blocks, and later."""
-    now = [0.0]
-    monkeypatch.setattr("evomerge.study.loop.time.monotonic", lambda: now[0])
-
-    class Slow(Pool):
-        def wait(self):
-            now[0] += 1.0
-            return super().wait()
-
-    trials, stopped = search(url, f"{answers}s", Slow(10, seed=2))
+    slow, now = a_second_each(Pool, monkeypatch)
+    trials, stopped = search(url, f"{answers}s", slow(10, seed=2))
     check_record(trials)
     assert stopped == "budget"
     assert best(trials)

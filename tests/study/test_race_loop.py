@@ -20,7 +20,7 @@ from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
-from tests.study.shuffled import Killed, ShuffledPool, weights
+from tests.study.shuffled import Killed, ShuffledPool, a_second_each, weights
 
 PARAMETERS = tuple(Float(f"weight.{name}", 0.0, 1.0, 0.5) for name in "abcd")
 ITEMS = {"easy": tuple(f"e{i}" for i in range(60)), "hard": tuple(f"h{i}" for i in range(140))}
@@ -181,19 +181,12 @@ def test_a_larger_budget_after_a_kill_scores_nothing_unpaid(url, after):
 
 def test_time_ends_a_race_with_a_winner(url, monkeypatch):
     """Every answer takes a second; the first block of the first generation is all that there is time for."""
-    now = [0.0]
-    monkeypatch.setattr("evomerge.study.loop.time.monotonic", lambda: now[0])
-
-    class Slow(Pool):
-        def wait(self):
-            now[0] += 1.0
-            return super().wait()
-
-    trials, why = search(url, "5s", Slow())
+    slow, _ = a_second_each(Pool, monkeypatch)
+    trials, why = search(url, "5s", slow())
     assert why == "budget" and best(trials) and {t.state for t in trials} == {State.COMPLETE, State.PRUNED}
-    again, _ = search(url, "5s", Slow())
+    again, _ = search(url, "5s", slow())
     assert sequence(again) == sequence(trials)
-    more, _ = search(url, "40s", Slow())
+    more, _ = search(url, "40s", slow())
     assert sequence(more)[: len(trials)] == sequence(trials) and len(more) > len(trials)
 
 
