@@ -57,25 +57,41 @@ def names() -> tuple[str, ...]:
     return Record.load(RECORDED).names
 
 
-class Replay:
-    """A pool that answers from the surrogate."""
+class StandIn:
+    """What pools share that stand in for workers: nobody asks them to stop, and nothing is to be closed."""
 
-    size = 1
     ahead = 0
     device = "cpu"
 
-    def __init__(self, surrogate: Surrogate, places: Numbers) -> None:
+    def __init__(self) -> None:
         self.stop = Stop()
+        self._waiting: deque[tuple[Hashable, Job]] = deque()
+
+    def recall(self) -> list[Hashable]:
+        found = [key for key, _ in self._waiting]
+        self._waiting.clear()
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+class Replay(StandIn):
+    """A pool that answers from the surrogate."""
+
+    size = 1
+
+    def __init__(self, surrogate: Surrogate, places: Numbers) -> None:
+        super().__init__()
         self._surrogate = surrogate
         self._places = places
-        self._queue: deque[tuple[Hashable, Job]] = deque()
         self._held: dict[bytes, Numbers] = {}
 
     def submit(self, key: Hashable, job: Job) -> None:
-        self._queue.append((key, job))
+        self._waiting.append((key, job))
 
     def wait(self, poll: Callable[[], None] | None = None) -> tuple[Hashable, Answer]:
-        key, job = self._queue.popleft()
+        key, job = self._waiting.popleft()
         params = point(job.recipe)
         if params.tobytes() not in self._held:
             self._held = {**dict(list(self._held.items())[-50:]), params.tobytes(): self._answers(params)}
@@ -89,14 +105,6 @@ class Replay:
     def _answers(self, params: Numbers) -> Numbers:
         found: Numbers = self._surrogate.answers(params)[self._places].astype(np.float64)
         return found
-
-    def recall(self) -> list[Hashable]:
-        found = [key for key, _ in self._queue]
-        self._queue.clear()
-        return found
-
-    def close(self) -> None:
-        pass
 
 
 class _Results(ResultTable):

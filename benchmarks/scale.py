@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.replayed import StandIn
 from evomerge.evaluation.draw import Draw
 from evomerge.optimizers import make_optimizer
 from evomerge.score import Score, TaskScore
@@ -41,7 +42,6 @@ from evomerge.study.leases import leased
 from evomerge.study.loop import Search
 from evomerge.study.raced import Raced
 from evomerge.study.scoring import Scoring
-from evomerge.study.stopping import Stop
 from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
 
@@ -102,25 +102,23 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-class SimulatedPool:
+class SimulatedPool(StandIn):
     """Workers in simulated time that need none: answers are random, and come in random order.
 
     Args:
         beside: Called with each answer, outside of the driver's time.
     """
 
-    device = "cpu"
     ahead = 1
 
     def __init__(self, size: int, items: int, clock: Clock, beside: Callable[[int], None]) -> None:
+        super().__init__()
         self.size = size
-        self.stop = Stop()
         self._ids = tuple(f"{i:016x}" for i in range(items))
         self._clock, self._beside = clock, beside
         self._random = np.random.default_rng(0)
         self._time = 0.0
         self._count = self._answered = 0
-        self._waiting: list[tuple[Hashable, Job]] = []
         self._running: list[tuple[float, int, Hashable, Job]] = []
 
     def submit(self, key: Hashable, job: Job) -> None:
@@ -143,18 +141,10 @@ class SimulatedPool:
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self.size:
-            key, job = self._waiting.pop(0)
+            key, job = self._waiting.popleft()
             self._count += 1
             ends = self._time + float(self._random.exponential())
             heapq.heappush(self._running, (ends, self._count, key, job))
-
-    def recall(self) -> list[Hashable]:
-        found = [key for key, _ in self._waiting]
-        self._waiting.clear()
-        return found
-
-    def close(self) -> None:
-        pass
 
 
 def space() -> Space:

@@ -27,7 +27,7 @@ from itertools import repeat
 import numpy as np
 from scipy import stats
 
-from benchmarks.replayed import ITEMS, curve, load, replay
+from benchmarks.replayed import ITEMS, StandIn, curve, load, replay
 from evomerge.optimizers import Optimizer, make_optimizer
 from evomerge.space import Float, load_space
 from evomerge.study.contest import Rules
@@ -60,7 +60,7 @@ class Clock:
         return max(end for _, end in self.jobs)
 
 
-class TimedPool:
+class TimedPool(StandIn):
     """A pool of workers in simulated time, around one that knows the answers.
 
     Args:
@@ -68,17 +68,13 @@ class TimedPool:
             None: the driver takes no time.
     """
 
-    ahead = 0
-    device = "cpu"
-
     def __init__(self, inner: Pool, size: int, seed: int, clock: Clock, evaluation: float | None = None) -> None:
+        super().__init__()
         self.size = size
-        self.stop = inner.stop
         self._inner = inner
         self._random = np.random.default_rng([seed, 1])
         self._clock = clock
         self._evaluation = evaluation
-        self._waiting: deque[tuple[Hashable, Job]] = deque()
         self._running: list[tuple[float, int, Hashable, Job]] = []
         self._done: deque[tuple[Hashable, Job]] = deque()
         self._begun: set[Hashable] = set()
@@ -125,14 +121,6 @@ class TimedPool:
             self._clock.out = at
         self._count += 1
         heapq.heappush(self._running, (at + seconds, self._count, key, job))
-
-    def recall(self) -> list[Hashable]:
-        found = [key for key, _ in self._waiting]
-        self._waiting.clear()
-        return found
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
