@@ -60,7 +60,7 @@ def names() -> tuple[str, ...]:
 class StandIn:
     """What pools share that stand in for workers: nobody asks them to stop, and nothing is to be closed."""
 
-    ahead = 0
+    ahead, eager = 0, True
     device = "cpu"
 
     def __init__(self) -> None:

@@ -109,7 +109,7 @@ class SimulatedPool(StandIn):
         beside: Called with each answer, outside of the driver's time.
     """
 
-    ahead = 1
+    ahead, eager = 1, True
 
     def __init__(self, size: int, items: int, clock: Clock, beside: Callable[[int], None]) -> None:
         super().__init__()

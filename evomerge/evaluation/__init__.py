@@ -9,7 +9,7 @@ from evomerge.evaluation.config import (
     evaluator_for,
     load_evaluator,
 )
-from evomerge.evaluation.evaluator import Evaluator, SavedEvaluator, open_evaluator
+from evomerge.evaluation.evaluator import Evaluator, SavedEvaluator, leaves_models, open_evaluator, saves_models
 
 __all__ = [
     "EVALUATORS",
@@ -20,6 +20,8 @@ __all__ = [
     "SavedEvaluator",
     "Split",
     "evaluator_for",
+    "leaves_models",
     "load_evaluator",
     "open_evaluator",
+    "saves_models",
 ]

@@ -69,12 +69,13 @@ class CommandEvaluator(ItemEvaluator):
             return self.evaluate_saved(folder, split, only)
 
     @contextmanager
-    def saved(self, write: Callable[[Path], None], needed: int) -> Iterator[Path]:
+    def saved(self, write: Callable[[Path], None], needed: int, place: Path | None = None) -> Iterator[Path]:
         """A checkpoint's folder, on the memory disk where it has room; removed at the end.
 
         Args:
             write: Writes it into the folder it is given.
             needed: Bytes of its weights.
+            place: The only folder where it may be made.
 
         Raises:
             EvoMergeError: there is no room for it anywhere.
@@ -82,14 +83,14 @@ class CommandEvaluator(ItemEvaluator):
         scratch = self._config.scratch
         chosen = None if scratch is None else Path(scratch).expanduser()
         full = []
-        for place in places(needed, chosen):
+        for found in places(needed, chosen, place):
             with ExitStack() as stack:
-                folder = stack.enter_context(scratch_folder(place, CANDIDATE, "part"))
+                folder = stack.enter_context(scratch_folder(found, CANDIDATE, "part"))
                 stack.enter_context(self._keeper.folder(folder))
                 try:
                     write(folder / "model")
                 except DiskFullError:  # others fill it too: the next one
-                    full.append(str(place))
+                    full.append(str(found))
                     continue
                 yield folder / "model"
                 return

@@ -80,12 +80,15 @@ class Evaluator(Protocol):
 class SavedEvaluator(Evaluator, Protocol):
     """One that scores checkpoints on disk: candidates need no live model, and are written for it."""
 
-    def saved(self, write: Callable[[Path], None], needed: int) -> AbstractContextManager[Path]:
-        """Room for a checkpoint while it is scored.
+    def saved(
+        self, write: Callable[[Path], None], needed: int, place: Path | None = None
+    ) -> AbstractContextManager[Path]:
+        """Room for a checkpoint while it is scored: the folder `model` in a new one.
 
         Args:
             write: Writes it into the folder it is given.
             needed: Bytes of its weights.
+            place: The only folder to make one in; default: the best that has room.
 
         Raises:
             EvoMergeError: there is no room for it.
@@ -112,6 +115,16 @@ def _code(file: EvaluatorFile) -> dict[str, str]:
     root = file.path(folder, "include_path")
     files = sorted(p for p in root.rglob("*") if p.suffix in CODE and p.is_file())
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def saves_models(file: EvaluatorFile) -> bool:
+    """Whether its evaluator scores checkpoints (see `SavedEvaluator`)."""
+    return file.config.kind == "command"
+
+
+def leaves_models(file: EvaluatorFile) -> bool:
+    """Whether a live model that was scored is sure to have the weights that it had: by a function it may not."""
+    return file.config.kind == "lm_eval"
 
 
 def open_evaluator(file: EvaluatorFile, say: Callable[[str], None] | None = None) -> Evaluator:

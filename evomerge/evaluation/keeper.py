@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()  # the next candidate is saved by another thread
 
     @contextlib.contextmanager
     def group(self, number: int) -> Iterator[None]:
@@ -45,16 +47,17 @@ class Keeper:
             self._say(f"-{what} {which}")
 
     def _say(self, line: str) -> None:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
-            self._process.wait()  # it has become another process, which reads on
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # somebody ended it: the worker's own clean-up goes on
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", __file__],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+                )  # fmt: skip
+                self._process.wait()  # it has become another process, which reads on
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # somebody ended it: the worker's own clean-up goes on
+                self._process.stdin.write(f"{line}\n")
+                self._process.stdin.flush()
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ SPARE = 1.05
 SMALL_FILES = 64 << 20
 
 
-def places(needed: int, chosen: Path | None = None) -> Iterator[Path]:
+def places(needed: int, chosen: Path | None = None, only: Path | None = None) -> Iterator[Path]:
     """Folders with room for so many bytes, the best first.
 
     What lies on the memory disk is memory: it is only taken where half of what is free would be left.
 
     Args:
         chosen: The only one that may be used.
+        only: The only one of them that is wanted.
 
     Raises:
         EvoMergeError: none of them has room (raised where the first is asked for).
@@ -36,6 +37,8 @@ def places(needed: int, chosen: Path | None = None) -> Iterator[Path]:
     folders = [chosen] if chosen is not None else [MEMORY_DISK, Path(tempfile.gettempdir())]
     found = False
     for folder in folders:
+        if only is not None and folder != only:
+            continue
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             continue
         free = shutil.disk_usage(folder).free

@@ -77,7 +77,7 @@ class Asynchronous(Iterator[Ask]):
     def run(self) -> tuple[list[Trial], str]:
         """Search until the budget is spent; see `Search.run`."""
         self._replay()
-        for ask, answer in self._search.scoring.answers(self):
+        for ask, answer in self._search.scoring.answers(self, late=True):
             self._came(self._running[ask.number], answer)
         self._search.study.note("seconds", self._search.spent())
         return sorted(self._ended, key=lambda t: t.number), self._stopped

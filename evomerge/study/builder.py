@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from evomerge.errors import CandidateError, DiskFullError, EvoMergeError, InputError
-from evomerge.evaluation import EvaluatorFile, SavedEvaluator, open_evaluator
+from evomerge.evaluation import EvaluatorFile, SavedEvaluator, leaves_models, open_evaluator
 from evomerge.evaluation.finite import check_finite
 from evomerge.evaluation.room import CANDIDATE
 from evomerge.merging.allocation import out_of_memory, release
@@ -21,6 +25,7 @@ from evomerge.merging.scratch import scratch_folder
 from evomerge.recipe import Path, Recipe
 from evomerge.score import Score
 from evomerge.sources import Source, writers
+from evomerge.study.ahead import LiveMerges, Lock, SavedMerges
 from evomerge.study.job import Answer, Job
 
 if TYPE_CHECKING:
@@ -29,8 +34,14 @@ if TYPE_CHECKING:
     from evomerge.routing import Router
 
 
+# Of a GPU's memory, what stays free beside a second live model and the most that scoring took so far.
+SPARE_SHARE = 0.1
+
+
 class Builder:
     """Holds the sources, the live models that candidates are built into and the evaluator's tasks, across candidates.
+
+    One thread runs jobs; another one may `prepare` the next meanwhile.
 
     Args:
         sources: Every model that a recipe may name, by its reference; `base` among them.
@@ -80,6 +91,7 @@ class Builder:
         self._dtype = _compute_dtype(evaluator.config.dtype, self.device)
         self._trust = evaluator.config.trust_remote_code
         self._base = self._sources[base]
+        self._share = gpus if 0 < gpus < 1 else 1.0
         cache = 0 if saves else None
         if 0 < gpus < 1 and self.device.startswith("cuda"):
             # Others are on the same GPU, and what libraries find to be free there is not all for this process.
@@ -89,7 +101,11 @@ class Builder:
         self._engine = Engine(self._sources, device=self.device, cache_bytes=cache)
         self._prefix_bytes = prefix_bytes
         # What candidates are built into, made when the first of its kind comes: merges, and paths over layers.
-        self._merged: PreTrainedModel | None = None
+        self._building = Lock()
+        self._stream: Any = None
+        kept = leaves_models(evaluator)
+        self._merges = LiveMerges(self._merge_target, self._build_into, self._building, self._room_for_two, kept)
+        self._saves = SavedMerges(self._written, self._building) if saves else None
         self._router: Router | None = None
         self._tokenizer = load_tokenizer(self._base, trust_remote_code=self._trust)
 
@@ -133,6 +149,23 @@ class Builder:
         self._check_unchanged(job)  # bytes that were written meanwhile may be why
         return Answer(None, reason, seconds, notes=self._noted())
 
+    def __call__(self, job: Job) -> Answer:
+        """See `run`."""
+        return self.run(job)
+
+    def prepare(self, job: Job) -> None:
+        """Build what a job needs while another one is scored, where there is memory for both: for `run` to find.
+
+        May be called by another thread than that of `run`.
+        """
+        recipe = job.recipe
+        if recipe is None:
+            return
+        if self._saves is not None:
+            self._saves.prepare(recipe)
+        elif not job.exported and Path.read(recipe, writers(self._base).filters) is None:
+            self._merges.prepare(recipe)
+
     def _no_room(self, job: Job) -> EvoMergeError:
         folder = tempfile.gettempdir()
         needed = self._engine.plan(job.recipe).bytes_written if job.recipe is not None else 0
@@ -155,7 +188,9 @@ class Builder:
 
     def _let_go(self) -> None:
         """Give back the memory that is held for candidates to come; they take what they need again."""
-        self._engine.forget()
+        with self._building:
+            self._merges.shrink()
+            self._engine.forget()
         if self._router is not None:
             self._router.unload()
         release()
@@ -166,32 +201,62 @@ class Builder:
         # A scale is a hop's where it is that of what this family's layers write; any other recipe is a merge.
         path = Path.read(recipe, writers(self._base).filters)
         if path is None:
-            merged = self._merge_target()
-            self._build_into(recipe, merged)
-            return self._score(merged, self._tokenizer, job, seconds, started), None
+            with self._merges.using(recipe) as merged:
+                return self._score(merged, self._tokenizer, job, seconds, started), None
         router = self._routes()
         score = self._score(router.route(path), self._tokenizer, job, seconds, started)
         return score, (router.counts.asked, router.counts.run)
 
     def _build_into(self, recipe: Recipe, merged: PreTrainedModel) -> None:
         """Build in place; where memory runs out, once more without what is held for other candidates."""
-        try:
+        with self._beside():
+            try:
+                self._engine.build_into(recipe, merged)
+                return
+            except Exception as e:
+                if not out_of_memory(e):
+                    raise
+            self._let_go()
             self._engine.build_into(recipe, merged)
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """On a GPU, builds have a stream of their own, beside that of scoring; they are complete at the end.
+
+        One stream for all of them, because what the engine keeps belongs to the stream that it was made on.
+        """
+        if self.device == "cpu":
+            yield
             return
-        except Exception as e:
-            if not out_of_memory(e):
-                raise
-        self._let_go()
-        self._engine.build_into(recipe, merged)
+        import torch
+
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
 
     def _merge_target(self) -> PreTrainedModel:
-        if self._merged is None:
-            from evomerge.merging.live import live_model
+        from evomerge.merging.live import live_model
 
-            self._merged = live_model(
-                self._base, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust
-            )
-        return self._merged
+        return live_model(self._base, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
+
+    def _room_for_two(self) -> bool:
+        """Whether a second live model fits beside the most that scoring took so far, with some room to spare."""
+        if not isinstance(self._live_device, str):
+            return False  # it was spread because one fills more than a GPU
+        needed = sum(t.nbytes for t in self._merges.models[0].parameters())
+        if self.device == "cpu":
+            return bool(psutil.virtual_memory().available > 2 * needed)
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self.device)
+        mine = free + torch.cuda.memory_reserved(self.device)
+        if self._share < 1:
+            mine = min(mine, int(self._share * total))
+        return mine - torch.cuda.max_memory_allocated(self.device) > needed + SPARE_SHARE * mine
 
     def _routes(self) -> Router:
         if self._router is None:
@@ -211,7 +276,8 @@ class Builder:
         if job.recipe is None:
             return self._checkpoint(self._sources[job.source or ""], job, seconds, started)
         with scratch_folder(Folder(tempfile.gettempdir()), CANDIDATE, "part") as folder:
-            self._engine.write(job.recipe, folder / "model")
+            with self._building:
+                self._engine.write(job.recipe, folder / "model")
             return self._checkpoint(folder / "model", job, seconds, started)
 
     def _saved(self, evaluator: SavedEvaluator, job: Job, seconds: dict[str, float]) -> Score:
@@ -226,21 +292,32 @@ class Builder:
             return self._timed(
                 lambda: evaluator.evaluate_saved(source.path, job.split, job.only), job, seconds, started
             )
-        with evaluator.saved(lambda f: self._engine.write(recipe, f), self._engine.plan(recipe).bytes_written) as model:
+        assert self._saves is not None
+        with self._saves.using(recipe) as model:
             return self._timed(lambda: evaluator.evaluate_saved(model, job.split, job.only), job, seconds, started)
+
+    def _written(self, recipe: Recipe, place: Folder | None) -> AbstractContextManager[Folder]:
+        """A recipe's checkpoint, for an evaluator that scores those; see `SavedMerges`."""
+        evaluator = self._evaluator
+        assert isinstance(evaluator, SavedEvaluator)
+        needed = self._engine.plan(recipe).bytes_written
+        return evaluator.saved(lambda folder: self._engine.write(recipe, folder), needed, place)
 
     def _checkpoint(self, model: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         # Two models may not fit on a GPU where one did.
         if self.device != "cpu" and self._router is not None:
             self._router.unload()
-        parked = self._merged if self.device != "cpu" else None
-        if parked is None:
+        if self.device == "cpu":
             return self._loaded(model, job, seconds, started)
-        park(parked)
-        try:
-            return self._loaded(model, job, seconds, started)
-        finally:
-            unpark(parked, self.device)
+        with self._building:  # what would be built meanwhile has no room
+            parked = self._merges.models
+            for merged in parked:
+                park(merged)
+            try:
+                return self._loaded(model, job, seconds, started)
+            finally:
+                for merged in parked:
+                    unpark(merged, self.device)
 
     def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer

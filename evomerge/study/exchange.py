@@ -18,7 +18,10 @@ def write_job(job: Job) -> str:
     """A job as text."""
     recipe = None if job.recipe is None else job.recipe.to_dict()
     only = None if job.only is None else {task: list(places) for task, places in job.only.items()}
-    data = {"split": job.split, "recipe": recipe, "source": job.source, "exported": job.exported, "only": only}
+    data = {
+        "split": job.split, "recipe": recipe, "source": job.source, "exported": job.exported, "only": only,
+        "hash": job.hash,
+    }  # fmt: skip
     return json.dumps(data, separators=(",", ":"))
 
 
@@ -32,7 +35,7 @@ def read_job(text: str, references: Mapping[str, str]) -> Job:
     recipe = None if data["recipe"] is None else Recipe.model_validate(data["recipe"]).with_references(references)
     only = None if data["only"] is None else {task: tuple(places) for task, places in data["only"].items()}
     source = None if data["source"] is None else references.get(data["source"], data["source"])
-    return Job(data["split"], recipe, source, data["exported"], only)
+    return Job(data["split"], recipe, source, data["exported"], only, data["hash"])
 
 
 def write_answer(answer: Answer) -> str:

@@ -21,6 +21,7 @@ class Job:
         split: Which items.
         exported: Score the checkpoint as it is written to disk and loaded again, not the live model.
         only: Which of the split's items; default all.
+        hash: Of the recipe, where it is known: jobs with an equal one need the same model.
     """
 
     split: Split
@@ -28,6 +29,7 @@ class Job:
     source: str | None = None
     exported: bool = False
     only: Places | None = None
+    hash: str | None = None
 
 
 @dataclass(frozen=True)

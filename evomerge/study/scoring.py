@@ -86,8 +86,11 @@ class Scoring:
         """Whether nothing has to be run for it."""
         return self._lookup(ask)[0] is not None
 
-    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Answer]]:
+    def answers(self, asks: Iterator[Ask], late: bool = False) -> Iterator[tuple[Ask, Answer]]:
         """What became of each, in order of completion; asks are drawn while workers have room for them.
+
+        Args:
+            late: They had better be drawn as late as can be, for they depend on what was answered.
 
         Raises:
             Interrupted: the search is to end. What was under way has been yielded.
@@ -95,8 +98,10 @@ class Scoring:
         running: dict[int, tuple[Ask, Score | None]] = {}
         twins: dict[tuple[str, str], list[Ask]] = {}
         while True:
-            # One more than there are workers, so that none waits while the driver records.
-            while not self.pool.stop.asked and len(running) <= self.pool.size and (ask := next(asks, None)) is not None:
+            # More than there are workers, so that none waits while the driver records, and each can prepare its next.
+            more = int(self.pool.eager) if late else max(1, self.pool.ahead)
+            room = self.pool.size + more
+            while not self.pool.stop.asked and len(running) < room and (ask := next(asks, None)) is not None:
                 if _run(ask) in twins:
                     twins[_run(ask)].append(ask)
                     continue
@@ -106,7 +111,7 @@ class Scoring:
                     continue
                 twins[_run(ask)] = []
                 running[ask.number] = (ask, part)
-                self.pool.submit(ask.number, Job("search", ask.recipe, only=missing))
+                self.pool.submit(ask.number, Job("search", ask.recipe, only=missing, hash=ask.hash))
             if not running:
                 self.pool.stop.check()
                 return

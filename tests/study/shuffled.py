@@ -21,7 +21,7 @@ class ShuffledPool:
         run: How many answers were asked for.
     """
 
-    device = "cpu"
+    device, ahead, eager = "cpu", 0, True
 
     def __init__(self, answer, size=1, seed=0, kill_after=None):
         self.size, self.jobs, self.run, self.stop = size, deque(), 0, Stop()

@@ -142,7 +142,7 @@ def test_jobs_and_answers_cross_as_they_are():
 class Scorer:
     """A pool in this process whose score of a recipe is its first weight; where asked to, it waits or dies."""
 
-    size, ahead, device = 1, 0, "cpu"
+    size, ahead, eager, device = 1, 0, True, "cpu"
 
     def __init__(self, seconds=0.0):
         self.seconds, self.queue, self.scored, self.stop = seconds, [], [], Stop()

@@ -17,6 +17,8 @@ TRIES = 2
 # How long nothing may run before it is said that the workers are still to come.
 SILENCE_SECONDS = 60.0
 POLL_SECONDS = 2.0
+# Ray's name for the thread of a worker that prepares items.
+_PREPARING = "preparing"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,23 @@ class Lost:
     """In the place of a result: the item's workers died, or took too long."""
 
     reason: str
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An item that no worker has.
+
+    Attributes:
+        tries: How many workers it will have been given to.
+        like: What is the same for items that share work.
+        at: The worker that prepares it.
+    """
+
+    key: Hashable
+    item: Any
+    tries: int
+    like: Hashable
+    at: Any = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +71,19 @@ class Actors:
     A worker gets its first item when it is up: on a cluster that still starts machines, or never has room for all the
     workers asked for, the others do the work.
 
+    Where they prepare items, each works off one and prepares the one that it is to have next. A worker that is free
+    then gets an item only when its result has been handed back, and what follows from it handed in; but for one that it
+    has prepared.
+
     Args:
         connection: To Ray; whoever made it closes it.
         make: Called in each worker when it starts, with its device ("cpu", "cuda"); gives what works off an item.
         say: Is told when workers are long in coming.
         timeout: Seconds that a worker may take for an item, once it has it; then it is killed and replaced, for what
             hangs in it cannot be stopped.
+        prepares: Whether what `make` gives has a method `prepare`, which does beforehand what an item needs, in a
+            thread of its own.
+        like: What is the same for items that share work: a worker had better get one that is like its last.
     """
 
     def __init__(
@@ -66,6 +92,8 @@ class Actors:
         make: Callable[[str], Callable[[Any], Any]],
         say: Callable[[str], None] | None = None,
         timeout: float | None = None,
+        prepares: bool = False,
+        like: Callable[[Any], Hashable] | None = None,
     ) -> None:
         self._ray = connection.ray
         found = connection.shares
@@ -74,12 +102,17 @@ class Actors:
         if found.told:
             self._say(found.told)
         self._asked = f"{self.size} workers with {found.gpus or found.cpus:g} {'GPU' if found.gpus else 'CPU'} each"
-        self._actor: Any = self._ray.remote(num_cpus=found.cpus, num_gpus=found.gpus)(_Worker)
+        threads: dict[str, Any] = {"concurrency_groups": {_PREPARING: 1}} if prepares else {}
+        self._actor: Any = self._ray.remote(num_cpus=found.cpus, num_gpus=found.gpus, **threads)(_Worker)
         self._arguments = (make, "cuda" if found.gpus else "cpu")
-        self._queue: deque[tuple[Hashable, Any, int]] = deque()
+        self._prepares = prepares
+        self._like = like or (lambda item: None)
+        self._queue: deque[_Waiting] = deque()
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._running: dict[Any, _Run] = {}
+        self._prepared: dict[Any, _Waiting] = {}
+        self._last: dict[Any, Hashable] = {}
         self._timeout = timeout
         self._died_starting = 0
         for _ in range(self.size):
@@ -87,8 +120,9 @@ class Actors:
 
     def submit(self, key: Hashable, item: Any) -> None:
         """Hand in an item; it waits for a free worker."""
-        self._queue.append((key, item, 1))
-        self._dispatch()
+        self._queue.append(_Waiting(key, item, 1, self._like(item)))
+        if not self._prepares:  # else it is seen first what else is handed in
+            self._dispatch()
 
     def wait(self, poll: Callable[[], None] | None = None, every: float = POLL_SECONDS) -> tuple[Hashable, Any]:
         """The next result, or `Lost`, with its item's key, in order of completion.
@@ -104,6 +138,7 @@ class Actors:
         from ray.exceptions import RayError, RayTaskError
 
         silent = 0.0
+        self._dispatch()
         while self._running or self._queue:
             if (late := self._late()) is not None:
                 return late
@@ -137,20 +172,22 @@ class Actors:
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
                 if run.tries < TRIES:
-                    self._queue.appendleft((key, run.item, run.tries + 1))
+                    self._queue.appendleft(_Waiting(key, run.item, run.tries + 1, self._like(run.item)))
                     self._dispatch()
                     continue
                 result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
             else:
                 self._idle.append(worker)
-            self._dispatch()
+            if not self._prepares or worker in self._prepared:
+                self._dispatch()
             return key, result
         raise RuntimeError("nothing was submitted")
 
     def recall(self) -> list[Hashable]:
         """Take back the items that no worker has begun, for good. Returns their keys."""
-        found = [key for key, _, _ in self._queue]
+        found = [waiting.key for waiting in self._queue]
         self._queue.clear()
+        self._prepared.clear()
         return found
 
     def _late(self) -> tuple[Hashable, Lost] | None:
@@ -202,6 +239,9 @@ class Actors:
             self._dispatch()
 
     def _replace(self, worker: Any) -> None:
+        self._last.pop(worker, None)
+        if (waiting := self._prepared.pop(worker, None)) is not None:
+            waiting.at = None
         # One that only cannot be reached would keep its GPU.
         with contextlib.suppress(Exception):
             self._ray.kill(worker)
@@ -209,12 +249,44 @@ class Actors:
 
     def _dispatch(self) -> None:
         while self._queue and self._idle:
-            key, item, tries = self._queue.popleft()
-            worker = self._idle.popleft()
+            worker, waiting = self._pair()
+            self._idle.remove(worker)
+            self._queue.remove(waiting)
+            self._prepared.pop(waiting.at, None)
+            self._last[worker] = waiting.like
             with _room():
-                reference = worker.run.remote(item)
+                reference = worker.run.remote(waiting.item)
             ends = None if self._timeout is None else time.monotonic() + self._timeout
-            self._running[reference] = _Run(worker, key, item, tries, ends)
+            self._running[reference] = _Run(worker, waiting.key, waiting.item, waiting.tries, ends)
+        if self._prepares:
+            self._prepare()
+
+    def _pair(self) -> tuple[Any, _Waiting]:
+        """Which worker that is free gets which item: one that has it prepared, or had one like it, before the others.
+
+        What a busy worker has prepared is left to it, unless there is nothing else.
+        """
+        idle = {like: worker for worker in self._idle if (like := self._last.get(worker)) is not None}
+        for waiting in self._queue:
+            if waiting.at in self._idle:
+                return waiting.at, waiting
+            if waiting.at is None and waiting.like in idle:
+                return idle[waiting.like], waiting
+        return self._idle[0], next((w for w in self._queue if w.at is None), self._queue[0])
+
+    def _prepare(self) -> None:
+        """Each worker that is busy prepares an item that nobody prepares."""
+        left = iter([w for w in self._queue if w.at is None])
+        for run in self._running.values():
+            if run.worker in self._prepared:
+                continue
+            waiting = next(left, None)
+            if waiting is None:
+                return
+            waiting.at = run.worker
+            self._prepared[run.worker] = waiting
+            with _room():
+                run.worker.prepare.options(concurrency_group=_PREPARING).remote(waiting.item)
 
 
 @contextlib.contextmanager
@@ -254,3 +326,7 @@ class _Worker:
         if self._wrong is not None:
             raise self._wrong
         return self._work(item)
+
+    def prepare(self, item: Any) -> None:
+        if self._wrong is None:
+            self._work.prepare(item)  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ class JoinedPool:
         self._say, self._told = say, Told(say)
         self.device = own.device
         self.stop = own.stop
-        self.ahead = own.ahead
+        self.ahead, self.eager = own.ahead, own.eager
         self._joined: dict[str, Joiner] = {}
         self._waiting: deque[tuple[Hashable, Job]] = deque()
         self._mine = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.evaluation import EvaluatorFile
+from evomerge.evaluation import EvaluatorFile, saves_models
 from evomerge.sources import Source
 from evomerge.study.job import Answer, Job, Told
 from evomerge.study.stopping import Stop
@@ -26,12 +26,16 @@ class Pool(Protocol):
     Attributes:
         size: Number of workers; more while others have joined.
         device: Kind of device that they run on ("cpu", "cuda").
-        ahead: How many jobs beyond that it takes gladly, so that no worker waits.
+        ahead: How many jobs beyond that it takes gladly: one, so that no worker waits, or one for each worker, which
+            prepares it.
+        eager: Whether a worker that is free begins with one of those before its answer is handed back. Else it waits
+            for what follows from it, which may go on with the same candidate.
         stop: Whether whoever runs the search wants it to end.
     """
 
     device: str
     ahead: int
+    eager: bool
     stop: Stop
 
     @property
@@ -73,19 +77,25 @@ class _Making:
             sources, evaluator = self.origin.placed(sources, evaluator)
         # With a GPU the evaluator may say which.
         own = None if device == "cuda" else device
-        return Builder(sources, self.base, evaluator, own, self.prefix_bytes, self.gpus).run
+        return Builder(sources, self.base, evaluator, own, self.prefix_bytes, self.gpus)
+
+
+def _like(job: Job) -> Hashable:
+    """Jobs of which this is the same need the same model, unless it is None."""
+    return None if job.exported else job.hash
 
 
 class RayPool:
     """A Builder in each of some Ray actors; see `Actors`.
+
+    Where building and scoring are done by different parts of a machine (on a GPU, or by a command), workers prepare the
+    next candidate while they score one.
 
     Args:
         prefix_bytes: Memory of each worker for the hidden states of paths' common beginnings.
         say: Is told when workers are long in coming, and what they note.
         stop: Whether the search is to end; default: never.
     """
-
-    ahead = 1
 
     def __init__(
         self,
@@ -104,12 +114,15 @@ class RayPool:
             origin = Origin(connection, sources, evaluator) if connection.joined else None
             gpus = connection.shares.gpus
             making = _Making(dict(sources), base, evaluator, prefix_bytes, gpus, origin)
-            self._actors = Actors(connection, making, say, timeout=evaluator.config.killed_after)
+            # A model over several GPUs leaves no room for another one beside it.
+            overlap = saves_models(evaluator) or 0 < gpus <= 1
+            self._actors = Actors(connection, making, say, evaluator.config.killed_after, overlap, _like)
         except BaseException:
             connection.close()
             raise
         self._told = Told(say)
         self.size = self._actors.size
+        self.ahead, self.eager = (self.size, False) if overlap else (1, True)
         self.device = "cuda" if self._connection.shares.gpus else "cpu"
 
     def submit(self, key: Hashable, job: Job) -> None:
@@ -142,6 +155,7 @@ class LocalPool:
 
     size = 1
     ahead = 0
+    eager = True
 
     def __init__(
         self,
