@@ -42,10 +42,16 @@ def full_disks_stop(storage: str, out: Path) -> Iterator[None]:
     except EvoMergeError:
         raise  # it has its words already
     except Exception as e:
-        words = next((w for cause in _chain(e) if (w := _words(cause, storage, out)) is not None), None)
+        words = full_disk(e, storage, out)
         if words is None:
             raise
-        raise EvoMergeError(f"{words}; {AGAIN}") from e
+        raise EvoMergeError(words) from e
+
+
+def full_disk(error: BaseException, storage: str, out: Path) -> str | None:
+    """Which disk is full, and what to do about it, where that is what an error means; see `full_disks_stop`."""
+    words = next((w for cause in _chain(error) if (w := _words(cause, storage, out)) is not None), None)
+    return None if words is None else f"{words}; {AGAIN}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

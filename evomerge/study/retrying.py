@@ -5,7 +5,9 @@ A write whose acknowledgement was lost is done a second time, so that what is tr
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ import tenacity
 
 from evomerge.errors import EvoMergeError
 from evomerge.study.database import connectable, reason, shown
+from evomerge.study.full import full_disk
 
 T = TypeVar("T")
 # Seconds: how long a database may be gone, and the longest wait between two tries.
@@ -63,7 +66,7 @@ class Patience:
         """What `do` returns.
 
         Raises:
-            EvoMergeError: the database stays away, or refuses.
+            EvoMergeError: the database stays away, or refuses, or its disk is full, which no waiting changes.
         """
         said = False
 
@@ -75,8 +78,12 @@ class Patience:
                 self.say(f"storage {shown(self._url)}: {why}; trying again for {self._seconds / 60:g} minutes")
             said = True
 
+        def full(error: BaseException) -> str | None:
+            return full_disk(error, self._url, Path(tempfile.gettempdir())) if _of_database(error) else None
+
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient), stop=tenacity.stop_after_delay(self._seconds),
+            retry=tenacity.retry_if_exception(lambda e: is_transient(e) and full(e) is None),
+            stop=tenacity.stop_after_delay(self._seconds),
             wait=tenacity.wait_exponential(multiplier=0.2, max=EVERY) + tenacity.wait_random(0, 0.2), before_sleep=tell,
             reraise=True,
         )  # fmt: skip
@@ -87,6 +94,8 @@ class Patience:
         except Exception as e:
             if not _of_database(e):
                 raise
+            if (words := full(e)) is not None:
+                raise EvoMergeError(words) from e
             stayed = f"; it was tried for {self._seconds / 60:g} minutes" if is_transient(e) else ""
             raise EvoMergeError(
                 f"storage {shown(self._url)}: {reason(e, connectable(self._url))}{stayed}. The same command goes on "
@@ -97,7 +106,7 @@ class Patience:
         return result
 
 
-def _of_database(error: Exception) -> bool:
+def _of_database(error: BaseException) -> bool:
     from optuna.exceptions import StorageInternalError
 
     return isinstance(error, sa.exc.DBAPIError | StorageInternalError) and not isinstance(error, sa.exc.IntegrityError)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -94,11 +95,13 @@ def test_what_a_lost_machine_had_is_done_on_another(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["items", "results"])
-def test_a_full_object_store_is_one_message(tmp_path, what):
+def test_a_full_object_store_is_one_message(what):
     """Too small a store, and no room for what it spills: Ray's temporary folder is a file system of 100 MB."""
     needs_mounts()
     script = 'mount -t tmpfs -o size=100m tmpfs "$1" && exec "$2" -c "$3" "$1" "$4"'
-    done = ray_run([*PRIVATE, "sh", "-c", script, "sh", tmp_path, sys.executable, STORE, what])
+    # Ray's sockets lie there, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        done = ray_run([*PRIVATE, "sh", "-c", script, "sh", folder, sys.executable, STORE, what])
     line = next((x for x in done.stdout.splitlines() if x.startswith("STOP ")), None)
     assert line is not None, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Ray's object store is full (" in line and "Ray's temporary folder; free some of either" in line
