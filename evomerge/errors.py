@@ -82,3 +82,13 @@ def choose(value: str, choices: Sequence[str]) -> str:
     words = f'did you mean "{near}"? ' if near else ""
     shown = list(choices) if len(choices) <= 24 else [*list(choices)[:24], f"... ({len(choices)} in all)"]
     return f"{words}Valid: {', '.join(shown)}"
+
+
+def first_line(error: BaseException | str, most: int = 300) -> str:
+    """What an error says, in one line; its kind where it says nothing.
+
+    Args:
+        most: Characters that are kept.
+    """
+    text = str(error).strip() or (type(error).__name__ if isinstance(error, BaseException) else "no reason given")
+    return text.splitlines()[0][:most]

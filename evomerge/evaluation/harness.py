@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import CandidateError, EvaluatorError, choose
+from evomerge.errors import CandidateError, EvaluatorError, choose, first_line
 from evomerge.evaluation.config import EvaluatorFile, Split
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
@@ -23,7 +23,7 @@ from evomerge.evaluation.obstacles import right_answer
 from evomerge.evaluation.results import measure_of, task_score
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Places, content_id
-from evomerge.evaluation.tasks import Prepared, build, first_line, greedily, load, prepare
+from evomerge.evaluation.tasks import Prepared, build, greedily, load, prepare
 from evomerge.evaluation.texts import item_text, templates_compiled_once
 from evomerge.evaluation.wrapper import Wrapper, quiet
 from evomerge.merging.allocation import out_of_memory, release

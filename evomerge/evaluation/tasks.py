@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.errors import EvaluatorError, choose
+from evomerge.errors import EvaluatorError, choose, first_line
 from evomerge.evaluation.config import EvaluatorConfig, EvaluatorFile, Split, TaskConfig
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import check_language
@@ -199,12 +199,6 @@ def build(task: Prepared, split: Split, lm: Any, config: EvaluatorConfig) -> lis
 def greedily(file: EvaluatorFile, name: str) -> str:
     """What messages call a task's greedy likelihood."""
     return f'{file.file}: task "{name}": greedy_likelihood: true'
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def _short_choice(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from evomerge.sources.fit import check_fit, check_path_fit
 from evomerge.sources.folder import local_folder
 from evomerge.sources.hashes import (
     Hashing,
-    check_unchanged,
     differing,
     file_hash,
     hash_sources,
@@ -40,7 +39,6 @@ __all__ = [
     "bring_revision",
     "check_fit",
     "check_path_fit",
-    "check_unchanged",
     "completed_config",
     "differing",
     "fetch",

@@ -216,24 +216,6 @@ class Hashing:
         self.cancel()
 
 
-def check_unchanged(sources: Mapping[str, Source]) -> None:
-    """Look again whether sources are what they were when they were hashed; nothing is read where no file was written.
-
-    Raises:
-        SourceError: every source that is not, one line each.
-    """
-    found = {r: content_hash(s) for r, s in sources.items()}
-    expected = {r: s.content_hash() for r, s in sources.items()}
-    problems = [
-        f'model "{r}": {sources[r].path} was changed since the search began (SHA-256 {found[r]}, expected '
-        f"{expected[r]})"
-        for r in found
-        if found[r] != expected[r]
-    ]
-    if problems:
-        raise SourceError("\n".join(problems))
-
-
 def file_hash(file: Path) -> str:
     """The SHA-256 (hex) of a file, as `sha256sum` has it; remembered as content hashes are.
 

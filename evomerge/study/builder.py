@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from evomerge.errors import CandidateError, DiskFullError, EvoMergeError, InputError
+from evomerge.errors import CandidateError, DiskFullError, EvoMergeError, InputError, first_line
 from evomerge.evaluation import EvaluatorFile, SavedEvaluator, leaves_models, open_evaluator
 from evomerge.evaluation.finite import check_finite
 from evomerge.evaluation.room import CANDIDATE
@@ -142,7 +142,7 @@ class Builder:
             full = out_of_memory(e)
             step = "scored" if "build" in seconds else "built"
             what = f"out of memory while it was {step}: " if full else ""
-            reason = f"{what}{type(e).__name__}: {e}".strip().splitlines()[0][:500]
+            reason = first_line(f"{what}{type(e).__name__}: {e}", 500)
         if full:
             # After the block: inside, the error's frames still hold what there was no room for.
             self._let_go()

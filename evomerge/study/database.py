@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from evomerge.errors import StudyError, choose
+from evomerge.errors import StudyError, choose, first_line
 
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 # All that Optuna and evomerge make: a database with some of these alone was cut off while it was being made.
@@ -185,16 +185,12 @@ def reason(error: BaseException, url: sa.URL) -> str:
         words = f'user "{url.username}" may not do that there'
     else:
         words = "cannot be used"
-    first = _first_line(said)
+    # libpq's words begin with the address, and end with hints.
+    first = first_line(said)
+    first = first.rpartition("FATAL:")[2].strip() or first
     if url.password and len(str(url.password)) > 3:
         first = first.replace(str(url.password), "***")
     return f"{words} ({first})"
-
-
-def _first_line(said: str) -> str:
-    """What a driver says in one line: libpq's begins with the address, and ends with hints."""
-    lines = (said or "no reason given").splitlines()
-    return lines[0].rpartition("FATAL:")[2].strip()[:300] or lines[0][:300]
 
 
 def _mysql_code(error: BaseException) -> int | None:

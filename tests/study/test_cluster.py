@@ -139,8 +139,8 @@ pool.close()
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kind, message = json.loads(done.stdout)
-    assert kind == "SourceError"
-    assert "models/base was changed since the search began (SHA-256" in message
+    assert kind == "SourceChangedError"
+    assert "models/base/model.safetensors: has changed while it was in use" in message
 
 
 def test_more_gpus_than_any_machine_has(cluster, own, tmp_path):

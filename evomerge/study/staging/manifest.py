@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation import EvaluatorFile
-from evomerge.sources import Source, check_unchanged, file_hash, small_file
+from evomerge.sources import Source, file_hash, small_file
 
 # Of a model, beside its weights.
 SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja")
@@ -149,13 +149,15 @@ def manifest(folders: Iterable[Listed], sources: Mapping[str, Source]) -> tuple[
     """Hash every file; a file's hash is remembered as long as it stays what it is.
 
     Raises:
-        SourceError: a source is no longer what it was when it was opened, or a file cannot be read.
+        SourceChangedError: a source is no longer what it was when its content hash was computed.
+        SourceError: a file cannot be read.
     """
     found = tuple(
         Folder(f, tuple(File(n, (f.home / n).stat().st_size, file_hash(f.home / n)) for n in (*f.names, *f.seen)))
         for f in folders
     )
-    check_unchanged(sources)
+    for source in sources.values():
+        source.check_unchanged()
     return found
 
 

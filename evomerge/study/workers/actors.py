@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.errors import EvoMergeError
-from evomerge.study.workers.connection import Connection, first_line
+from evomerge.errors import EvoMergeError, first_line
+from evomerge.study.workers.connection import Connection
 
 # An item whose worker died is worked off elsewhere; one that kills a second worker is given up.
 TRIES = 2

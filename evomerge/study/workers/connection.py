@@ -214,8 +214,3 @@ def _reason(error: Exception) -> str:
     if "token" in text.lower():
         return f"no Ray cluster answers there that takes us ({text[:200]}); {_TOKEN}"
     return f"no Ray cluster answers there that takes us ({text[:200]}); is it the right address, is the cluster up?"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
