@@ -73,7 +73,10 @@ class HarnessEvaluator:
         """Hash of each task as lm-eval has it (templates, functions' source, metrics), lm-eval's version included."""
         found = {}
         for t in self._tasks:
-            told = {"lm_eval": version("lm_eval"), "metric": t.metric, "task": t.task.dump_config()}
+            task = t.task.dump_config()
+            # lm-eval adds where the file lies, which another machine or a moved folder has otherwise.
+            task["metadata"] = {k: v for k, v in (task.get("metadata") or {}).items() if k != "config_source"}
+            told = {"lm_eval": version("lm_eval"), "metric": t.metric, "task": task}
             language = {"language": [t.language, identifier_version()]} if t.language is not None else {}
             found[t.name] = content_id(told | language)
         return found

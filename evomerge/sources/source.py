@@ -206,9 +206,10 @@ class Source:
         )  # fmt: skip
         if "_hash" in self.__dict__:
             found.__dict__["_hash"] = self.__dict__["_hash"]
-            # Copies have stamps of their own; files that stay where they are were looked at before they were hashed.
-            stays = all(place == folder for folder, place in places.items())
-            found.__dict__["_stamps"] = self.__dict__.get("_stamps") if stays else _stamps(found)
+            # Copies have stamps of their own; those of files that stay are of before they were hashed.
+            stays = all(place.resolve() == folder.resolve() for folder, place in places.items())
+            stamps: Stamps | None = self.__dict__.get("_stamps")
+            found.__dict__["_stamps"] = (stamps and stamps.moved(places)) if stays else _stamps(found)
         return found
 
     def content_hash(self, progress: Callable[[int], None] | None = None, stop: threading.Event | None = None) -> str:

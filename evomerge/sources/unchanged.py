@@ -8,6 +8,7 @@ read again: a copy that was put back, or a file that was touched, is the same mo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,14 @@ class Stamps:
                 if file.suffix in _SMALL and file.is_file() and file.stat().st_size <= _SMALL_BYTES:
                     small[file] = _stamp(file), _sha256(file)
         return cls({file: _stamp(file) for file in _weights(source)}, small)
+
+    def moved(self, places: Mapping[Path, Path]) -> Stamps:
+        """The same of the same files, whose folders are called otherwise."""
+
+        def there(file: Path) -> Path:
+            return places.get(file.parent, file.parent) / file.name
+
+        return Stamps({there(f): s for f, s in self.weights.items()}, {there(f): s for f, s in self.small.items()})
 
     def changed(self) -> tuple[list[Path], list[Path]]:
         """Weights files that do not look as they did (their content is not looked at), and other files of another

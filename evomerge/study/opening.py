@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from evomerge.errors import StudyError
 from evomerge.study import schema
-from evomerge.study.database import connectable, optuna_storage, reason, shown, table_names
+from evomerge.study.database import connectable, make_engine, optuna_storage, reason, shown, table_names
 from evomerge.study.retrying import is_transient
 
 # How often tables are tried to be made: another process may be making them at the same time.
@@ -31,6 +31,8 @@ def open_storage(url: str, create: bool) -> Any:
         if not create and not there >= schema.NAMES:
             raise StudyError(f"storage {shown(url)}: holds no study of evomerge")
         try:
+            if create and there:
+                _complete(url, there)
             # A database that Optuna has finished is left as it is: what an older version made is told, not added to.
             found = optuna_storage(url, skip_table_creation=not create or "alembic_version" in there)
             schema.check(found.engine, f"storage {shown(url)}")
@@ -46,6 +48,22 @@ def open_storage(url: str, create: bool) -> Any:
             raise StudyError(f"storage {shown(url)}: {_reason(e, url)}") from None
         return found
     raise AssertionError("the last try returns or raises")
+
+
+def _complete(url: str, there: set[str]) -> None:
+    """Make the indexes that tables lack. Where DDL is no transaction, a process may be killed between a table and its
+    indexes, and nobody makes these later: without the one of studies' names there would soon be two of a name.
+    """
+    from optuna.storages._rdb.models import BaseModel
+
+    engine = make_engine(url)
+    try:
+        for metadata in (BaseModel.metadata, schema.metadata):
+            for table in metadata.sorted_tables:
+                for index in table.indexes if table.name in there else ():
+                    index.create(engine, checkfirst=True)
+    finally:
+        engine.dispose()
 
 
 def open_tables(url: str) -> Any:

@@ -1,6 +1,7 @@
 """Every evaluator of the table keeps the same promises."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -132,6 +133,24 @@ def test_the_fingerprint_is_plain_data_that_devices_do_not_change(file):
         file.config.model_copy(update={"device": "cuda", "batch_size": 3}), file.name, file.folder, file.file
     )
     assert json.dumps(again.fingerprint(), sort_keys=True) == data
+
+
+def test_what_a_study_is_known_by_does_not_say_where_it_lies(file, tmp_path):
+    """A folder that was moved, or another machine's, is the same evaluator: its studies go on."""
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    data = yaml.safe_load((tmp_path / "e.yaml").read_text())
+    if "include_path" in data:
+        shutil.copytree(data["include_path"], moved / "tasks")
+        data["include_path"] = "tasks"
+    for other in (f for f in tmp_path.iterdir() if f.is_file()):
+        shutil.copy(other, moved)
+    (moved / "e.yaml").write_text(yaml.safe_dump(data))
+    there = load_evaluator(moved / "e.yaml")
+    assert there.fingerprint() == file.fingerprint()
+    here, away = open_evaluator(file), open_evaluator(there)
+    assert (here.definition(), here.versions()) == (away.definition(), away.versions())
+    assert all(here.items(split) == away.items(split) for split in SPLITS)
 
 
 def test_some_of_the_items_score_as_they_do_among_all(file, model, tokenizer):

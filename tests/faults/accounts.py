@@ -28,6 +28,7 @@ class Account:
         doubled: Numbers, rows of scores, items of a model or costs that are there more than once.
         corrupt: Files that cannot be read, or differ from those of an uninterrupted search.
         differing: Candidates that are others than those of an uninterrupted search.
+        wrong: What was counted twice, in words.
     """
 
     kills: Counter = dataclasses.field(default_factory=Counter)
@@ -38,6 +39,7 @@ class Account:
     corrupt: int = 0
     differing: int = 0
     moments: Counter = dataclasses.field(default_factory=Counter)
+    wrong: list = dataclasses.field(default_factory=list)
 
     def add(self, other):
         for field in dataclasses.fields(self):
@@ -56,7 +58,7 @@ class Account:
         return (
             f"{self.kills.total()} kills ({by}) in {self.studies} studies of {self.candidates} candidates: "
             f"lost {self.lost}, counted twice {self.doubled}, corrupt files {self.corrupt}, "
-            f"other than uninterrupted {self.differing} ({when})"
+            f"other than uninterrupted {self.differing} ({when})" + "".join(f"; {w}" for w in self.wrong)
         )
 
 
@@ -114,10 +116,15 @@ def audit(storage, out, budget, expected, same):
             connection.execute(sa.select(sa.func.count()).select_from(t)).scalar_one()
             for t in (schema.jobs, schema.joiners)
         ]
-    found.doubled += sum(n - 1 for n in Counter(map(tuple, rows)).values()) + sum(n - 1 for n in items.values())
+    found.wrong += [f"scores of {row} {n} times" for row, n in Counter(map(tuple, rows)).items() if n > 1]
+    found.wrong += [f"item {item} {n} times" for item, n in items.items() if n > 1]
     # What a candidate is charged is what was run for it, once, however often it was begun.
-    found.doubled += sum(abs(t.cost - paid[t.number] / total) > 1e-9 for t in trials)
-    found.doubled += cost(trials) > budget + 1e-9
+    found.wrong += [
+        f"candidate {t.number} ({t.state.name}, {t.reason}) is charged {t.cost * total:g} items, {paid[t.number]} ran"
+        for t in trials if abs(t.cost - paid[t.number] / total) > 1e-9
+    ]  # fmt: skip
+    found.wrong += [f"{cost(trials)} spent of {budget}"] if cost(trials) > budget + 1e-9 else []
+    found.doubled += len(found.wrong)
     assert driver_of(store, STUDY) is None and left == [0, 0]
     found.corrupt = corrupt(storage, out, expected[1], same)
     if same:

@@ -128,7 +128,7 @@ shutil.copy("models/maths/model.safetensors", "models/base/model.safetensors")
 pool = RayPool(Cluster({cluster.address!r}, 1, 0), sources, "models/base", load_evaluator("own.yaml"))
 pool.submit(0, Job("search", source="models/base"))
 try:
-    pool.wait()
+    print(json.dumps(["no error", str(pool.wait())]))
 except EvoMergeError as e:
     print(json.dumps([type(e).__name__, str(e)]))
 pool.close()
@@ -139,7 +139,7 @@ pool.close()
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kind, message = json.loads(done.stdout)
-    assert kind == "SourceChangedError"
+    assert kind == "SourceChangedError", message
     assert "models/base/model.safetensors: has changed while it was in use" in message
 
 

@@ -192,3 +192,17 @@ def test_notes_and_fingerprints_of_any_length(anywhere):
     assert again.names() == ["s"] and again.open("s").fingerprint == long
     assert again.open("s").notes() == {"space": long | {"more": 1}, "few": 1}
     assert Store(anywhere, create=True).create("s", PARAMETERS, json.loads(json.dumps(long))).name == "s"
+
+
+def test_killed_between_a_table_and_its_index_there_is_one_study_of_a_name(tmp_path):
+    """SQLite's DDL is no transaction: Optuna's tables may be there without the index that keeps names apart."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    Store(url, create=True)
+    unfinished = ("DROP INDEX ix_studies_study_name", "DROP TABLE alembic_version", "DROP TABLE version_info")
+    execute(url, *unfinished, "DROP TABLE trials")
+    ids = [Store(url, create=True).create("s", PARAMETERS, {})._id for _ in range(2)]
+    assert ids[0] == ids[1]
+    engine = make_engine(url)
+    names = {index["name"] for index in sa.inspect(engine).get_indexes("studies")}
+    assert "ix_studies_study_name" in names
+    engine.dispose()

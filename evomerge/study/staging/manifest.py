@@ -157,6 +157,7 @@ def manifest(folders: Iterable[Listed], sources: Mapping[str, Source]) -> tuple[
         for f in folders
     )
     for source in sources.values():
+        source.content_hash()
         source.check_unchanged()
     return found
 
