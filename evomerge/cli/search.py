@@ -142,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
         fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
         warm_start=args.warm_start, estimates=args.estimates, timeout=args.timeout,
     )  # fmt: skip
-    with stoppable() as stop, Progress() as progress:
+    progress = Progress()
+    with stoppable(progress.shows_ending) as stop, progress:
         if args.join:
             return _joined(args, join(options, progress, stop))
         outcome = search(options, progress, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import warnings
@@ -198,6 +199,11 @@ class Study:
                 )
             )
         return sorted(found, key=lambda t: t.number)
+
+    def times(self) -> dict[int, tuple[datetime.datetime | None, datetime.datetime | None]]:
+        """When each candidate began and ended, by the clock of whoever wrote it (no time zone); None: unknown."""
+        stored = self._patience(lambda: self._storage.get_all_trials(self._id, deepcopy=False))
+        return {t.number: (t.datetime_start, t.datetime_complete) for t in stored}
 
     def start(self, number: int, params: Mapping[str, Value], attributes: Mapping[str, Any]) -> None:
         """Record that a candidate is being run (again, where an earlier run was cut off)."""
