@@ -26,7 +26,7 @@ from evomerge.study.goals import Goals
 from evomerge.study.leases import driver_of, held, leased
 from evomerge.study.loop import Decode, Search
 from evomerge.study.outcome import Aims, Measured, Outcome
-from evomerge.study.status import BUDGET_NOTE, ENDED_NOTE
+from evomerge.study.status import BUDGET_NOTE, ENDED_NOTE, OUT_NOTE
 from evomerge.study.stopping import Stop
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Beginning, Watcher
@@ -190,6 +190,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
     budget, options = plan.options.budget, plan.options
     study.note(ENDED_NOTE, None)
     study.note(BUDGET_NOTE, asdict(budget))
+    study.note(OUT_NOTE, str(plan.out.resolve()))
     scores, each = final.search_scores(pool, study, plan.baselines(), watcher)
     goals = plan.goals.limited([scores[b.name] for b in final.held_by(plan.baselines())])
     scoring, race = scoring_for(plan, study, pool, list(scores.values()))

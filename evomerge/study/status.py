@@ -15,8 +15,8 @@ from evomerge.study.candidates import best
 from evomerge.study.leases import Driver, driver_of, root
 from evomerge.study.store import Store, Study
 
-# Kept with a study: its budget as last given, and why it ended (None while it goes on).
-BUDGET_NOTE, ENDED_NOTE = "budget", "ended"
+# Kept with a study: its budget as last given, why it ended (None while it goes on), and its output folder.
+BUDGET_NOTE, ENDED_NOTE, OUT_NOTE = "budget", "ended", "out"
 # Rates are those of the last so many seconds before its last sign of life.
 WINDOW = 300.0
 

@@ -121,10 +121,11 @@ class Store:
                     f'storage {shown(self.url)}: holds study "{other}", and this database takes "{name}" for the same '
                     "name; give another --study name"
                 ) from None
-        if list(objectives) != ["score"]:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "experimental"
-                optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(list(objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "experimental"
+            study = optuna.load_study(study_name=name, storage=self._optuna)
+            if study.metric_names != list(objectives):
+                study.set_metric_names(list(objectives))
         return study_id
 
     def open(self, name: str) -> Study:
