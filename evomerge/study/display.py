@@ -13,6 +13,8 @@ from evomerge.study.store import Store, Study
 
 # Where a study's pictures lie, and which they are: kept with it.
 ARTIFACTS_NOTE = "artifacts"
+# Which candidate has the winner's note.
+MARKED_NOTE = "marked"
 FOLDER = "artifacts"
 # What stands between these lines of a study's note is ours; what is above or below it is its reader's.
 _FIRST, _LAST = "*evomerge writes from here*", "*to here; notes of your own stand below*"
@@ -53,10 +55,12 @@ class Display:
 
     def mark(self, number: int, body: str) -> None:
         """Write the note of a candidate that was chosen; of those that were before, it is taken away."""
-        for key, other in self._study.notes().items():
-            if key == "marked" and other != number:
-                self._save("", other)
-        self._study.note("marked", number)
+        other = self._study.notes().get(MARKED_NOTE)
+        if other == number:
+            return
+        if other is not None:
+            self._save("", other)
+        self._study.note(MARKED_NOTE, number)
         self._save(body, number)
 
     def _save(self, body: str, number: int | None) -> None:
