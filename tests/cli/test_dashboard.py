@@ -211,8 +211,9 @@ def opened(command: Callable, monkeypatch: pytest.MonkeyPatch, *words: object) -
     def interrupt(self: WSGIServer, poll_interval: float = 0.5) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(WSGIServer, "serve_forever", interrupt)
-    done = command("dashboard", *words, "--port", 0, "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(WSGIServer, "serve_forever", interrupt)
+        done = command("dashboard", *words, "--port", 0, "--json")
     assert done.code == 0, done.err
     return done
 
