@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pages(args: argparse.Namespace, url: str, names: list[str]) -> tuple[int | None, list[Path]]:
-    """Write the pages of searches that were cut off, whose end has written none.
+    """Write the page of the study that is meant, where its search was cut off before it wrote one.
 
     Returns:
         Optuna's id of the study to open (None: there are several), and where pictures lie.
@@ -96,12 +96,15 @@ def _pages(args: argparse.Namespace, url: str, names: list[str]) -> tuple[int | 
         kept = notes.get(ARTIFACTS_NOTE)
         # A folder that was moved keeps its database and pictures together.
         out = beside if beside is not None and "/" not in name else Path(notes[OUT_NOTE]) if OUT_NOTE in notes else None
-        if out is not None and (name == wanted or kept is None):
+        # Of the one that is meant: to go through hundreds would take minutes.
+        if out is not None and wanted is not None and root(name) == root(wanted):
             _write_page(args, store, name, out)
         folders += [Path(kept["folder"])] if kept else []
         folders += [out / FOLDER] if out is not None else []
-    for folder in dict.fromkeys(f for f in folders if not f.is_dir() and f.parent != beside):
-        say(args, f"pictures in {folder} are not shown: there is no such folder on this machine")
+    gone = list(dict.fromkeys(f for f in folders if not f.is_dir() and f.parent != beside))
+    if gone:
+        more = f" (nor are {len(gone) - 1} more)" if len(gone) > 1 else ""
+        say(args, f"pictures in {gone[0]} are not shown: there is no such folder on this machine{more}")
     found = None if wanted is None else int(store.optuna.get_study_id_from_name(wanted))
     return found, list(dict.fromkeys(folders))
 

@@ -105,7 +105,8 @@ class Display:
                     lambda key: self._storage.set_study_system_attr(self._id, key, json.dumps(None)),
                     f"{_PREFIX}{old['id']}",
                 )
-                (self._folder / old["id"]).unlink(missing_ok=True)
+                if Path(old["id"]).name == old["id"]:  # a database may say anything
+                    (self._folder / old["id"]).unlink(missing_ok=True)
         return {name: f"/artifacts/{self._id}/{found['id']}" for name, found in now.items()}
 
     def _upload(self, store: Any, file: Path) -> str:
