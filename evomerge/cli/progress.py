@@ -124,6 +124,8 @@ class Progress:
         self._line_at = self._clock()
         if self._view is not None:
             self._view.measuring = Measuring(split, list(names), len(names))
+        if self._live is not None:
+            self._live.refresh()  # else what takes less than a quarter of a second is never seen
 
     def measured(self, split: Split, name: str, found: Score | str, known: bool) -> None:
         """One of them was; see `Watcher`."""

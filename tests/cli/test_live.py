@@ -228,8 +228,8 @@ def test_a_real_search_in_a_terminal_shows_what_the_study_holds(small_evaluator,
     assert terminal.process.returncode == 0, terminal.text
     found = status(Store(f"sqlite:///{out / 'study.db'}"), "s")
     running = [s for s in map(words, terminal.screens) if " running " in s]
-    scoring = [s for s in map(words, terminal.screens) if "models scored" in s]
-    assert {n for s in scoring for n in re.findall(r"(\w+) items: \d+ of", s)} == {"search", "select", "test"}
+    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.raw.decode())
+    assert set(re.findall(r"(\w+) items: \d+ of \d+ models", written)) == {"search", "select", "test"}
     # The counts never fall, and end with the study's.
     complete = [int(re.search(r"(\d+) complete", s)[1]) for s in running]
     assert complete == sorted(complete) and complete[-1] == found.counts["complete"] == 14
