@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evomerge.score import Score, Trial, Value
     from evomerge.study.watcher import Beginning
 
-# Of plain lines there is at most one in so many seconds; where nothing is better, one for so many candidates.
+# Of plain lines, and of reasons why candidates fail, there is at most one in so many seconds; where nothing is better, one for so many candidates.
 PLAIN_SECONDS, PLAIN_EVERY = 5.0, 10
 
 
@@ -44,6 +44,7 @@ class Progress:
         self._tally: Tally | None = None
         self._line_at = -PLAIN_SECONDS
         self._line_of = 0
+        self._failure_at = -PLAIN_SECONDS
         self._better = False
         self._measured = 0
         self._measuring: tuple[str, int] | None = None
@@ -100,7 +101,8 @@ class Progress:
         if tally is None:
             return
         better = tally.finished(trial, replayed)
-        if trial.reason is not None and not replayed:
+        if trial.reason is not None and not replayed and self._clock() - self._failure_at >= PLAIN_SECONDS:
+            self._failure_at = self._clock()
             self._print(f"  candidate {trial.number} failed: {trial.reason}")
         if self._live is not None and self._view is not None:
             if better:
