@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from evomerge.score import Score, Trial, Value
     from evomerge.study.watcher import Beginning
 
-# Of plain lines, and of reasons why candidates fail, there is at most one in so many seconds; where nothing is better, one for so many candidates.
+# Of plain lines, and of reasons why candidates fail, there is at most one in so many seconds; where nothing is better,
+# one line for so many candidates.
 PLAIN_SECONDS, PLAIN_EVERY = 5.0, 10
 
 
@@ -156,11 +157,11 @@ class Progress:
         console = self._live.console if self._live is not None else self._console
         console.print(text, markup=False, soft_wrap=True)
 
-    def _plain(self) -> None:
+    def _plain(self, left: bool = True) -> None:
         tally = self._tally
         assert tally is not None
         self._line_at, self._line_of, self._better = self._clock(), tally.ended, False
-        self._print(f"  {self._words()}")
+        self._print(f"  {self._words(left)}")
 
     def _close_line(self) -> None:
         """Of a search that is over, what has not been told yet."""
@@ -169,7 +170,7 @@ class Progress:
         if self._live is not None:
             self._print(f"{self._tally.beginning.name}: {self._words(left=False)}")
         elif self._line_of != self._tally.ended:
-            self._plain()
+            self._plain(left=False)
         self._tally = None
 
     def _words(self, left: bool = True) -> str:
