@@ -242,7 +242,7 @@ def test_a_real_search_in_a_terminal_shows_what_the_study_holds(small_evaluator,
     assert "recipe task_arithmetic: maths " in running[-1]
     # Nothing of the view is left, the cursor is there, and what is printed at the end is whole.
     assert not terminal.cursor_hidden
-    assert "complete" not in terminal.text and "best minus it" in re.sub(r"\s+", " ", terminal.text.replace("┃", ""))
+    assert " complete" not in terminal.text and "held-out items" in terminal.text
     assert "model/, recipe.yaml" in re.sub(r"\s+", " ", terminal.text)
 
 
