@@ -24,6 +24,7 @@ COMMANDS: tuple[str, ...] = (
     "evaluate",
     "export",
     "list",
+    "status",
     "check",
     "init",
     "dashboard",

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.study.workers import Cluster
 
     options = FuseOptions(args.file, args.out, Cluster(args.address, args.workers, args.gpus_per_worker))
-    with stoppable() as stop, Fusing() as watcher, Progress() as searching:
+    searching = Progress()
+    with stoppable(searching.shows_ending) as stop, Fusing() as watcher, searching:
         fused = fuse(options, watcher, searching, stop)
     write_fusion(fused)
     emit(args, fusion_dict(fused), fusion_text(fused))

@@ -1,18 +1,23 @@
-"""What goes on, on stderr: a live line on a terminal, plain lines elsewhere. stdout holds the result alone."""
+"""What goes on, on stderr: a live view on a terminal, plain lines elsewhere. stdout holds the result alone."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.score import Trial
-    from evomerge.study.budget import Budget
+    from evomerge.cli.live import View
+    from evomerge.cli.tally import Tally
+    from evomerge.evaluation.config import Split
+    from evomerge.score import Score, Trial, Value
+    from evomerge.study.watcher import Beginning
 
-PLAIN_EVERY = 10
+# Of plain lines, and of reasons why candidates fail, there is at most one in so many seconds; where nothing is better,
+# one line for so many candidates.
+PLAIN_SECONDS, PLAIN_EVERY = 5.0, 10
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -21,26 +26,29 @@ def say(args: argparse.Namespace, text: str) -> None:
 
 
 class Progress:
-    """Shows a search: what it does now, candidates done, best so far against the best source, time left.
+    """Shows a search: what it does now, candidates, best so far against the best source, pace, time left.
 
-    Use it as a context manager, so that the live line is taken down however the search ends.
+    Use it as a context manager, so that the live view is taken down however the search ends. The cursor is never
+    hidden: a process that is killed leaves the terminal as it was.
+
+    Args:
+        clock: Seconds; another one in tests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
-        self._bar: Any = None
-        self._name = ""
-        self._done = self._failed = 0
-        self._best: tuple[float, int] | None = None
-        self._goal: tuple[str, float] | None = None
-        self._budget: Budget | None = None
-        self._started = 0.0
-        self._stopped = self._fresh = 0
-        self._units = self._fresh_units = 0.0
-        self._before = 0.0
-        self._first = 0.0
+        self._clock = clock
+        self._live: Any = None
+        self._view: View | None = None
+        self._tally: Tally | None = None
+        self._line_at = -PLAIN_SECONDS
+        self._line_of = 0
+        self._failure_at = -PLAIN_SECONDS
+        self._better = False
+        self._measured = 0
+        self._measuring: tuple[str, int] | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -48,118 +56,169 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    @property
+    def animated(self) -> bool:
+        """Whether stderr is a terminal that can redraw lines."""
+        return bool(self._console.is_terminal and not self._console.is_dumb_terminal)
+
+    def shows_ending(self) -> bool:
+        """Have the live view say that the search was asked to end; False where there is none. Safe in a handler."""
+        if self._live is None or self._view is None:
+            return False
+        self._view.ending = True
+        return True
+
     def say(self, text: str) -> None:
         """What is done now, or a fact worth a line."""
-        self._stop()
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._print(text)
 
-    def begin(self, name: str, budget: Budget, lines: Mapping[str, float], spent: float) -> None:
+    def begin(self, beginning: Beginning) -> None:
         """A search begins; see `Watcher`."""
-        self._stop()
-        self._name, self._budget, self._best = name, budget, None
-        self._done = self._failed = self._stopped = self._fresh = 0
-        self._units = self._fresh_units = 0.0
-        self._started, self._before = time.monotonic(), spent
-        sources = {k: v for k, v in lines.items() if k not in ("base", "uniform")}
-        if lines:
-            shown = ", ".join(f"{k} {v:.3f}" for k, v in lines.items())
-            self._console.print(f"{name}: {budget}; on the same items: {shown}", markup=False, soft_wrap=True)
-        if sources:
-            top = max(sources, key=lambda k: sources[k])
-            self._goal = (top, sources[top])
-        if self._console.is_terminal:
-            self._start_bar()
+        from evomerge.cli.tally import Tally
+
+        self._close_line()
+        self._tally = Tally(beginning, self._clock)
+        self._line_at, self._line_of, self._better = -PLAIN_SECONDS, 0, False
+        if beginning.lines:
+            shown = ", ".join(f"{k} {v.mean:.3f}" for k, v in beginning.lines.items())
+            self._print(f"{beginning.name}: {beginning.budget}; on the same items: {shown}")
+        if self._view is not None:
+            self._view.tally, self._view.recipe = self._tally, ""
+        self._start()
+
+    def started(self, number: int, params: Mapping[str, Value]) -> None:
+        """A candidate is being run."""
+        if self._tally is not None:
+            self._tally.started(number, params)
+
+    def scored(self, items: int) -> None:
+        """A worker's answer came."""
+        if self._tally is not None:
+            self._tally.scored(items)
 
     def finished(self, trial: Trial, replayed: bool) -> None:
         """A candidate ended; see `Watcher`."""
-        self._done += 1
-        self._fresh += not replayed
-        self._units += trial.cost
-        if self._fresh == 1 and not replayed:
-            self._first = time.monotonic()
-        elif not replayed:
-            self._fresh_units += trial.cost
-        if trial.stopped is not None:
-            self._stopped += 1
-        elif trial.value is None:
-            self._failed += 1
-            self._line(f"candidate {trial.number} failed: {trial.reason}")
-        elif self._best is None or trial.value > self._best[0]:
-            self._best = (trial.value, trial.number)
-            if not replayed and self._bar is None:
-                self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
-                return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._share() * 100, words=self._short())
-        elif not replayed and self._done % PLAIN_EVERY == 0:
-            self._console.print(f"  {self._words()}", markup=False, soft_wrap=True)
+        tally = self._tally
+        if tally is None:
+            return
+        better = tally.finished(trial, replayed)
+        if trial.reason is not None and not replayed and self._clock() - self._failure_at >= PLAIN_SECONDS:
+            self._failure_at = self._clock()
+            self._print(f"  candidate {trial.number} failed: {trial.reason}")
+        if self._live is not None and self._view is not None:
+            if better:
+                self._view.recipe = self._recipe(trial)
+            return
+        if replayed:
+            return
+        self._better = self._better or better
+        # A line for what is better, else for some candidates; never two within seconds.
+        if not self._better and tally.ended - self._line_of < PLAIN_EVERY:
+            return
+        if self._clock() - self._line_at >= PLAIN_SECONDS:
+            self._plain()
 
-    def _share(self) -> float:
-        return self._budget.share(self._units, self._before + time.monotonic() - self._started) if self._budget else 0.0
+    def measuring(self, split: Split, names: Sequence[str]) -> None:
+        """Models are being scored; see `Watcher`."""
+        from evomerge.cli.live import Measuring
 
-    def _words(self) -> str:
-        count = f"{self._done} candidate" + ("" if self._done == 1 else "s")
-        also = [f"{n} {what}" for n, what in ((self._stopped, "stopped early"), (self._failed, "failed")) if n]
+        self._start()
+        self._measuring, self._measured = (split, len(names)), 0
+        self._line_at = self._clock()
+        if self._view is not None:
+            self._view.measuring = Measuring(split, list(names), len(names))
+        if self._live is not None:
+            self._live.refresh()  # else what takes less than a quarter of a second is never seen
+
+    def measured(self, split: Split, name: str, found: Score | str, known: bool) -> None:
+        """One of them was; see `Watcher`."""
+        if known or self._measuring is None:
+            return
+        self._measured += 1
+        if self._view is not None and self._view.measuring is not None:
+            self._view.measuring.waiting.remove(name)
+        if self._live is None and self._clock() - self._line_at >= PLAIN_SECONDS:
+            self._line_at = self._clock()
+            value = found if isinstance(found, str) else f"{found.value:.3f}"
+            self._print(f"  {split} items: {self._measured} of {self._measuring[1]} models scored ({name}: {value})")
+
+    def end(self) -> None:
+        """The job is done: the view is taken down."""
+        self._stop()
+
+    def _recipe(self, trial: Trial) -> str:
+        from evomerge.report.words import recipe_words
+
+        assert self._tally is not None
+        beginning = self._tally.beginning
+        return recipe_words(beginning.decode(trial.params), trial.params, beginning.names)
+
+    def _print(self, text: str) -> None:
+        console = self._live.console if self._live is not None else self._console
+        console.print(text, markup=False, soft_wrap=True)
+
+    def _plain(self, left: bool = True) -> None:
+        tally = self._tally
+        assert tally is not None
+        self._line_at, self._line_of, self._better = self._clock(), tally.ended, False
+        self._print(f"  {self._words(left)}")
+
+    def _close_line(self) -> None:
+        """Of a search that is over, what has not been told yet."""
+        if self._tally is None or not self._tally.ended:
+            return
+        if self._live is not None:
+            self._print(f"{self._tally.beginning.name}: {self._words(left=False)}")
+        elif self._line_of != self._tally.ended:
+            self._plain(left=False)
+        self._tally = None
+
+    def _words(self, left: bool = True) -> str:
+        """A line of the tally."""
+        from evomerge.cli.live import duration
+
+        tally = self._tally
+        assert tally is not None
+        count = f"{tally.ended} candidate" + ("" if tally.ended == 1 else "s")
+        also = [f"{n} {what}" for n, what in ((tally.pruned, "stopped early"), (tally.failed, "failed")) if n]
         words = [count + (f" ({', '.join(also)})" if also else "")]
-        if self._stopped and self._budget is not None and self._budget.candidates is not None:
-            words.append(f"{self._units:.1f} of {self._budget.candidates:g} spent")
-        if self._best is not None:
-            words.append(f"best {self._best[0]:.3f} (candidate {self._best[1]})")
-        if self._goal is not None:
-            words.append(f"best source {self._goal[0]} {self._goal[1]:.3f}")
-        left = self._left()
-        if left:
-            words.append(f"about {_time(left)} left")
+        budget = tally.beginning.budget
+        if tally.pruned and budget.candidates is not None:
+            words.append(f"{tally.units:.1f} of {budget.candidates:g} spent")
+        if tally.best is not None and tally.best.value is not None:
+            words.append(f"best {tally.best.value:.3f} (candidate {tally.best.number})")
+        if tally.beginning.goal is not None:
+            name, goal = tally.beginning.goal
+            words.append(f"best source {name} {goal.mean:.3f}")
+        seconds = tally.left if left else None
+        if seconds is not None:
+            words.append(f"about {duration(seconds)} left")
         return ", ".join(words)
 
-    def _short(self) -> str:
-        """The same for the live line, which must fit a terminal of 80 columns."""
-        words = f"{self._done} done" + (f", {self._failed} failed" if self._failed else "")
-        if self._best is not None:
-            words += f", best {self._best[0]:.3f}"
-        if self._goal is not None:
-            words += f" ({self._goal[0]} {self._goal[1]:.3f})"
-        left = self._left()
-        return f"{words}, {_time(left)} left" if left else words
+    def _start(self) -> None:
+        if self._live is not None or not self.animated:
+            return
+        from rich.live import Live
 
-    def _left(self) -> float | None:
-        """Seconds left, from the candidates of this run; None before the first ones are done."""
-        if self._budget is None or self._fresh < 2:
-            return None
-        spent = time.monotonic() - self._started
-        if self._budget.candidates is not None:
-            # From the first answer on: before it, workers were still starting.
-            if not self._fresh_units:
-                return None
-            pace = (time.monotonic() - self._first) / self._fresh_units
-            return pace * max(0.0, self._budget.candidates - self._units)
-        return max(0.0, (self._budget.seconds or 0.0) - self._before - spent)
+        from evomerge.cli.live import View
 
-    def _line(self, text: str) -> None:
-        (self._bar.console if self._bar is not None else self._console).print(f"  {text}", markup=False, soft_wrap=True)
-
-    def _start_bar(self) -> None:
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        self._bar = Bar(
-            SpinnerColumn(), TextColumn(self._name), BarColumn(bar_width=16), TextColumn("{task.fields[words]}"),
-            console=self._console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task(self._name, total=100, words="starting")
-        self._bar.start()
+        self._view = View()
+        self._view.tally = self._tally
+        live = Live(self._view, console=self._console, transient=True, refresh_per_second=4, vertical_overflow="crop")
+        self._live = live
+        live.start()
+        self._console.show_cursor(True)
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._console.print(f"{self._name}: {self._words()}", markup=False, soft_wrap=True)
-            self._bar = None
-
-
-def _time(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
+        live = self._live
+        if live is None:
+            self._close_line()
+            return
+        try:
+            live.stop()
+        finally:
+            self._live = None
+            self._console.show_cursor(True)
+        if self._tally is not None and self._tally.ended:
+            self._print(f"{self._tally.beginning.name}: {self._words(left=False)}")
+            self._tally = None

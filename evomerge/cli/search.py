@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command, whole
+from evomerge.cli.events import STDOUT, Events
 from evomerge.cli.output import emit
+from evomerge.errors import InputError
 
 if TYPE_CHECKING:
+    from evomerge.cli.progress import Progress
+    from evomerge.cli.wandb_log import WandbLog
+    from evomerge.pipeline import Options
     from evomerge.study.joining import Joined
+    from evomerge.study.outcome import Outcome
+
+_WANDB_PROJECT = "evomerge"
 
 DESCRIPTION = """\
 Search for the best merge of some models within a budget. The same command resumes a search that was cut off, and
@@ -112,6 +122,15 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "the same command; ends with it",
     )  # fmt: skip
     add_cluster(where)
+    watching = parser.add_argument_group("who watches")
+    watching.add_argument(
+        "--events", metavar="FILE", help="write what happens, one JSON object a line, to a file (added to), a named "
+        "pipe, or -: stdout, in place of the table (docs/watching.md)",
+    )  # fmt: skip
+    watching.add_argument(
+        "--wandb", metavar="PROJECT", nargs="?", const=_WANDB_PROJECT, help="log to Weights & Biases too (default "
+        f"project: {_WANDB_PROJECT}; WANDB_MODE=offline needs no account)",
+    )  # fmt: skip
     where.add_argument(
         "--prefix-memory", type=_gigabytes, default=1.0, metavar="GB",
         help="data-flow spaces: each worker's memory for what candidates' common beginnings gave; 0: none (default: 1)",
@@ -125,12 +144,12 @@ def run(args: argparse.Namespace) -> int:
 
     budget = Budget.parse(args.budget)
 
+    _check_watching(args)
+
     from evomerge.cli.progress import Progress
     from evomerge.cli.signals import stoppable
     from evomerge.pipeline import Options, join, search
-    from evomerge.report.outputs import write_outputs
-    from evomerge.report.result import to_dict
-    from evomerge.report.table import archive_text, front_text, table_text
+    from evomerge.study.watcher import Several
     from evomerge.study.workers import Cluster
 
     options = Options(
@@ -142,18 +161,75 @@ def run(args: argparse.Namespace) -> int:
         fidelity=args.fidelity, starts=args.starts, objectives=args.objective, asynchronous=args.asynchronous,
         warm_start=args.warm_start, estimates=args.estimates, timeout=args.timeout,
     )  # fmt: skip
-    with stoppable() as stop, Progress() as progress:
-        if args.join:
+    progress = Progress()
+    if args.join:
+        with stoppable(progress.shows_ending) as stop, progress:
             return _joined(args, join(options, progress, stop))
-        outcome = search(options, progress, stop)
+    with ExitStack() as stack:
+        if args.events == STDOUT:
+            stack.enter_context(redirect_stdout(sys.stderr))  # what libraries print is no event
+        events = stack.enter_context(Events(args.events, args.stdout, progress.say)) if args.events else None
+        log = stack.enter_context(_wandb(args, options, progress)) if args.wandb else None
+        watcher = Several([w for w in (progress, events, log) if w is not None])
+        with stoppable(progress.shows_ending) as stop, progress:
+            outcome = search(options, watcher, stop)
+        return _finished(args, outcome, progress, events, log)
+
+
+def _finished(
+    args: argparse.Namespace, outcome: Outcome, progress: Progress, events: Events | None, log: WandbLog | None
+) -> int:
+    """Write the outputs, print the table."""
+    from evomerge.report.dashboard import Candidate, publish
+    from evomerge.report.outputs import write_outputs
+    from evomerge.report.result import to_dict
+    from evomerge.report.table import archive_text, front_text, table_text
+    from evomerge.study.store import Store
+
     out = outcome.model.parent
     write_outputs(outcome, out)
+    if log is not None:
+        log.result(outcome)
     path = "path.png, " if outcome.path is not None else ""
     database = "" if args.storage else ", study.db"
     files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
     lines = [table_text(outcome), *front_text(outcome), *archive_text(outcome), f"{out}/: {files}"]
-    emit(args, to_dict(outcome), "\n".join(lines))
+    try:
+        publish(Store(outcome.storage), outcome.study, out, Candidate.of(outcome))
+    except Exception as e:  # what the dashboard shows beside the study is no reason for a search to fail
+        progress.say(f"no note and pictures for the dashboard ({type(e).__name__}: {e})")
+    if events is not None:
+        events.result(to_dict(outcome))
+    if args.events == STDOUT:
+        print("\n".join(lines), file=sys.stderr)
+    else:
+        emit(args, to_dict(outcome), "\n".join(lines))
     return 0
+
+
+def _check_watching(args: argparse.Namespace) -> None:
+    """Raise where those who watch cannot, before anything is loaded that takes time."""
+    asked = [f"--{name}" for name in ("events", "wandb") if getattr(args, name)]
+    if args.join and asked:
+        raise InputError(f"--join: {asked[0]} tells of a search, which its driver does; give it to that one")
+    if args.json and args.events == STDOUT:
+        raise InputError("--events -: with --json stdout holds the result alone; expected --events FILE")
+    if args.wandb:
+        from evomerge.cli.wandb_log import check_usable
+
+        check_usable()
+
+
+def _wandb(args: argparse.Namespace, options: Options, progress: Progress) -> WandbLog:
+    from evomerge.cli.wandb_log import WandbLog
+
+    config = {
+        "space": options.space, "models": list(options.models), "base": options.base, "evaluator": options.evaluator,
+        "tasks": list(options.tasks), "budget": str(options.budget), "sampler": options.sampler, "seed": options.seed,
+        "population": options.population, "sigma": options.sigma, "fidelity": options.fidelity,
+        "asynchronous": options.asynchronous, "objectives": list(options.objectives), "controls": options.controls,
+    }  # fmt: skip
+    return WandbLog(args.wandb, config, progress.say)
 
 
 def _joined(args: argparse.Namespace, joined: Joined) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,8 +14,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable(shown: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
     """Gives what a search looks at; inside the block the signals are told to it.
+
+    Args:
+        shown: Has a live view say that the search ends; False where there is none, and a line is written.
 
     A signal that the process was started to ignore stays ignored (SIGINT in the background of a shell). The third one
     ends the process as if there were no handler: what cleans up hangs then.
@@ -29,7 +32,8 @@ def stoppable() -> Iterator[Stop]:
                 signal.signal(s, signal.SIG_DFL)
         stop.ask(signum)
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nending: what is under way is finished and recorded (a second time: ends at once)\n")
+        if not shown():
+            os.write(2, b"\nending: what is under way is finished and recorded (a second time: ends at once)\n")
 
     for s in before:
         signal.signal(s, ask)

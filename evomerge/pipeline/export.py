@@ -39,12 +39,47 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     Raises:
         InputError: no such candidate, no winner yet, or the sources are gone or have changed.
     """
-    notes, fingerprint = study.notes(), study.fingerprint
-    number = trial if trial is not None else notes.get("winner")
+    number = trial if trial is not None else study.notes().get("winner")
     if number is None:
         raise StudyError(
             f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N'
         )
+    found = read(study, number)
+    write_checkpoint(found.sources, found.plain, found.signed, out, overwrite)
+    return Exported(found.number, found.path, found.names, found.depths)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A candidate of a study as a recipe.
+
+    Attributes:
+        plain: The recipe of its parameters.
+        signed: The same with where it is from; a chain where it builds on another stage's winner.
+        sources: The models that it names, by reference.
+        path: The candidate as a path over layers; None for a merge.
+    """
+
+    number: int
+    plain: Recipe
+    signed: Recipe | Chain
+    sources: Mapping[str, Source]
+    path: RecipePath | None
+    names: Mapping[str, str]
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Numbers of layers of the sources, by reference."""
+        return {r: s.num_layers for r, s in self.sources.items()}
+
+
+def read(study: Study, number: int) -> Read:
+    """The recipe of a candidate, as the study's space and parameters say it.
+
+    Raises:
+        InputError: no such candidate, or the sources are gone or have changed.
+    """
+    notes, fingerprint = study.notes(), study.fingerprint
     trials = {t.number: t for t in study.trials()}
     if number not in trials:
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
@@ -60,10 +95,8 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
     for model, step in steps.items():
         assert isinstance(recipe, Recipe)
         recipe = chained(recipe, model, step["name"], Recipe.model_validate(step["recipe"]))
-    write_checkpoint(sources, plain, recipe, out, overwrite)
-    depths = {r: s.num_layers for r, s in sources.items()}
     path = RecipePath.read(plain) if isinstance(config, DataflowConfig) else None
-    return Exported(int(number), path, {s.model: s.name for s in config.sources}, depths)
+    return Read(int(number), plain, recipe, sources, path, {s.model: s.name for s in config.sources})
 
 
 def _contents(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig) -> dict[str, str]:

@@ -26,6 +26,7 @@ from evomerge.study import final, place, schema
 from evomerge.study.budget import Budget
 from evomerge.study.database import shown, table_names
 from evomerge.study.outcome import Outcome
+from evomerge.study.status import ENDED_NOTE
 from evomerge.study.stopping import Stop
 from evomerge.study.store import Store, Study
 from evomerge.study.watcher import Watcher
@@ -176,10 +177,13 @@ def _first_stage(plan: Plan, split: str, watcher: Watcher, stop: Stop) -> FirstS
             done = searched(plan, study, pool, watcher, "first stage")
             watcher.say("choosing the first stage's winner on the select items")
             decode = plan.decode(plan.space)
-            goals = final.goals_on(pool, study, "select", done.goals, plan.baselines())
-            winner, select = final.choose_winner(pool, study, done.trials, decode, plan.hash, goals)
+            goals = final.goals_on(pool, study, "select", done.goals, plan.baselines(), watcher)
+            winner, select = final.choose_winner(
+                pool, study, done.trials, decode, plan.hash, goals, watcher=watcher
+            )
             watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
             study.note("winner", winner.number)
+            study.note(ENDED_NOTE, done.stopped)
         # As the database has it, which a run that goes on will read: a number may lose its last bits there.
         found = _found(plan)
         assert found is not None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evomerge import __version__
+from evomerge.comparison import interval
 from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import Control, control_searches
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
-from evomerge.score import Score, State, Trial, cost
+from evomerge.score import Interval, Score, State, Trial, cost
 from evomerge.space.starts import start_of
 from evomerge.study import final, place
 from evomerge.study.archive import Archive
@@ -23,11 +24,12 @@ from evomerge.study.budget import Budget
 from evomerge.study.candidates import check_some_complete, layer_evaluations
 from evomerge.study.goals import Goals
 from evomerge.study.leases import driver_of, held, leased
-from evomerge.study.loop import Search
+from evomerge.study.loop import Decode, Search
 from evomerge.study.outcome import Aims, Measured, Outcome
+from evomerge.study.status import BUDGET_NOTE, ENDED_NOTE, OUT_NOTE
 from evomerge.study.stopping import Stop
 from evomerge.study.store import Store, Study
-from evomerge.study.watcher import Watcher
+from evomerge.study.watcher import Beginning, Watcher
 from evomerge.study.workers import JoinedPool, LocalPool, Pool, RayPool
 
 # Kept with a study: whether it began with the space's starts, and, without generations, with how many workers.
@@ -63,16 +65,18 @@ def run(plan: Plan, watcher: Watcher, stop: Stop) -> Outcome:
             controls = _controls(plan, store, study, pool, cost(trials) + earlier, scores, goals.alone, watcher)
         watcher.say("choosing the winner on the select items")
         decode = plan.decode(plan.space)
-        selecting = final.goals_on(pool, study, "select", goals, plan.baselines())
-        winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, selecting, plan.start)
+        selecting = final.goals_on(pool, study, "select", goals, plan.baselines(), watcher)
+        winner, select = final.choose_winner(
+            pool, study, trials, decode, plan.hash, selecting, plan.start, watcher
+        )
         recipe = decode(winner.params)
         watcher.say(f"chosen: candidate {winner.number}, search {winner.value:.3f}, select {select.value:.3f}")
         if (start := start_of(plan.space.starts(), winner.params)) is not None:
             watcher.say(f"it is {start.words}, which was tried before anything was searched for: nothing beats it yet")
         watcher.say("scoring the winner and what it must beat on the test items")
-        measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select)
+        measured, looks = final.measure(pool, study, plan.baselines(), winner, recipe, select, watcher)
         measured[-1:-1] = controls
-        tested = final.goals_on(pool, study, "test", goals, plan.baselines())
+        tested = final.goals_on(pool, study, "test", goals, plan.baselines(), watcher)
         aims = Aims.of(goals, trials, scores.values(), {"select": selecting.limits, "test": tested.limits})
         signed = plan.signed(recipe, winner.number)
         shared = study.notes().get(OVERLAPS_NOTE)
@@ -80,6 +84,8 @@ def run(plan: Plan, watcher: Watcher, stop: Stop) -> Outcome:
         stop.check()
         watcher.say(f"writing {model}")
         write_checkpoint(plan.sources, recipe, signed, model, overwrite=True)
+        study.note(ENDED_NOTE, found.stopped)
+    watcher.end()
     return Outcome(
         study=plan.name, storage=plan.storage, seed=plan.options.seed, space=plan.config.name,
         evaluator=plan.evaluator.name, trials=tuple(trials), best=winner, recipe=signed,
@@ -181,9 +187,11 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         are = "candidate is" if there == 1 else "candidates are"
         watcher.say(f'study "{plan.name}" goes on: {there} {are} there')
     watcher.say("scoring the sources on the search items")
-    scores, each = final.search_scores(pool, study, plan.baselines())
-    lines = {n: s.value for n, s in scores.items()}
     budget, options = plan.options.budget, plan.options
+    study.note(ENDED_NOTE, None)
+    study.note(BUDGET_NOTE, asdict(budget))
+    study.note(OUT_NOTE, str(plan.out.resolve()))
+    scores, each = final.search_scores(pool, study, plan.baselines(), watcher)
     goals = plan.goals.limited([scores[b.name] for b in final.held_by(plan.baselines())])
     scoring, race = scoring_for(plan, study, pool, list(scores.values()))
     if race is not None:
@@ -197,9 +205,10 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         searches = 1 + (len(control_searches(plan)) if options.controls else 0)
         estimate = each * (budget.candidates * searches - cost(ended)) / pool.size
         if estimate >= 10:
-            watcher.say(f"about {_minutes(estimate)} of evaluation, as long as the sources' took")
-    watcher.begin(name, budget, lines, spent(study))
+            # Candidates are built too, in a race once for each block: how long that takes the first ones will show.
+            watcher.say(f"at least {_minutes(estimate)} of evaluation, by the sources'; building comes on top")
     decode = plan.decode(plan.space)
+    watcher.begin(_beginning(plan, name, study, pool, budget, scores, decode))
     if plan.warm:
         study.note(warm_start.NOTE, plan.warm)
         watcher.say(f"it begins from the {len(plan.warm)} best candidates of {options.warm_start}")
@@ -223,6 +232,17 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         limits = ", ".join(limit.words for limit in goals.limits)
         watcher.say(f"no candidate keeps all constraints ({limits}): what follows is the one that misses them least")
     return Searched(trials, stopped, scores, goals, Archive.of(optimizer, trials))
+
+
+def _beginning(
+    plan: Plan, name: str, study: Study, pool: Pool, budget: Budget, scores: Mapping[str, Score], decode: Decode
+) -> Beginning:
+    sources = tuple(b.name for b in plan.baselines() if b.role == "source")
+    top = max(sources, key=lambda n: scores[n].value)
+    # An interval may be a bootstrap, so that only one is made, and none where it would hold the search up.
+    lines = {n: interval(s) if n == top else Interval(s.value, None, None, s.items) for n, s in scores.items()}
+    items = max((s.items for s in scores.values()), default=0)
+    return Beginning(name, study.name, budget, lines, sources, items, spent(study), pool.size, decode, plan.names)
 
 
 def _starts(plan: Plan, study: Study) -> bool:
@@ -275,14 +295,14 @@ def _controls(
     """
     measured = []
     notes = main.notes()
-    selecting = final.goals_on(pool, main, "select", goals, plan.baselines())
+    selecting = final.goals_on(pool, main, "select", goals, plan.baselines(), watcher)
     for control in control_searches(plan):
         name, space = control.name, control.space
         study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
         plan.keep(study, space.config)
         budget = Budget(candidates=max(1, round(candidates)))
-        watcher.begin(f"control: {name}", budget, {n: s.value for n, s in scores.items()}, spent(study))
         decode = plan.decode(space)
+        watcher.begin(_beginning(plan, f"control: {name}", study, pool, budget, scores, decode))
         optimizer = plan.control_optimizer(space, control.sampler)
         scoring, race = scoring_for(plan, study, pool, list(scores.values()), notes[NOTE], notes.get(ESTIMATES_NOTE))
         trials, _ = Search(
@@ -290,15 +310,17 @@ def _controls(
             asynchronous=plan.options.asynchronous,
         ).run()
         check_some_complete(trials)
-        measured.append(_control(control, study, pool, trials, selecting, plan))
+        measured.append(_control(control, study, pool, trials, selecting, plan, watcher))
     return measured
 
 
-def _control(control: Control, study: Study, pool: Pool, trials: list[Trial], goals: Goals, plan: Plan) -> Measured:
+def _control(
+    control: Control, study: Study, pool: Pool, trials: list[Trial], goals: Goals, plan: Plan, watcher: Watcher
+) -> Measured:
     decode = plan.decode(control.space)
-    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals)
+    winner, select = final.choose_winner(pool, study, trials, decode, plan.hash, goals, watcher=watcher)
     recipe = decode(winner.params)
-    found, _ = final.measure(pool, study, [], winner, recipe, select)
+    found, _ = final.measure(pool, study, [], winner, recipe, select, watcher)
     return Measured(control.name, "control", found[-1].test, winner.score, select, recipe, cost(trials))
 
 

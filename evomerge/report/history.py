@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from evomerge.score import State
-from evomerge.study.outcome import Outcome
+from evomerge.score import State, Trial
 
 SIZE_INCHES = (9.0, 5.0)
 DPI = 120
 
 
-def write_history_png(outcome: Outcome, path: Path) -> None:
+class Course(Protocol):
+    """What is drawn: an `Outcome`, or a search that has none yet, whose `best` may be None."""
+
+    @property
+    def study(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def trials(self) -> Sequence[Trial]: ...
+    @property
+    def lines(self) -> Mapping[str, float]: ...
+    @property
+    def best(self) -> Trial | None: ...
+
+
+def write_history_png(outcome: Course, path: Path) -> None:
     """Draw the search's history as a PNG.
 
     Args:
@@ -36,8 +52,9 @@ def write_history_png(outcome: Outcome, path: Path) -> None:
                       transform=axes.get_xaxis_transform(), linestyle="none", label=f"{word} ({len(at)})")  # fmt: skip
     for i, (name, value) in enumerate(outcome.lines.items()):
         axes.axhline(value, linestyle="--", linewidth=1, color=f"C{1 + i % 9}", label=name)
-    if any(t.number == outcome.best.number for t in outcome.trials) and outcome.best.value is not None:
-        axes.plot([outcome.best.number], [outcome.best.value], "*", markersize=14, color="tab:orange", label="chosen")
+    best = outcome.best
+    if best is not None and any(t.number == best.number for t in outcome.trials) and best.value is not None:
+        axes.plot([best.number], [best.value], "*", markersize=14, color="tab:orange", label="chosen")
     axes.set_xlabel("candidate")
     axes.set_ylabel("score on the search items")
     axes.set_title(f"{outcome.study} (seed {outcome.seed})")

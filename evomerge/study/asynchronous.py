@@ -161,6 +161,7 @@ class Asynchronous(Iterator[Ask]):
         ask = Ask(number, params, recipe, search.hash(recipe))
         attributes = attributes_of(recipe, ask.hash) | attributes
         search.study.start(number, params, attributes)
+        search.watcher.started(number, params)
         running = self._running[number] = _Running(ask, attributes)
         self._equal[ask.hash] += 1
         if self._window is not None:

@@ -20,9 +20,11 @@ from evomerge.study.job import Job
 from evomerge.study.loop import Decode
 from evomerge.study.outcome import Measured, Role
 from evomerge.study.store import Study
+from evomerge.study.watcher import Silent, Watcher
 from evomerge.study.workers import Pool
 
 FINALISTS = 5
+SILENT = Silent()
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,22 @@ class Baseline:
 
 
 def score_all(
-    pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job], seconds: list[float] | None = None
-) -> dict[str, Score | str]:
+    pool: Pool, study: Study, split: Split, jobs: Mapping[str, Job], watcher: Watcher = SILENT,
+    seconds: list[float] | None = None,
+) -> dict[str, Score | str]:  # fmt: skip
     """Score subjects on a split, those of an earlier run read from the study; a str is the reason for none.
 
     Args:
+        watcher: Is told what is scored, and of each that has been.
         seconds: Filled with the time that each evaluation of this run took.
     """
     stored = study.scores.read(split)
     found: dict[str, Score | str] = {s: stored[s] for s in jobs if s in stored}
+    for subject, known in found.items():
+        watcher.measured(split, shown_name(subject), known, True)
     waiting = [s for s in jobs if s not in found]
+    if waiting:
+        watcher.measuring(split, [shown_name(s) for s in waiting])
     for subject in waiting:
         pool.submit(subject, jobs[subject])
     for _ in waiting:
@@ -65,7 +73,14 @@ def score_all(
         if answer.score is not None:
             study.scores.write(subject, split, answer.score)
         found[subject] = answer.score if answer.score is not None else answer.reason or "no reason given"
+        watcher.measured(split, shown_name(subject), found[subject], False)
     return {s: found[s] for s in jobs}
+
+
+def shown_name(subject: str) -> str:
+    """What watchers call a subject: "maths" of source/maths, "candidate 17" of trial/17."""
+    kind, _, name = subject.partition("/")
+    return f"candidate {name}" if kind == "trial" else name
 
 
 def finalists(trials: list[Trial], identity: Callable[[Trial], str], beside: str | None = None) -> list[Trial]:
@@ -108,7 +123,9 @@ def chosen(scored: Sequence[tuple[Trial, Score]], goals: Goals | None = None) ->
     return max(scored, key=worth)
 
 
-def goals_on(pool: Pool, study: Study, split: Split, goals: Goals, baselines: Sequence[Baseline]) -> Goals:
+def goals_on(
+    pool: Pool, study: Study, split: Split, goals: Goals, baselines: Sequence[Baseline], watcher: Watcher = SILENT
+) -> Goals:
     """The goals with the limits of a split: a share of what the base has is a share of what it has on the same items.
 
     Args:
@@ -118,7 +135,7 @@ def goals_on(pool: Pool, study: Study, split: Split, goals: Goals, baselines: Se
         EvoMergeError: one of them cannot be scored.
     """
     subjects = held_by(baselines) if goals.relative else []
-    scores = score_all(pool, study, split, {b.subject: b.job(split) for b in subjects})
+    scores = score_all(pool, study, split, {b.subject: b.job(split) for b in subjects}, watcher)
     for baseline in subjects:
         found = scores[baseline.subject]
         if isinstance(found, str):
@@ -140,6 +157,7 @@ def choose_winner(
     hash_: Callable[[Recipe], str],
     goals: Goals,
     beside: Recipe | None = None,
+    watcher: Watcher = SILENT,
 ) -> tuple[Trial, Score]:
     """The best on `select` among the best few (by distinct recipe) on `search`.
 
@@ -153,7 +171,7 @@ def choose_winner(
     also = None if beside is None else hash_(beside)
     last = finalists(trials, lambda trial: hash_(decode(trial.params)), also)
     jobs = {f"trial/{t.number}": Job("select", decode(t.params), exported=True) for t in last}
-    scores = score_all(pool, study, "select", jobs)
+    scores = score_all(pool, study, "select", jobs, watcher)
     scored = [(t, s) for t in last if isinstance(s := scores[f"trial/{t.number}"], Score)]
     if not scored:
         raise EvoMergeError(f"none of the best candidates could be scored again: {next(iter(scores.values()))}")
@@ -161,8 +179,9 @@ def choose_winner(
 
 
 def measure(
-    pool: Pool, study: Study, baselines: Sequence[Baseline], winner: Trial, recipe: Recipe, select: Score
-) -> tuple[list[Measured], int]:
+    pool: Pool, study: Study, baselines: Sequence[Baseline], winner: Trial, recipe: Recipe, select: Score,
+    watcher: Watcher = SILENT,
+) -> tuple[list[Measured], int]:  # fmt: skip
     """Score the baselines and the winner on the test items.
 
     Returns:
@@ -178,7 +197,7 @@ def measure(
         # Noted before the look, so that a kill in between neither hides it nor counts it twice.
         looked.append(winner.number)
         study.note("looked", looked)
-    scores = score_all(pool, study, "test", {**jobs, subject: Job("test", recipe, exported=True)})
+    scores = score_all(pool, study, "test", {**jobs, subject: Job("test", recipe, exported=True)}, watcher)
     for name, found in scores.items():
         if isinstance(found, str):
             raise EvoMergeError(f"{name} could not be scored on the test items: {found}")
@@ -190,7 +209,9 @@ def measure(
     return measured, len(looked)
 
 
-def search_scores(pool: Pool, study: Study, baselines: Sequence[Baseline]) -> tuple[dict[str, Score], float | None]:
+def search_scores(
+    pool: Pool, study: Study, baselines: Sequence[Baseline], watcher: Watcher = SILENT
+) -> tuple[dict[str, Score], float | None]:
     """Scores of the baselines on the search items: the lines that the search is seen against while it runs.
 
     Returns:
@@ -200,7 +221,7 @@ def search_scores(pool: Pool, study: Study, baselines: Sequence[Baseline]) -> tu
         EvoMergeError: one of them cannot be scored.
     """
     seconds: list[float] = []
-    scores = score_all(pool, study, "search", {b.subject: b.job("search") for b in baselines}, seconds)
+    scores = score_all(pool, study, "search", {b.subject: b.job("search") for b in baselines}, watcher, seconds)
     for baseline in baselines:
         found = scores[baseline.subject]
         if isinstance(found, str):

@@ -77,6 +77,7 @@ class Search:
             StudyError: the stored candidates are not those that this search proposes (another version's study).
             Interrupted: the search was asked to end; see `stopping`.
         """
+        self.scoring.heard = self.watcher.scored
         stored = {t.number: t for t in self.study.trials()}
         for trial in stored.values():
             if trial.score is not None and "recipe_hash" in trial.attributes:
@@ -258,6 +259,7 @@ class Search:
                 units += charged
                 attributes[n] = attributes_of(ask.recipe, ask.hash) | ({COST: charged} if charged < 1.0 else {})
                 self.study.start(n, ask.params, attributes[n])
+                self.watcher.started(n, ask.params)
                 found.append(replace(ask, payer=payer))
             if not found:
                 return

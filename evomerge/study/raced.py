@@ -113,6 +113,8 @@ class RacedGeneration:
         draw, count = self._race.draw, len(self._race.draw)
         for n, candidate in zip(self._numbers, self._candidates, strict=True):
             self._study.start(n, candidate.ask.params, candidate.attributes)
+            if n not in self._ended:
+                self._watcher.started(n, candidate.ask.params)
         contest = self._contest(optimizer, earlier)
         for start, end in contest.blocks():
             block = self._block(contest, start, end)

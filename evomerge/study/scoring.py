@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,10 +65,14 @@ class Scoring:
 
     Args:
         known: What is known of the search items, where there are results by item.
+
+    Attributes:
+        heard: Is told of each answer of a worker, how many items were scored; what was known already is no answer.
     """
 
     def __init__(self, pool: Pool, known: KnownResults | None = None) -> None:
         self.pool = pool
+        self.heard: Callable[[int], None] | None = None
         self._known = known
         self._whole: dict[str, Score] = {}
 
@@ -118,6 +122,8 @@ class Scoring:
             key, answer = self.pool.wait()
             assert isinstance(key, int)
             ask, part = running.pop(key)
+            if self.heard is not None:
+                self.heard(answer.score.items if answer.score is not None else 0)
             answer = self._kept(ask, part, answer)
             yield ask, answer
             for twin in twins.pop(_run(ask)):

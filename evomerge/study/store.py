@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import warnings
@@ -120,10 +121,11 @@ class Store:
                     f'storage {shown(self.url)}: holds study "{other}", and this database takes "{name}" for the same '
                     "name; give another --study name"
                 ) from None
-        if list(objectives) != ["score"]:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "experimental"
-                optuna.load_study(study_name=name, storage=self._optuna).set_metric_names(list(objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "experimental"
+            study = optuna.load_study(study_name=name, storage=self._optuna)
+            if study.metric_names != list(objectives):
+                study.set_metric_names(list(objectives))
         return study_id
 
     def open(self, name: str) -> Study:
@@ -198,6 +200,11 @@ class Study:
                 )
             )
         return sorted(found, key=lambda t: t.number)
+
+    def times(self) -> dict[int, tuple[datetime.datetime | None, datetime.datetime | None]]:
+        """When each candidate began and ended, by the clock of whoever wrote it (no time zone); None: unknown."""
+        stored = self._patience(lambda: self._storage.get_all_trials(self._id, deepcopy=False))
+        return {t.number: (t.datetime_start, t.datetime_complete) for t in stored}
 
     def start(self, number: int, params: Mapping[str, Value], attributes: Mapping[str, Any]) -> None:
         """Record that a candidate is being run (again, where an earlier run was cut off)."""
