@@ -69,7 +69,7 @@ def write_path_png(path: Path, names: Mapping[str, str], num_layers: Mapping[str
     figure = Figure(figsize=(width, HEIGHT_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = list(_places(path, top))
+    places = list(places(path, top))
     axes.plot([x for _, x, _ in places], [y for _, _, y in places], "-", color="0.6", linewidth=1.2, zorder=1)
     size = 9.0 if count <= CROWDED else 5.5
     for i, model in enumerate(path.models):
@@ -83,7 +83,7 @@ def write_path_png(path: Path, names: Mapping[str, str], num_layers: Mapping[str
     figure.savefig(file, dpi=DPI, format="png", metadata={"Software": "evomerge"})
 
 
-def _places(path: Path, top: int) -> Iterator[tuple[str, int, int]]:
+def places(path: Path, top: int) -> Iterator[tuple[str, int, int]]:
     """Model and place (hop, layer) of each mark, embeddings and head included."""
     yield path.embeddings, -1, -1
     for x, hop in enumerate(path.hops):
