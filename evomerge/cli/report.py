@@ -29,10 +29,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
     parser = add_command(subparsers, "report", "write what a search found as one HTML file", DESCRIPTION)
     parser.add_argument("study", metavar="STUDY", help=f"name of a study in {RUNS}/, or its folder")
-    parser.add_argument("--out", metavar="FILE", type=Path, help=f"file to write (default: {NAME} in the study's folder)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help=f"default: {NAME} in the study's folder")
     parser.add_argument("--storage", metavar="URL", help="database of the study (default: found by its name)")
     parser.add_argument(
-        "--evaluator", metavar="E", help="the study's evaluator, whose items are shown (default: the preset, if it was one)"
+        "--evaluator", metavar="E", help="the study's evaluator, whose items are shown (default: if it is a preset)"
     )
     parser.add_argument("--no-texts", action="store_true", help="name items by their ids alone")
     parser.add_argument("--overwrite", action="store_true", help="replace a FILE that is no report")

@@ -62,8 +62,8 @@ def item_texts(record: Record, asked: str | None = None, *, wanted: bool = True)
     kept = {task: {i: text for i, text in texts.items() if i in needed[task]} for task, texts in found.items()}
     if asked is not None and any(needed.values()) and not any(kept.values()):
         raise InputError(
-            f'--evaluator {asked}: has none of the test items of study "{record.name}"; expected the evaluator that it was '
-            f"made with (tasks {', '.join(needed)})"
+            f'--evaluator {asked}: has none of the test items of study "{record.name}"; expected the evaluator that it '
+            f"was made with (tasks {', '.join(needed)})"
         )
     return ItemTexts(kept, "" if any(kept.values()) else "the evaluator does not tell their texts.")
 

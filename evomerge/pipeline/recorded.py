@@ -194,7 +194,8 @@ def _outcome(store: Store, record: Record, scores: Scores) -> Outcome | None:
     # A recipe that cannot be told must not hide the figures: `Record.recipe` says that there is none.
     recipe = record.recipe or Recipe.model_construct()
     measured.append(Measured("best", "best", test[f"trial/{best.number}"], best.score, select, record.recipe))
-    first = record.stages.get(FIRST, ())
+    first = [t for t in record.stages.get(FIRST, ()) if t.state is not State.RUNNING]
+    layers = candidates.layer_evaluations(list(record.ended))
     return Outcome(
         study=record.name, storage=record.storage, seed=int(record.fingerprint.get("seed", 0)),
         space=record.config.name if record.config is not None else "", evaluator="", trials=record.trials, best=best,
@@ -202,7 +203,7 @@ def _outcome(store: Store, record: Record, scores: Scores) -> Outcome | None:
         measured=tuple(measured), looks=len(record.notes.get("looked", [])), stopped="",
         seconds=float(record.notes.get("seconds", 0.0)), model=(record.out or Path()) / "model",
         lines={n: s.value for n, (_, s) in record.lines.items()}, names=record.names,
-        first_stage=len([t for t in first if t.state is not State.RUNNING]), layers=candidates.layer_evaluations(list(record.ended)),
+        first_stage=len(first), layers=layers,
         aims=record.aims, path=record.path, depths=record.depths, overlaps=record.notes.get(OVERLAPS_NOTE),
     )  # fmt: skip
 

@@ -28,7 +28,8 @@ def page(record: Record, texts: Texts, now: datetime.datetime | None = None) -> 
         now: When it is written; default the present.
     """
     when = (now or datetime.datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M %Z").strip()
-    footer = f"Written by evomerge {__version__} on {when} from {record.storage}. What the figures mean: docs/report.md."
+    written = f"Written by evomerge {__version__} on {when} from {record.storage}"
+    footer = f"{written}. docs/report.md says what each part means."
     return render(record.name, about(record), tuple(sections(record, texts)), footer)
 
 
@@ -36,9 +37,13 @@ def sections(record: Record, texts: Texts) -> Iterator[Section]:
     """The parts of the report that this study has, in order."""
     yield found(record)
     yield course(record)
-    for part in (held_out(record), coefficients(record), path(record), front(record), archive(record), items(record, texts)):
-        if part is not None:
-            yield part
+    for part in (held_out, path, coefficients, front, archive):
+        made = part(record)
+        if made is not None:
+            yield made
+    compared = items(record, texts)
+    if compared is not None:
+        yield compared
     yield costs(record)
     yield failures(record)
     yield rebuild(record)

@@ -102,7 +102,9 @@ def exact(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def limited(rows: Sequence[tuple[str, ...]], what: str, most: int = MOST_ROWS) -> tuple[tuple[tuple[str, ...], ...], str]:
+def limited(
+    rows: Sequence[tuple[str, ...]], what: str, most: int = MOST_ROWS
+) -> tuple[tuple[tuple[str, ...], ...], str]:
     """The first rows of a table that may be long, and what is to be said of those left out."""
     if len(rows) <= most:
         return tuple(rows), ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evomerge.errors import SpaceError
 from evomerge.report.page.blocks import Block, Section, Table, Text, exact, limited
-from evomerge.report.page.svg import GRID, INK, MUTED, NARROW, WIDE, picture
+from evomerge.report.page.svg import GRID, INK, MUTED, NARROW, WIDE, label, picture
 from evomerge.report.table import number
 from evomerge.score import Value
 from evomerge.space import SpaceConfig
@@ -57,15 +57,17 @@ def coefficients(record: Record) -> Section | None:
     if fields:
         blocks.append(
             Text(
-                "Each cell is one searched value: where in the model (the input at the bottom, the output on top), in which "
-                "module, for which source. The colours run over what was allowed."
+                "Each cell is one searched value: where in the model (the input at the bottom, the output on top), in "
+                "which module, for which source. The colours run over what was allowed."
             )
         )
     blocks += [_picture(i, f) for i, f in enumerate(fields)]
     if single:
         made, note = limited([(n, _value(v)) for n, v in single.items()], "parameters")
         caption = "Other parameters" if fields else "Parameters"
-        blocks.append(Table(caption, ("parameter", "value"), made, note=note, folded=len(made) > 20))
+        blocks.append(
+            Table(caption, ("parameter", "value"), made, note=note, folded=len(made) > 20 or record.path is not None)
+        )
     if not blocks:
         blocks.append(Text("There is nothing to choose in this space: it has no parameters."))
     return Section("parameters", title, tuple(blocks))
@@ -152,16 +154,21 @@ def _label(space: Space, group: int, params: Mapping[str, Value], gene: Gene) ->
 def _picture(index: int, field: Field) -> Block:
     count = len(field.rows) * len(field.parts) * len(field.panels)
     table_rows = [
-        (source, row, part or "all", exact(v)) for source, cells in field.panels.items() for (row, part), v in cells.items()
+        (source, row, part or "all", exact(v))
+        for source, cells in field.panels.items()
+        for (row, part), v in cells.items()
     ]
     made, note = limited(table_rows, "values")
     table = Table(field.name, ("source", "where", "module", field.name), made, words=3, note=note)
     heights = tuple(_height(field, width) for width in (WIDE, NARROW))
     return picture(
-        f"parameters-{index}", f"{field.name}, from {field.low:g} to {field.high:g}", _description(field),
-        lambda figure, narrow: _draw(figure, NARROW if narrow else WIDE, field, count <= CROWDED), (table,),
+        f"parameters-{index}",
+        f"{field.name}, from {field.low:g} to {field.high:g}",
+        _description(field),
+        lambda figure, narrow: _draw(figure, NARROW if narrow else WIDE, field, count <= CROWDED),
+        (table,),
         (heights[0], heights[1]),
-    )  # fmt: skip
+    )
 
 
 def _description(field: Field) -> str:
@@ -213,13 +220,18 @@ def _draw(figure: Figure, width: float, field: Field, numbered: bool) -> None:
             continue
         _panel(axes, panels[k][0], panels[k][1], field, full, norm, numbered)
     bar = figure.colorbar(ScalarMappable(norm, steps), ax=list(grid.flat), fraction=0.05, aspect=26, pad=0.02)
-    bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]  # matplotlib's own stubs call it a property of its class
-    bar.solids.set_rasterized(False)
+    bar.outline.set_edgecolor(MUTED)
     bar.set_label(field.name)
 
 
 def _panel(
-    axes: Axes, source: str, cells: Mapping[tuple[str, str], float], field: Field, colours: object, norm: object, numbered: bool
+    axes: Axes,
+    source: str,
+    cells: Mapping[tuple[str, str], float],
+    field: Field,
+    colours: object,
+    norm: object,
+    numbered: bool,
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -234,18 +246,27 @@ def _panel(
             axes.add_patch(Rectangle((x, y), wide, 1, facecolor=colour, edgecolor=GRID, linewidth=0.8))
             if numbered:
                 light = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] > 0.45
-                axes.text(x + wide / 2, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
-                          color="#000000" if light else "#ffffff")  # fmt: skip
+                axes.text(
+                    x + wide / 2,
+                    y + 0.5,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="#000000" if light else "#ffffff",
+                )
     axes.set_xlim(0, len(field.parts))
     axes.set_ylim(0, len(field.rows))
     step = max(1, -(-len(field.rows) // 40))
     axes.set_yticks([y + 0.5 for y in range(0, len(field.rows), step)], field.rows[::step])
     if field.parts != ("",):
         turned = 90 if max(map(len, field.parts)) > 9 or len(field.parts) > 4 else 0
-        axes.set_xticks([x + 0.5 for x in range(len(field.parts))], field.parts, rotation=turned)
+        axes.set_xticks(
+            [x + 0.5 for x in range(len(field.parts))], [label(p, 16) for p in field.parts], rotation=turned
+        )
     else:
         axes.set_xticks([])
     axes.tick_params(length=0)
-    axes.set_title(source, fontsize="medium", color=INK)
+    axes.set_title(label(source, 16), fontsize="medium", color=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -28,13 +28,14 @@ def _costs(record: Record) -> Iterator[Block]:
         ("complete", f"{states.count(State.COMPLETE):,}"),
         ("raced out", f"{states.count(State.PRUNED):,}"),
         ("failed", f"{states.count(State.FAIL):,}"),
-        ("budget spent, in candidates on all search items", number(cost(ended))),
+        ("budget spent, in candidates on all search items", f"{cost(ended):.6g}"),
         ("results of items behind these scores", f"{_items(ended):,}"),
         ("time of the search, all runs together", duration(spent)),
     ]
     steps = _steps(ended)
     for step, seconds in steps.items():
-        rows.append((f"{step}, all workers together", f"{duration(seconds)} ({number(seconds / max(len(ended), 1))} s a candidate)"))
+        each = f"{number(seconds / max(len(ended), 1))} s a candidate"
+        rows.append((f"{step}, all workers together", f"{duration(seconds)} ({each})"))
     worked = sum(steps.values())
     if spent > 0 and worked > 0:
         rows.append(("workers at work, on average", f"{worked / spent:.2f}"))
@@ -42,18 +43,20 @@ def _costs(record: Record) -> Iterator[Block]:
         rows.append(("candidates of the first stage before", f"{record.outcome.first_stage:,}"))
     for name, trials in record.stages.items():
         ended_there = [t for t in trials if t.state is not State.RUNNING]
-        rows.append((f"beside it: {name}", f"{len(ended_there):,} candidates for {number(cost(ended_there))}"))
+        rows.append((f"beside it: {name}", f"{len(ended_there):,} candidates for {cost(ended_there):.6g}"))
     yield Table("What it took", ("what", "how much"), tuple(rows))
     if spent > 0 and worked > 0:
         yield Text(
-            "Workers at work is the time that they built and scored candidates, over the time of the search: it stays below "
-            "their number where they waited, or candidates were known already.", "note",
-        )  # fmt: skip
+            "Workers at work is the time that they built and scored candidates, over the time of the search: it stays "
+            "below their number where they waited, or candidates were known already.",
+            "note",
+        )
 
 
 def _items(trials: tuple[Trial, ...]) -> int:
     """Results of items that were had for candidates, those known from earlier ones included."""
-    return sum(sum(len(t.results) for t in score.tasks) for trial in trials if (score := trial.score or trial.part) is not None)
+    scores = [s for t in trials if (s := t.score or t.part) is not None]
+    return sum(len(t.results) for score in scores for t in score.tasks)
 
 
 def _steps(trials: tuple[Trial, ...]) -> dict[str, float]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from evomerge.comparison import interval
 from evomerge.report.history import running_best
-from evomerge.report.page import svg
 from evomerge.report.page.blocks import MOST_ROWS, Block, Section, Table, Text, exact
-from evomerge.report.page.svg import BLUE, INK, MUTED, ORANGE, PAPER, RED, picture
+from evomerge.report.page.svg import BLUE, INK, MUTED, ORANGE, RED, label, look, picture
 from evomerge.report.table import number
 from evomerge.score import Interval, State, Trial
 from evomerge.study.record import Record
@@ -31,20 +30,25 @@ def course(record: Record) -> Section:
     if record.best is not None and record.best.score is not None:
         spans["winner" if record.won else "best so far"] = interval(record.best.score)
     drawn = picture(
-        "course-picture", "Score on the search items, candidate by candidate", _description(record, spans),
-        lambda figure, narrow: _draw(figure, narrow, record, spans), (_models(spans), _candidates(record)), (330, 345),
-    )  # fmt: skip
+        "course-picture",
+        "Score on the search items, candidate by candidate",
+        _description(record, spans),
+        lambda figure, narrow: _draw(figure, narrow, record, spans),
+        (_models(spans), _candidates(record)),
+        (330, 345),
+    )
     blocks: list[Block] = [
         drawn,
         Text(
-            "These are the items that the search itself chose by: the best of many scores too high there, in part by luck. "
-            "What counts is the held-out comparison.",
+            "These are the items that the search itself chose by: the best of many scores too high there, in part by "
+            "luck. What counts is the held-out comparison.",
             "note",
         ),
     ]
     done = sum(t.state is State.COMPLETE for t in ended)
     if done > MOST_MARKS:
-        blocks.append(Text(f"Drawn are {MOST_MARKS:,} of {done:,} complete candidates, with every one that was a new best.", "note"))
+        words = f"Drawn are about {MOST_MARKS:,} of {done:,} complete candidates, every new best among them."
+        blocks.append(Text(words, "note"))
     return Section("course", "Course of the search", tuple(blocks))
 
 
@@ -96,21 +100,59 @@ def _draw(figure: Figure, narrow: bool, record: Record, spans: dict[str, Interva
     failed = thinned([t for t in ended if t.state is State.FAIL], set())
     axes.grid(axis="y")
     if raced:
-        axes.plot([t.number for t in raced], [t.estimate for t in raced], "v", markersize=size, markerfacecolor="none",
-                  markeredgecolor=MUTED, markeredgewidth=0.7, label="raced out (estimate)")  # fmt: skip
-    axes.plot([t.number for t in shown], [t.value for t in shown], "o", markersize=size, color=BLUE, markeredgewidth=0,
-              label="complete")  # fmt: skip
+        axes.plot(
+            [t.number for t in raced],
+            [t.estimate for t in raced],
+            "v",
+            markersize=size,
+            markerfacecolor="none",
+            markeredgecolor=MUTED,
+            markeredgewidth=0.7,
+            label="raced out (estimate)",
+        )
+    axes.plot(
+        [t.number for t in shown],
+        [t.value for t in shown],
+        "o",
+        markersize=size,
+        color=BLUE,
+        markeredgewidth=0,
+        label="complete",
+    )
     if failed:  # they have no score: at the bottom edge
-        axes.plot([t.number for t in failed], [0.015] * len(failed), "x", markersize=5, color=RED, label="failed",
-                  transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        axes.plot(
+            [t.number for t in failed],
+            [0.015] * len(failed),
+            "x",
+            markersize=5,
+            color=RED,
+            label="failed",
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
     steps = [*better, ended[-1]]
     if better:
-        axes.step([t.number for t in steps], running_best([t.value or 0.0 for t in better]) + [better[-1].value or 0.0],
-                  where="post", color=INK, linewidth=1.3, label="best so far")  # fmt: skip
+        axes.step(
+            [t.number for t in steps],
+            [*running_best([t.value or 0.0 for t in better]), better[-1].value or 0.0],
+            where="post",
+            color=INK,
+            linewidth=1.3,
+            label="best so far",
+        )
     best = record.best
     if best is not None and best.value is not None:
-        axes.plot([best.number], [best.value], "*", markersize=12, color=ORANGE, markeredgecolor=INK,
-                  markeredgewidth=0.7, label="winner" if record.won else "best so far, alone", zorder=4)  # fmt: skip
+        axes.plot(
+            [best.number],
+            [best.value],
+            "*",
+            markersize=12,
+            color=ORANGE,
+            markeredgecolor=INK,
+            markeredgewidth=0.7,
+            label="winner" if record.won else "best candidate",
+            zorder=4,
+        )
     _beside(axes, side, spans, record)
     axes.set_xlabel("candidate")
     axes.set_ylabel("score on the search items")
@@ -124,20 +166,25 @@ def _beside(axes: Axes, side: Axes, spans: dict[str, Interval], record: Record) 
     last = len(spans) - 1
     for i, (name, span) in enumerate(spans.items()):
         own = i == last and name not in record.lines
-        role = record.lines[name][0] if name in record.lines else "best"
-        sources = [n for n, (r, _) in record.lines.items() if r == "source"]
-        at = sources.index(name) if role == "source" else 0
-        colour, marker, dash = {
-            "best": (ORANGE, "*", "-"), "base": (MUTED, "o", (0, (1, 1.5))), "uniform": (BLUE, "h", (0, (6, 2, 1, 2))),
-        }.get(role, (svg.CATEGORIES[at % 5], svg.MARKERS[at % 6], svg.DASHES[at % 6]))  # fmt: skip
+        role = "best" if own else record.lines[name][0]
+        alike = [n for n, (r, _) in record.lines.items() if r == role]
+        colour, marker, dash = look(role, 0 if own else alike.index(name))
         if not own:
             for one in (axes, side):
                 one.axhline(span.mean, linestyle=dash, linewidth=1.1, color=colour, zorder=1.5)
         if span.low is not None and span.high is not None:
             side.plot([i, i], [span.low, span.high], color=colour, linewidth=1.6)
-        side.plot([i], [span.mean], marker, color=colour, markersize=10 if own else 6, markeredgecolor=INK if own else PAPER,
-                  markeredgewidth=0.7, zorder=3)  # fmt: skip
-    side.set_xticks(range(len(spans)), list(spans), rotation=90)
+        side.plot(
+            [i],
+            [span.mean],
+            marker,
+            color=colour,
+            markersize=10 if own else 6,
+            markeredgecolor=INK,
+            markeredgewidth=0.6,
+            zorder=3,
+        )
+    side.set_xticks(range(len(spans)), [label(n, 16) for n in spans], rotation=90)
     side.set_xlim(-0.6, last + 0.6)
     side.spines["left"].set_visible(False)
     side.tick_params(axis="y", length=0, labelleft=False)
@@ -156,18 +203,25 @@ def _candidates(record: Record) -> Table:
     better = {t.number for t in improvements(ended)}
     shown = thinned(ended, better, MOST_ROWS)
     note = (
-        f"{len(shown):,} of {len(ended):,} candidates are listed, evenly over the search, and each that was a new best; "
+        f"{len(shown):,} of {len(ended):,} candidates are listed, evenly over the search, and each new best; "
         "all are in trials.parquet (evomerge export STUDY OUT --format parquet)."
-        if len(shown) < len(ended) else ""
-    )  # fmt: skip
+        if len(shown) < len(ended)
+        else ""
+    )
     words = {State.COMPLETE: "complete", State.PRUNED: "raced out", State.FAIL: "failed"}
     rows = tuple(
         (
-            str(t.number), words[t.state], exact(t.value), exact(t.estimate), "" if t.seen is None else f"{t.seen:,}",
-            f"{t.cost:.3g}", "yes" if t.number in better else "",
+            str(t.number),
+            words[t.state],
+            exact(t.value),
+            exact(t.estimate),
+            "" if t.seen is None else f"{t.seen:,}",
+            f"{t.cost:.3g}",
+            "yes" if t.number in better else "",
         )
         for t in shown
-    )  # fmt: skip
+    )
     header = ("candidate", "state", "score", "estimate", "items of the race", "cost", "new best")
-    return Table("Candidates", header, rows, words=2, note=note,
-                 strong=frozenset(i for i, t in enumerate(shown) if record.best is not None and t.number == record.best.number))  # fmt: skip
+    best = None if record.best is None else record.best.number
+    strong = frozenset(i for i, t in enumerate(shown) if t.number == best)
+    return Table("Candidates", header, rows, words=2, note=note, strong=strong)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from evomerge.comparison import Difference
+from evomerge.errors import SpaceError
 from evomerge.report.page.blocks import Block, Section, Text
 from evomerge.report.path import path_text
 from evomerge.report.table import looks, number, probability, shared_items, shrinkage, signed, span, verdict
 from evomerge.score import State, cost
+from evomerge.space import SpaceConfig
 from evomerge.study.outcome import Measured, Outcome
 from evomerge.study.record import Record
 
@@ -36,6 +39,8 @@ def _blocks(record: Record) -> Iterator[Block]:
     if outcome.looks > 1:
         yield Text(looks(outcome), "warning")
     yield from _limits(record)
+    if (start := _start(record)) is not None:
+        yield Text(f"The winner is {start}, which was tried before anything was searched for: nothing found beats it.")
     if record.path is not None:
         yield Text(f"The winner is a path over layers: {path_text(record.path, record.names)}.")
 
@@ -65,17 +70,20 @@ def _without_winner(record: Record) -> Iterator[Block]:
         return
     if record.won:
         yield Text(
-            f"Candidate {best.number} was chosen, with {number(best.value)} on the search items. It is one stage of a search "
-            "of several: the test items are for the last stage's winner.", "lead",
-        )  # fmt: skip
+            f"Candidate {best.number} was chosen, with {number(best.value)} on the search items. It is one stage "
+            "of several: the test items are for the last stage's winner.",
+            "lead",
+        )
     else:
-        yield Text(f"The best so far is candidate {best.number}, with {number(best.value)} on the search items.", "lead")
+        words = f"The best so far is candidate {best.number}, with {number(best.value)} on the search items."
+        yield Text(words, "lead")
     if record.lines:
         beaten = [n for n, (_, s) in record.lines.items() if best.value > s.value]
         scores = ", ".join(f"{n} {number(s.value)}" for n, (_, s) in record.lines.items())
         words = "all of them" if len(beaten) == len(record.lines) else ", ".join(beaten) or "none of them"
         yield Text(
-            f"On the same items: {scores}. It is above {words} there, which proves nothing yet: it was chosen by these items."
+            f"On the same items: {scores}. It is above {words} there, which proves nothing yet: it was chosen by these "
+            "items."
         )
 
 
@@ -94,12 +102,25 @@ def answer(outcome: Outcome) -> str:
     if difference.proven:
         return f"{words}. It is worse than the best source, {best.name}, {_by(difference)}: use that one."
     other = "It may be no better" if difference.mean > 0 else "It is no better"
-    return f"{words}. {other} than the best source, {best.name} ({number(best.test.value)}): {_by(difference)}, which may be chance."
+    than = f"the best source, {best.name} ({number(best.test.value)})"
+    return f"{words}. {other} than {than}: {_by(difference)}, which may be chance."
 
 
 def _by(difference: Difference) -> str:
     words = signed(difference)
     return f"{words} ({span(difference, sign=True)})" if difference.low is not None else words
+
+
+def _start(record: Record) -> str | None:
+    """What the winner is, in words, where it is what everybody tries first."""
+    from evomerge.space.starts import start_of
+
+    if not isinstance(record.config, SpaceConfig) or not isinstance(record.num_layers, int) or record.best is None:
+        return None
+    with suppress(SpaceError):
+        start = start_of(record.config.bind(record.num_layers).starts(), record.best.params)
+        return start.words if start is not None else None
+    return None
 
 
 def _compared(outcome: Outcome) -> Iterator[str]:
@@ -148,8 +169,6 @@ def about(record: Record) -> str:
         f"scored by {', '.join(tasks)}" if tasks else "",
         f"sampler {sampler}" if sampler else "",
         f"seed {record.fingerprint.get('seed', 0)}",
-        f"{len(record.ended):,} candidates for a budget of {number(cost(record.ended))}",
+        f"{len(record.ended):,} candidates for {cost(record.ended):.4g} of budget",
     ]
     return "; ".join(p for p in parts if p) + "."
-
-

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from evomerge.report.page import svg
 from evomerge.report.page.blocks import Block, Section, Table, Text, exact
-from evomerge.report.page.svg import BLUE, INK, MUTED, ORANGE, picture
+from evomerge.report.page.svg import INK, label, look, picture
 from evomerge.report.result import Row, rows
 from evomerge.report.table import against, columns, number, signed, span
 from evomerge.study.outcome import Outcome
@@ -30,13 +29,18 @@ def _blocks(outcome: Outcome) -> Iterator[Block]:
     yield _table(outcome, found)
     yield Text(
         "Differences are the winner minus the model, paired item by item; p is corrected for all comparisons (Holm). "
-        "docs/statistics.md says how each figure is computed.", "note",
-    )  # fmt: skip
+        "docs/statistics.md says how each figure is computed.",
+        "note",
+    )
     height = 92.0 + 19.0 * len(found)
     yield picture(
-        "held-out-picture", "Scores on the test items, and by how much the winner differs", _description(found),
-        lambda figure, narrow: _draw(figure, narrow, found), (_exact(found),), (height, height * 1.75),
-    )  # fmt: skip
+        "held-out-picture",
+        "Scores on the test items, and by how much the winner differs",
+        _description(found),
+        lambda figure, narrow: _draw(figure, narrow, found),
+        (_exact(found),),
+        (height, height * 1.75),
+    )
     yield from _tasks(outcome, found)
     yield from _shrinkage(outcome)
     yield from _overlaps(outcome)
@@ -62,7 +66,9 @@ def _exact(found: list[Row]) -> Table:
     for r in found:
         d, t = r.difference, r.test
         left = (r.name, exact(t.mean), exact(t.low), exact(t.high))
-        right = ("",) * 6 if d is None else (exact(d.mean), exact(d.low), exact(d.high), exact(d.p), exact(d.holm), d.test or "none")
+        right: tuple[str, ...] = ("",) * 6
+        if d is not None:
+            right = (exact(d.mean), exact(d.low), exact(d.high), exact(d.p), exact(d.holm), d.test or "none")
         made.append((*left, *right))
     return Table("Scores and differences", header, tuple(made))
 
@@ -72,26 +78,31 @@ def _description(found: list[Row]) -> str:
     words = [f"{best.name}: {number(best.test.mean)} ({span(best.test)})."]
     for r in found[:-1]:
         if r.difference is not None:
-            words.append(f"{r.name}: {number(r.test.mean)}; best minus it {signed(r.difference)} ({span(r.difference, sign=True)}).")
+            gap = f"{signed(r.difference)} ({span(r.difference, sign=True)})"
+            words.append(f"{r.name}: {number(r.test.mean)}; best minus it {gap}.")
     return " ".join(words)
 
 
 def _draw(figure: Figure, narrow: bool, found: list[Row]) -> None:
     scores, gaps = figure.subplots(2, 1) if narrow else figure.subplots(1, 2, sharey=True)
-    sources = [r.name for r in found if r.role == "source"]
     for y, row in enumerate(reversed(found)):
-        colour, marker = {"best": (ORANGE, "*"), "base": (MUTED, "o"), "uniform": (BLUE, "h")}.get(row.role, (INK, "d"))
-        if row.role == "source":
-            at = sources.index(row.name)
-            colour, marker = svg.CATEGORIES[at % 5], svg.MARKERS[at % 6]
+        colour, marker, _ = look(row.role, [r.name for r in found if r.role == row.role].index(row.name))
         for axes, span_ in ((scores, row.test), (gaps, row.difference)):
             if span_ is None:
                 continue
             if span_.low is not None and span_.high is not None:
                 axes.plot([span_.low, span_.high], [y, y], color=colour, linewidth=1.8)
-            axes.plot([span_.mean], [y], marker, color=colour, markersize=10 if marker == "*" else 6.5,
-                      markeredgecolor=INK, markeredgewidth=0.6, zorder=3)  # fmt: skip
-    names = [r.name for r in reversed(found)]
+            axes.plot(
+                [span_.mean],
+                [y],
+                marker,
+                color=colour,
+                markersize=10 if marker == "*" else 6.5,
+                markeredgecolor=INK,
+                markeredgewidth=0.6,
+                zorder=3,
+            )
+    names = [label(r.name) for r in reversed(found)]
     for axes in (scores, gaps):
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -113,12 +124,19 @@ def _tasks(outcome: Outcome, found: list[Row]) -> Iterator[Block]:
         return
     made = tuple(
         (task, metrics[task], r.name, exact(r.tasks[task].mean), span(r.tasks[task]), f"{r.tasks[task].items:,}")
-        for task in metrics for r in found if task in r.tasks
-    )  # fmt: skip
+        for task in metrics
+        for r in found
+        if task in r.tasks
+    )
     header = ("model", *(f"{t}{'' if weights[t] else ' (not searched for)'}" for t in metrics))
     flat = tuple((r.name, *(number(r.tasks[t].mean) if t in r.tasks else "" for t in metrics)) for r in found)
-    yield Table("Each task by itself", header, flat, strong=frozenset({len(found) - 1}),
-                note="The metric as its authors report it: of an error rate less is better.")  # fmt: skip
+    yield Table(
+        "Each task by itself",
+        header,
+        flat,
+        strong=frozenset({len(found) - 1}),
+        note="The metric as its authors report it: of an error rate less is better.",
+    )
     yield Table(
         "Each task with its interval", ("task", "metric", "model", "value", "95 %", "items"), made, words=3, folded=True
     )
@@ -130,8 +148,9 @@ def _shrinkage(outcome: Outcome) -> Iterator[Block]:
     scores = {"search": outcome.winner.search or outcome.best.score, "select": outcome.winner.select}
     made = tuple(
         (SPLIT_WORDS[split], number(s.value), number(outcome.winner.test.value), signed(found), span(found, sign=True))
-        for split, found in outcome.shrinkage.items() if (s := scores[split]) is not None
-    )  # fmt: skip
+        for split, found in outcome.shrinkage.items()
+        if (s := scores[split]) is not None
+    )
     header = ("from", "score there", "on test", "shrinkage", "95 %")
     yield Table("Overfitting: how much of the winner's score was luck", header, made)
 
@@ -147,11 +166,15 @@ def _overlaps(outcome: Outcome) -> Iterator[Block]:
         return
     made = tuple(
         (
-            str(o["split"]), str(o["task"]), str(o["also"]), str(o.get("also_task") or ""), f"{o['exact']:,}", f"{o['near']:,}",
+            str(o["split"]),
+            str(o["task"]),
+            str(o["also"]),
+            str(o.get("also_task") or ""),
+            f"{o['exact']:,}",
+            f"{o['near']:,}",
             f"{o['items']:,}",
         )
         for o in found
-    )  # fmt: skip
+    )
     header = ("split", "task", "also in", "of task", "exactly", "nearly", "of items")
     yield Table("Items that are elsewhere too", header, made, words=4)
-

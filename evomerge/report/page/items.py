@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evomerge.report.page.blocks import Block, Example, Examples, Section, Table, Text
-from evomerge.report.page.svg import GREEN, MUTED, ORANGE, PAPER, picture
+from evomerge.report.page.svg import GREEN, MUTED, ORANGE, PAPER, label, picture
 from evomerge.report.result import rows
 from evomerge.score import TaskScore
 from evomerge.study.outcome import Outcome
@@ -125,14 +125,18 @@ def _blocks(found: list[Agreement], texts: Texts) -> Iterator[Block]:
     made = tuple((a.model, a.task, *(f"{c:,}" for c in counts[a.model, a.task]), f"{len(a.items):,}") for a in found)
     table = Table("Items of test", ("model", "task", *words, "items"), made, words=2)
     yield picture(
-        "items-picture", "The winner against each model, item by item",
+        "items-picture",
+        "The winner against each model, item by item",
         " ".join(
-            f"{a.model} ({a.task}): " + ", ".join(f"{c} {w}" for c, w in zip(counts[a.model, a.task], words, strict=True)) + "."
+            f"{a.model} ({a.task}): "
+            + ", ".join(f"{c} {w}" for c, w in zip(counts[a.model, a.task], words, strict=True))
+            + "."
             for a in drawn
         ),
-        lambda figure, narrow: _draw(figure, narrow, drawn, [counts[a.model, a.task] for a in drawn], words, several), (table,),
+        lambda figure, narrow: _draw(figure, narrow, drawn, [counts[a.model, a.task] for a in drawn], words, several),
+        (table,),
         (74.0 + 24.0 * len(drawn), 92.0 + 24.0 * len(drawn)),
-    )  # fmt: skip
+    )
     if len(found) > len(drawn):
         yield Text(f"Drawn are {len(drawn)} of {len(found)} comparisons; all are in the table.", "note")
     yield Text("Gained: the winner has it and the model has not. Lost: the other way round.", "note")
@@ -153,11 +157,13 @@ def _examples(a: Agreement, texts: Texts) -> Iterator[Block]:
         known = texts.by_item.get(a.task, {})
         chosen = tuple(
             Example(
-                a.task, a.items[i], _shortened(known.get(a.items[i])),
+                a.task,
+                a.items[i],
+                _shortened(known.get(a.items[i])),
                 (("winner", _result(a, a.ours[i])), (a.model, _result(a, a.theirs[i]))),
             )
             for i in at[:SHOWN]
-        )  # fmt: skip
+        )
         count = f"{len(at):,} item{'' if len(at) == 1 else 's'}"
         shown = f": {len(chosen)} of them" if len(at) > len(chosen) else ""
         yield Examples(f"{what.capitalize()} against {a.model}, {count}{shown}", chosen)
@@ -176,25 +182,45 @@ def _shortened(text: str | None) -> str | None:
 
 
 def _draw(
-    figure: Figure, narrow: bool, found: list[Agreement], counts: list[tuple[int, ...]], words: tuple[str, ...], several: bool
+    figure: Figure,
+    narrow: bool,
+    found: list[Agreement],
+    counts: list[tuple[int, ...]],
+    words: tuple[str, ...],
+    several: bool,
 ) -> None:
     from matplotlib.patches import Patch
 
     axes = figure.add_subplot()
     # The hatch differs too: for those who see no colours, and in print.
     looks = ((MUTED, ""), (GREEN, "//"), (ORANGE, "xx"), (PAPER, ""))[: len(words)]
-    names = []
+    names, between = [], "\n" if narrow else ", "
     for y, (a, bars) in enumerate(reversed(list(zip(found, counts, strict=True)))):
         left, total = 0.0, len(a.items) or 1
         for count, (colour, hatch) in zip(bars, looks, strict=True):
             share = count / total
-            axes.barh(y, share, left=left, height=0.66, color=colour, edgecolor=MUTED if colour == PAPER else PAPER, hatch=hatch,
-                      linewidth=0.8)  # fmt: skip
+            axes.barh(
+                y,
+                share,
+                left=left,
+                height=0.66,
+                color=colour,
+                edgecolor=MUTED if colour == PAPER else PAPER,
+                hatch=hatch,
+                linewidth=0.8,
+            )
             if share > (0.11 if narrow else 0.05):
-                axes.text(left + share / 2, y, f"{count:,}", ha="center", va="center", fontsize="small",
-                          bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.4})  # fmt: skip
+                axes.text(
+                    left + share / 2,
+                    y,
+                    f"{count:,}",
+                    ha="center",
+                    va="center",
+                    fontsize="small",
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.4},
+                )
             left += share
-        names.append(f"{a.model}\n{a.task}" if several and narrow else f"{a.model}, {a.task}" if several else a.model)
+        names.append(f"{label(a.model)}{between}{label(a.task)}" if several else label(a.model))
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.55, len(names) - 0.45)
@@ -203,8 +229,7 @@ def _draw(
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("share of the test items")
     handles = [
-        Patch(facecolor=c, edgecolor=MUTED if c == PAPER else PAPER, hatch=h, label=w) for (c, h), w in zip(looks, words, strict=True)
+        Patch(facecolor=c, edgecolor=MUTED if c == PAPER else PAPER, hatch=h, label=w)
+        for (c, h), w in zip(looks, words, strict=True)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2 if narrow else 4)
-
-

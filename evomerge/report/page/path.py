@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.recipe import Path
 from evomerge.report.page.blocks import Block, Section, Table, Text, exact, limited
-from evomerge.report.page.svg import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PURPLE, RED, SKY, picture
+from evomerge.report.page.svg import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PURPLE, RED, SKY, label, picture
 from evomerge.report.path import MARKERS, path_text, places, short_name
 from evomerge.study.record import Record
 
@@ -25,19 +25,22 @@ def path(record: Record) -> Section | None:
         return None
     depth = max([*(h.layer + 1 for h in found.hops), *(record.depths.get(m, 0) for m in found.models), *_deep(record)])
     drawn = picture(
-        "path-picture", "Which layer of which source follows which", path_text(found, record.names),
-        lambda figure, narrow: _draw(figure, narrow, found, record, depth), (_hops(found, record),),
+        "path-picture",
+        "Which layer of which source follows which",
+        path_text(found, record.names),
+        lambda figure, narrow: _draw(figure, narrow, found, record, depth),
+        (_hops(found, record),),
         (min(190.0 + 9.0 * depth, 420.0), min(210.0 + 9.0 * depth, 430.0)),
-    )  # fmt: skip
+    )
     words = (
-        "From left to right the layers as the residual stream passes them, each at the height of its layer in its source. A "
-        "number beside a mark is what the residual stream is multiplied by there."
+        "From left to right the layers as the residual stream passes them, each at the height of its layer in its "
+        "source. A number beside a mark is what the residual stream is multiplied by there."
     )
     blocks: list[Block] = [Text(f"{path_text(found, record.names)}."), drawn, Text(words, "note")]
     if record.outcome is not None and record.outcome.layers is not None and record.outcome.layers[0]:
         asked, ran = record.outcome.layers
         blocks.append(
-            Text(f"Layers evaluated in the whole search: {ran:,} of {asked:,}; the others were known from earlier candidates.")
+            Text(f"Layers evaluated in the whole search: {ran:,} of {asked:,}; {asked - ran:,} were known already.")
         )
     return Section("path", "Data-flow path", tuple(blocks))
 
@@ -52,7 +55,9 @@ def _hops(found: Path, record: Record) -> Table:
         rows.append((str(k), short_name(hop.model, record.names), str(hop.layer), exact(scale), exact(hop.factor)))
     rows.append(("norm, head", short_name(found.head, record.names), "", "", ""))
     made, note = limited(rows, "hops")
-    return Table("Hops", ("hop", "source", "its layer", "scale of the stream", "outputs times"), made, words=2, note=note)
+    return Table(
+        "Hops", ("hop", "source", "its layer", "scale of the stream", "outputs times"), made, words=2, note=note
+    )
 
 
 def _draw(figure: Figure, narrow: bool, found: Path, record: Record, top: int) -> None:
@@ -63,12 +68,24 @@ def _draw(figure: Figure, narrow: bool, found: Path, record: Record, top: int) -
     size = (6.0 if count <= CROWDED else 4.0) if narrow else (8.0 if count <= 40 else 5.0)
     for i, model in enumerate(found.models):
         mine = [(x, y) for m, x, y in marks if m == model]
-        axes.plot(*zip(*mine, strict=True), marker=MARKERS[i % len(MARKERS)], markersize=size, color=COLOURS[i % len(COLOURS)],
-                  markeredgecolor=INK, markeredgewidth=0.5, linestyle="none", label=short_name(model, record.names), zorder=2)  # fmt: skip
+        axes.plot(
+            *zip(*mine, strict=True),
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=size,
+            color=COLOURS[i % len(COLOURS)],
+            markeredgecolor=INK,
+            markeredgewidth=0.5,
+            linestyle="none",
+            label=label(short_name(model, record.names)),
+            zorder=2,
+        )
     if count <= (CROWDED_NARROW if narrow else CROWDED):
         for x, (hop, scale) in enumerate(zip(found.hops, found.scales, strict=True)):
             if f"{scale:.2f}" != "1.00":
-                axes.annotate(f"{scale:.2f}", (x, hop.layer), (0, size / 2 + 3), textcoords="offset points", ha="center", va="bottom")
+                above = (0, size / 2 + 3)
+                axes.annotate(
+                    f"{scale:.2f}", (x, hop.layer), above, textcoords="offset points", ha="center", va="bottom"
+                )
     step = max(1, -(-top // (12 if narrow else 16)))
     layers = list(range(0, top, step))
     axes.set_yticks([-1, *layers, top], ["embeddings", *map(str, layers), "norm, head"])

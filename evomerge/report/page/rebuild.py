@@ -35,7 +35,8 @@ def _blocks(record: Record) -> Iterator[Block]:
         else:
             yield Code(f"The recipe ({lines:,} lines of mergekit's YAML)", text, folded=lines > FOLDED)
         if not isinstance(record.recipe, Chain):
-            yield Text("The same recipe over the same sources gives the same bytes: on any number of threads and workers.", "note")
+            words = "The same recipe over the same sources gives the same bytes, on any number of threads and workers."
+            yield Text(words, "note")
     elif record.unknown:
         yield Text(f"The recipe cannot be shown here: {record.unknown}", "warning")
     yield _identity(record)
@@ -50,8 +51,8 @@ def _commands(record: Record) -> str:
     name = record.name if storage or record.out is None or "/" in record.name else str(record.out)
     trial = "" if record.won else f" --trial {best.number}"
     return (
-        f"evomerge export {shlex.quote(name)} my-model{trial}{storage}   # the checkpoint, with its recipe\n"
-        "evomerge merge my-model/recipe.yaml rebuilt   # the same bytes, from the recipe alone\n"
+        f"# the checkpoint, with its recipe\nevomerge export {shlex.quote(name)} my-model{trial}{storage}\n"
+        "# the same bytes, from the recipe alone\nevomerge merge my-model/recipe.yaml rebuilt\n"
     )
 
 
@@ -80,7 +81,8 @@ def _identity(record: Record) -> Table:
         rows.append(("order", "without generations (--async): which worker is free first decides what comes next"))
     for note, words in (("fidelity", "fidelity"), ("starts", "starts first"), ("estimates", "estimates")):
         if note in record.notes:
-            rows.append((words, str(record.notes[note])))
+            value = record.notes[note]
+            rows.append((words, ("yes" if value else "no") if isinstance(value, bool) else str(value)))
     rows.append(("evomerge that wrote this report", __version__))
     rows += [(f"{n} beside it", v) for n in LIBRARIES if (v := _version(n))]
     return Table("What makes it this study", ("what", "value"), tuple(r for r in rows if r[1]), words=2)
@@ -110,8 +112,10 @@ def _items(record: Record) -> Iterator[Block]:
     items: Mapping[str, Any] = record.fingerprint.get("items", {})
     rows = [
         (split, task, str(found.get("sha256", "")), f"{found.get('count', 0):,}")
-        for split, tasks in items.items() for task, found in tasks.items()
-    ]  # fmt: skip
+        for split, tasks in items.items()
+        for task, found in tasks.items()
+    ]
     if rows:
         made, note = limited(rows, "tasks")
-        yield Table("Items of the splits", ("split", "task", "hash of their ids", "items"), made, words=3, note=note, folded=True)
+        header = ("split", "task", "hash of their ids", "items")
+        yield Table("Items of the splits", header, made, words=3, note=note, folded=True)

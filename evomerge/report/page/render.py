@@ -21,9 +21,7 @@ def render(title: str, about: str, sections: Sequence[Section], footer: str) -> 
     environment = Environment(loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(_file("page.html.j2"))
     style = Markup(_file("page.css").strip())  # a file of the package
-    return template.render(
-        title=title, about=about, sections=sections, footer=footer, style=style, generator=GENERATOR
-    )
+    return template.render(title=title, about=about, sections=sections, footer=footer, style=style, generator=GENERATOR)
 
 
 def is_report(beginning: str) -> bool:
