@@ -139,7 +139,8 @@ def _blocks(found: list[Agreement], texts: Texts) -> Iterator[Block]:
     )
     if len(found) > len(drawn):
         yield Text(f"Drawn are {len(drawn)} of {len(found)} comparisons; all are in the table.", "note")
-    yield Text("Gained: the winner has it and the model has not. Lost: the other way round.", "note")
+    said = "Gained: the winner has it and the model has not. Lost: the other way round."
+    yield Text(f"{said} Items are shown with their right answers." if texts.by_item else said, "note")
     if texts.unknown:
         yield Text(f"Items go by their ids here: {texts.unknown}", "note")
     counted = [a for a in found if a.role == "source"] or found
@@ -216,7 +217,7 @@ def _draw(
                     f"{count:,}",
                     ha="center",
                     va="center",
-                    fontsize="small",
+                    fontsize=8,
                     bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.4},
                 )
             left += share
