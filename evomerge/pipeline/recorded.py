@@ -23,12 +23,12 @@ from evomerge.space import DataflowConfig, HybridConfig, SpaceConfig, stored_spa
 from evomerge.study import candidates
 from evomerge.study.database import shown
 from evomerge.study.goals import Goals, Limit
-from evomerge.study.leases import driver_of
+from evomerge.study.leases import driver_of, root
 from evomerge.study.outcome import Aims, Measured, Outcome, Role
 from evomerge.study.record import Phase, Record
 from evomerge.study.store import Store, Study
 
-Scores = Mapping[str, Mapping[str, Score]]
+Scores = Mapping[Split, Mapping[str, Score]]
 Lines = Mapping[str, tuple[Role, Score]]
 # The splits that are read when the search has ended.
 AFTER: tuple[Split, ...] = ("select", "test")
@@ -46,7 +46,7 @@ def recorded(store: Store, name: str, out: Path | None = None) -> Record:
     study = store.open(name)
     notes, fingerprint, trials = study.notes(), study.fingerprint, tuple(study.trials())
     config, evaluator = _space(notes), _evaluator(fingerprint)
-    scores: Scores = {split: study.scores.read(split) for split in SPLITS}
+    scores = _scores(store, study)
     lines = {name: (role, scores["search"][s]) for name, role, s in _baselines(config) if s in scores["search"]}
     goals = _goals(evaluator, config, lines)
     aims = _aims(goals, trials, lines, scores, config)
@@ -74,6 +74,17 @@ def recorded(store: Store, name: str, out: Path | None = None) -> Record:
     elif winner is not None and since <= 0 and all(t.state is not State.RUNNING for t in trials):
         phase = "measured" if outcome is not None else "chosen"
     return Record(**{**vars(found), "outcome": outcome, "phase": phase, "since": max(since, 0)})
+
+
+def _scores(store: Store, study: Study) -> Scores:
+    """Scores by split and subject. Controls have those of base, sources and uniform merge in the main study."""
+    found = {split: study.scores.read(split) for split in SPLITS}
+    main = root(study.name)
+    if main != study.name and main in store.names():
+        for split, scores in found.items():
+            beside = store.open(main).scores.read(split)
+            found[split] = {s: score for s, score in beside.items() if not s.startswith("trial/")} | scores
+    return found
 
 
 def _space(notes: Mapping[str, Any]) -> SpaceConfig | DataflowConfig | None:

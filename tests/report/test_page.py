@@ -49,7 +49,8 @@ def record(outcome: Outcome, /, **changes: object) -> Record:
     made = Record(
         name=outcome.study, storage="sqlite:///x/study.db", out=None, phase="measured", driver=None,
         fingerprint=FINGERPRINT, notes={"winner": 3, "seconds": 75.0}, trials=outcome.trials, lines=lines,
-        best=outcome.best, outcome=outcome, recipe=outcome.recipe, evaluator=EvaluatorConfig(tasks=[{"name": "target"}]),
+        best=outcome.best, outcome=outcome, recipe=outcome.recipe,
+        evaluator=EvaluatorConfig(tasks=[{"name": "target"}]),
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -103,11 +104,13 @@ def test_names_that_mean_harm_are_text(outcome: Outcome) -> None:
     )
     trials = (*outcome.trials, Trial(4, {NASTY: NASTY}, State.FAIL, reason=NASTY))
     bad = replace(outcome, study=NASTY, measured=measured, trials=trials)
+    elite = {"trial": 3, "search": 0.5, "tasks": {NASTY: 0.5, "b": 0.1}}
+    items = {NASTY: {NASTY: {"count": 1, "sha256": NASTY}}}
     found = record(
         bad, name=NASTY, trials=trials, driver=NASTY, phase="running", unknown=NASTY, recipe=None,
         lines={f"{NASTY} {n}": ("source", searched(0.25)) for n in "ab"},
-        result={"archive": {"sampler": NASTY, "elites": [{"trial": 3, "search": 0.5, "tasks": {NASTY: 0.5, "b": 0.1}}]}},
-        fingerprint={**FINGERPRINT, "sampler": {"name": NASTY}, "items": {NASTY: {NASTY: {"count": 1, "sha256": NASTY}}}},
+        result={"archive": {"sampler": NASTY, "elites": [elite]}},
+        fingerprint={**FINGERPRINT, "sampler": {"name": NASTY}, "items": items},
     )  # fmt: skip
     ids = {i: NASTY for i in measured[-1].test.tasks[0].items}
     text = page(found, Texts({f"{NASTY} target": ids}, NASTY), WHEN)
@@ -159,7 +162,7 @@ def test_every_searched_value_stands_in_the_heatmap_or_beside_it(outcome: Outcom
     found = record(outcome, config=config, num_layers=4, best=best)
     fields, others = fields_of(found)
     assert [f.name for f in fields] == ["weight", "density"] and set(others) == {"method", "lambda"}
-    weight, density = fields
+    weight = fields[0]
     assert weight.rows == ("embeddings", "layers 0-1", "layers 2-3", "head") and weight.parts == ("attention", "mlp")
     assert weight.panels["maths"]["layers 2-3", "mlp"] == -0.75 and (weight.low, weight.high) == (-1, 1)
     drawn = {n for n in params if n.startswith(("weight.", "density."))}
@@ -171,7 +174,7 @@ def test_every_searched_value_stands_in_the_heatmap_or_beside_it(outcome: Outcom
 
 
 def test_parameters_of_a_method_that_was_not_chosen_are_left_out(outcome: Outcome) -> None:
-    config = parse_space(SPACE.replace("[ties, dare_ties]", "[linear, ties]").replace("base_model: zoo:base\n", "base_model: zoo:base\n"))
+    config = parse_space(SPACE.replace("[ties, dare_ties]", "[linear, ties]"))
     params = {p.name: 0.5 for p in config.bind(4).parameters} | {"method": "linear"}
     fields, others = fields_of(
         record(outcome, config=config, num_layers=4, best=Trial(3, params, State.COMPLETE, searched(0.75)))
@@ -181,7 +184,9 @@ def test_parameters_of_a_method_that_was_not_chosen_are_left_out(outcome: Outcom
 
 def test_before_the_first_candidate_there_is_a_report(outcome: Outcome) -> None:
     running = Trial(0, {}, State.RUNNING)
-    empty = record(outcome, trials=(running,), best=None, outcome=None, recipe=None, notes={}, phase="running", driver="process 1")
+    empty = record(
+        outcome, trials=(running,), best=None, outcome=None, recipe=None, notes={}, phase="running", driver="process 1"
+    )
     root = check_page(page(empty, Texts({}), WHEN))
     assert "still running (process 1): 0 candidates have ended, 1 under way" in root.section("found").text
     assert "No candidate is complete yet" in root.section("found").text

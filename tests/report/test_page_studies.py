@@ -92,14 +92,14 @@ def test_what_is_refused(here, finished, tmp_path):
         return done.stderr
 
     (tmp_path / "other.html").write_text("<!DOCTYPE html><p>mine")
-    assert "is no report of evomerge; give another --out, or --overwrite" in refused(out, "--out", tmp_path / "other.html")
+    assert "is no report of evomerge; give another --out, or --overwrite" in refused(
+        out, "--out", tmp_path / "other.html"
+    )
     assert (tmp_path / "other.html").read_text().endswith("mine")
     here("report", out, "--out", tmp_path / "other.html", "--overwrite", "--no-texts")
     here("report", out, "--out", tmp_path / "other.html", "--no-texts")
     assert "is a folder" in refused(out, "--out", tmp_path)
-    assert "has none of the test items" in refused(
-        out, "--out", tmp_path / "n.html", "--evaluator", _other(tmp_path)
-    )
+    assert "has none of the test items" in refused(out, "--out", tmp_path / "n.html", "--evaluator", _other(tmp_path))
     assert not (tmp_path / "n.html").exists()
     assert 'no study "t"' in refused("t", "--storage", out / "study.db")
     assert "no such study" in refused("nothing-of-this-name")
@@ -135,7 +135,9 @@ class _After(Silent):
 
 def cut_off(out: Path, evaluator: Path, budget: int, after: int, **more) -> None:
     stop = Stop()
-    options = Options(Budget(candidates=budget), evaluator=str(evaluator), study="s", out=out, cluster=Cluster(workers=0), **more)
+    options = Options(
+        Budget(candidates=budget), evaluator=str(evaluator), study="s", out=out, cluster=Cluster(workers=0), **more
+    )
     with pytest.raises(Interrupted):
         search(options, _After(stop, after), stop)
 
@@ -171,8 +173,9 @@ def test_a_front(here, tmp_path):
     from tests.pipeline.test_goals import EVALUATOR
 
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(EVALUATOR))
-    done = here("search", "--evaluator", tmp_path / "e.yaml", "--objective", "kovesh_direction", "ambri_problems", "--budget", 10,
-                "--study", "s", "--out", tmp_path / "out", "--workers", 0, "--json").result  # fmt: skip
+    asked = ["--evaluator", tmp_path / "e.yaml", "--budget", 10, "--study", "s", "--workers", 0, "--json"]
+    aims = ["--objective", "kovesh_direction", "ambri_problems"]
+    done = here("search", *asked, *aims, "--out", tmp_path / "out").result
     here("report", tmp_path / "out", "--no-texts")
     root = read(tmp_path / "out" / "report.html")
     rows = root.table("The front")
@@ -183,8 +186,8 @@ def test_a_front(here, tmp_path):
 
 
 def test_a_path(here, small_evaluator, tmp_path):
-    done = here("search", "dataflow", "--evaluator", small_evaluator, "--budget", 5, "--study", "s", "--out", tmp_path / "out",
-                "--workers", 0, "--json").result  # fmt: skip
+    asked = ["--evaluator", small_evaluator, "--budget", 5, "--study", "s", "--workers", 0, "--json"]
+    done = here("search", "dataflow", *asked, "--out", tmp_path / "out").result
     here("report", tmp_path / "out", "--no-texts")
     root = read(tmp_path / "out" / "report.html")
     assert done["path"] in root.section("path").text

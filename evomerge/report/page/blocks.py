@@ -57,11 +57,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to be copied: commands, a recipe."""
+    """Text to be copied: commands, a recipe.
+
+    Attributes:
+        folded: Whether it stands behind its caption.
+        printed: Whether it is printed where it is folded.
+    """
 
     caption: str
     text: str
     folded: bool = False
+    printed: bool = True
     kind: Literal["code"] = "code"
 
 

@@ -62,6 +62,8 @@ def coefficients(record: Record) -> Section | None:
             )
         )
     blocks += [_picture(i, f) for i, f in enumerate(fields)]
+    if record.path is not None:
+        blocks.append(Text("These are the optimizer's own numbers, which the path above is made of."))
     if single:
         made, note = limited([(n, _value(v)) for n, v in single.items()], "parameters")
         caption = "Other parameters" if fields else "Parameters"

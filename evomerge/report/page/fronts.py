@@ -164,7 +164,7 @@ def _volume(record: Record) -> Iterator[Block]:
         (210, 220),
     )
     yield Text(
-        f"The hypervolume is what the front dominates, from the worst of base, sources and uniform merge ({reference}).",
+        f"The hypervolume is what the front dominates above the worst of base, sources and uniform ({reference}).",
         "note",
     )
 

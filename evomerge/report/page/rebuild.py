@@ -14,8 +14,8 @@ from evomerge.study.database import shown
 from evomerge.study.record import Record
 
 LIBRARIES = ("torch", "transformers", "safetensors", "lm_eval", "optuna", "numpy")
-# A recipe of more lines stands behind its caption, of many more not at all.
-FOLDED, LONGEST = 60, 20_000
+# A recipe of more lines stands behind its caption, of more is not printed, of many more is not there at all.
+FOLDED, PRINTED, LONGEST = 60, 300, 20_000
 
 
 def rebuild(record: Record) -> Section:
@@ -33,7 +33,7 @@ def _blocks(record: Record) -> Iterator[Block]:
         if lines > LONGEST:
             yield Text(f"The recipe has {lines:,} lines; the first command writes it beside the checkpoint.")
         else:
-            yield Code(f"The recipe ({lines:,} lines of mergekit's YAML)", text, folded=lines > FOLDED)
+            yield Code(f"The recipe ({lines:,} lines of mergekit's YAML)", text, lines > FOLDED, lines < PRINTED)
         if not isinstance(record.recipe, Chain):
             words = "The same recipe over the same sources gives the same bytes, on any number of threads and workers."
             yield Text(words, "note")
