@@ -89,6 +89,7 @@ def test_wheel_holds_presets_and_checkpoints(wheel: Path) -> None:
     assert {f"evomerge/zoo/checkpoints/{n}/model.safetensors" for n in zoo.NAMES} <= names
     assert {f"evomerge/zoo/corpora/{n}.jsonl" for n in zoo.fusion.CORPORA} <= names
     assert {f"evomerge/cli/starter/{n}.yaml" for n in ("space", "evaluator", "fusion")} <= names
+    assert {"evomerge/report/page/page.html.j2", "evomerge/report/page/page.css"} <= names
     kernels = {str(f.relative_to(ROOT)) for f in (ROOT / "evomerge").rglob("*") if f.suffix in (".cpp", ".h")}
     assert "evomerge/merging/native/kernels.cpp" in kernels and kernels <= names
     assert not [n for n in names if n.startswith(("tests/", "search_spaces/", "evaluators/"))]

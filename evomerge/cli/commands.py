@@ -22,6 +22,7 @@ COMMANDS: tuple[str, ...] = (
     "fuse",
     "statistics",
     "evaluate",
+    "report",
     "export",
     "list",
     "status",

@@ -125,9 +125,9 @@ def _write_page(args: argparse.Namespace, store: Store, name: str, out: Path) ->
         number = found.winner if found.winner is not None else found.best.number
         candidate = None
         try:
-            from evomerge.pipeline import read
+            from evomerge.pipeline import rebuilt
 
-            one = read(store.open(name), number)
+            one = rebuilt(store.open(name), number)
             candidate = Candidate(number, one.signed, one.names, one.depths, one.path)
         except EvoMergeError as e:
             say(args, f"{name}: without a picture of the recipe: {e}")

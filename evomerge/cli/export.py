@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.cli.runs import RUNS, find_database
+from evomerge.cli.runs import RUNS
+from evomerge.cli.studies import open_study
 
 DESCRIPTION = """\
 Write a study's winner, or any other candidate, as a plain checkpoint with its recipe; or every candidate and the result
@@ -36,16 +36,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the study, write what was asked for."""
     from evomerge.errors import InputError
-    from evomerge.study.place import storage_url
-    from evomerge.study.store import Store
 
-    if args.storage:
-        store, name = Store(storage_url(args.storage)), args.study
-    else:
-        database, part = _located(args.study)
-        store = Store(f"sqlite:///{database.resolve()}")
-        names = store.names()
-        name = args.study if args.study in names else "/".join(filter(None, (_main_study(names, args.study), part)))
+    store, name, _ = open_study(args.study, args.storage)
     study = store.open(name)
     if args.format == "parquet":
         if args.trial is not None:
@@ -69,30 +61,6 @@ def run(args: argparse.Namespace) -> int:
         words += f"\n{facts['path']} (path.png)"
     emit(args, facts, words)
     return 0
-
-
-def _located(asked: str) -> tuple[Path, str]:
-    """The database of a study, and which of its searches is asked for: STUDY/parameter, STUDY/random search, ..."""
-    from evomerge.errors import StudyError
-
-    try:
-        return find_database(asked), ""
-    except StudyError:
-        parent, _, part = asked.rpartition("/")
-        if parent:
-            with contextlib.suppress(StudyError):
-                return find_database(parent), part
-        raise
-
-
-def _main_study(names: list[str], asked: str) -> str:
-    """The study of a database that was named by its folder: the one that is no control."""
-    from evomerge.errors import StudyError, choose
-
-    main = [n for n in names if "/" not in n]
-    if len(main) != 1:
-        raise StudyError(f'study "{asked}": the database holds {len(main)} studies; {choose(Path(asked).name, names)}')
-    return main[0]
 
 
 def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:

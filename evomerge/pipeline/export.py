@@ -18,46 +18,15 @@ from evomerge.study.store import Study
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A candidate that was written.
+class Rebuilt:
+    """What a candidate is made by, and from.
 
     Attributes:
+        plain: Its recipe.
+        signed: The same with where it is from; a chain that ends in it, where an earlier stage made one of its sources.
+        sources: The models by reference.
         path: The candidate as a path over layers; None for a merge.
         names: Short names of its sources by reference.
-        depths: Their numbers of layers.
-    """
-
-    number: int
-    path: RecipePath | None
-    names: Mapping[str, str]
-    depths: Mapping[str, int]
-
-
-def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> Exported:
-    """Write a candidate of a study as a plain checkpoint; the winner, where none is named.
-
-    Raises:
-        InputError: no such candidate, no winner yet, or the sources are gone or have changed.
-    """
-    number = trial if trial is not None else study.notes().get("winner")
-    if number is None:
-        raise StudyError(
-            f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N'
-        )
-    found = read(study, number)
-    write_checkpoint(found.sources, found.plain, found.signed, out, overwrite)
-    return Exported(found.number, found.path, found.names, found.depths)
-
-
-@dataclass(frozen=True)
-class Read:
-    """A candidate of a study as a recipe.
-
-    Attributes:
-        plain: The recipe of its parameters.
-        signed: The same with where it is from; a chain where it builds on another stage's winner.
-        sources: The models that it names, by reference.
-        path: The candidate as a path over layers; None for a merge.
     """
 
     number: int
@@ -69,17 +38,22 @@ class Read:
 
     @property
     def depths(self) -> dict[str, int]:
-        """Numbers of layers of the sources, by reference."""
+        """Number of layers of each source, by reference."""
         return {r: s.num_layers for r, s in self.sources.items()}
 
 
-def read(study: Study, number: int) -> Read:
-    """The recipe of a candidate, as the study's space and parameters say it.
+def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:
+    """How a candidate of a study is made; the winner, where none is named. Nothing is written.
 
     Raises:
-        InputError: no such candidate, or the sources are gone or have changed.
+        InputError: no such candidate, no winner yet, or the sources are gone.
     """
     notes, fingerprint = study.notes(), study.fingerprint
+    number = trial if trial is not None else notes.get("winner")
+    if number is None:
+        raise StudyError(
+            f'study "{study.name}": has no winner yet; finish the search, or name a candidate by --trial N'
+        )
     trials = {t.number: t for t in study.trials()}
     if number not in trials:
         raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
@@ -88,7 +62,7 @@ def read(study: Study, number: int) -> Read:
     steps: Mapping[str, Mapping[str, Any]] = notes.get(STEPS_NOTE, {})
     sources = _sources(config, steps)
     space = config.bind_models({r: shape_of(sources[r]) for r in config.references()})
-    contents = _contents(fingerprint["sources"], config)
+    contents = contents_of(fingerprint["sources"], config)
     seed = fingerprint["seed"]
     plain = space.decode(trials[number].params, seed=seed)
     recipe: Recipe | Chain = plain.signed(contents, {"study": study.name, "trial": number, "seed": seed})
@@ -96,10 +70,21 @@ def read(study: Study, number: int) -> Read:
         assert isinstance(recipe, Recipe)
         recipe = chained(recipe, model, step["name"], Recipe.model_validate(step["recipe"]))
     path = RecipePath.read(plain) if isinstance(config, DataflowConfig) else None
-    return Read(int(number), plain, recipe, sources, path, {s.model: s.name for s in config.sources})
+    return Rebuilt(int(number), plain, recipe, sources, path, {s.model: s.name for s in config.sources})
 
 
-def _contents(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig) -> dict[str, str]:
+def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> Rebuilt:
+    """Write a candidate of a study as a plain checkpoint; the winner, where none is named.
+
+    Raises:
+        InputError: no such candidate, no winner yet, or the sources are gone or have changed.
+    """
+    found = rebuilt(study, trial)
+    write_checkpoint(found.sources, found.plain, found.signed, out, overwrite)
+    return found
+
+
+def contents_of(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig) -> dict[str, str]:
     """The content hashes of a study's models, by reference."""
     if "named" not in stored:  # the first versions kept them so
         return {r: stored[r] for r in config.references()}

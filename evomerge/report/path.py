@@ -69,11 +69,11 @@ def write_path_png(path: Path, names: Mapping[str, str], num_layers: Mapping[str
     figure = Figure(figsize=(width, HEIGHT_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = list(_places(path, top))
-    axes.plot([x for _, x, _ in places], [y for _, _, y in places], "-", color="0.6", linewidth=1.2, zorder=1)
+    marks = list(places(path, top))
+    axes.plot([x for _, x, _ in marks], [y for _, _, y in marks], "-", color="0.6", linewidth=1.2, zorder=1)
     size = 9.0 if count <= CROWDED else 5.5
     for i, model in enumerate(path.models):
-        mine = [(x, y) for m, x, y in places if m == model]
+        mine = [(x, y) for m, x, y in marks if m == model]
         marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
         axes.plot(*zip(*mine, strict=True), marker=marker, markersize=size, color=colour, linestyle="none",
                   label=short_name(model, names), zorder=2)  # fmt: skip
@@ -83,7 +83,7 @@ def write_path_png(path: Path, names: Mapping[str, str], num_layers: Mapping[str
     figure.savefig(file, dpi=DPI, format="png", metadata={"Software": "evomerge"})
 
 
-def _places(path: Path, top: int) -> Iterator[tuple[str, int, int]]:
+def places(path: Path, top: int) -> Iterator[tuple[str, int, int]]:
     """Model and place (hop, layer) of each mark, embeddings and head included."""
     yield path.embeddings, -1, -1
     for x, hop in enumerate(path.hops):

@@ -17,6 +17,7 @@ from evomerge import presets
 from evomerge.score import State
 from evomerge.study.database import optuna_storage
 from evomerge.study.store import Store
+from tests.report.pages import check_page
 from tests.study.recorded import sequence
 
 DUMPS = sorted((Path(__file__).parent / "schemas").glob("*.sql.gz"))
@@ -51,6 +52,14 @@ def test_it_is_read(old, here):
     here("export", old.folder, old.folder / "tables", "--format", "parquet")
     items = pandas.read_parquet(old.folder / "tables" / "items.parquet")
     assert set(items[items["split"] == "search"]["subject"]) >= {f"trial/{n}" for n in range(8)}
+
+
+def test_it_has_a_report(old, here):
+    here("report", old.folder, "--no-texts")
+    root = check_page((old.folder / "report.html").read_text(encoding="utf-8"))
+    (row,) = here("list", "--storage", f"sqlite:///{old.file}", "--json").result
+    assert f"Candidate {row['winner']} scores {row['test']:.3f}" in root.section("found").text
+    assert len(root.table("Candidates")) == 9 and root.table("weight") and len(root.table("Sources")) == 5
 
 
 def test_its_winner_is_written_bit_for_bit(old, here):

@@ -1,0 +1,158 @@
+"""The report in a real browser: nothing cut off, nothing fetched, every part reached by the keyboard, printable.
+
+With EVOMERGE_SCREENSHOTS=FOLDER each page is left there as PNG, as PDF too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+# Debian's own; Playwright's download of browsers is neither needed nor wanted.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.xdist_group("browser"),
+]
+WIDTHS = (390, 1440)
+# What sticks out of the page to the left or right, and is in no box that scrolls by itself.
+CUT_OFF = """() => [...document.querySelectorAll('body *')].filter(e => {
+  if (e.closest('.scroll, pre, .skip, .hidden') && !e.matches('.scroll, pre')) return false;
+  if (e.closest('svg') && !e.matches('svg')) return false;
+  const box = e.getBoundingClientRect();
+  return box.width && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
+}).map(e => e.tagName + '.' + e.className)"""
+# Letters of pictures that lie outside of them, or are too small to read.
+LETTERS = """() => [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width).flatMap(s => {
+  const all = s.getBoundingClientRect();
+  return [...s.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect(), t]).filter(([, b, t]) => {
+    const size = parseFloat(getComputedStyle(t).fontSize) * all.width / s.viewBox.baseVal.width;
+    const out = Math.max(all.left - b.left, b.right - all.right, all.top - b.top, b.bottom - all.bottom);
+    return out > 8 || size < 9;
+  }).map(([words]) => [s.closest('figure').id, words]);
+})"""
+# Contrast (WCAG 2) of every text with what lies behind it.
+CONTRAST = """() => {
+  const rgb = c => { const m = c.match(/[\\d.]+/g).map(Number); return m.length > 3 && !m[3] ? null : m.slice(0, 3); };
+  const light = c => c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const behind = e => rgb(getComputedStyle(e).backgroundColor) || behind(e.parentElement);
+  const says = e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
+  const shown = e => e.getBoundingClientRect().width > 0;
+  return [...document.querySelectorAll('body *:not(svg *)')].filter(e => says(e) && shown(e)).map(e => {
+    const a = light(rgb(getComputedStyle(e).color)), b = light(behind(e));
+    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.tagName, e.textContent.slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        # Chromium will not run as root inside its own sandbox; what it opens here is our own page.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def reports(here, small_evaluator, tmp_path_factory):
+    """Reports of a merge and of a path, each of a search made just now."""
+    folder = tmp_path_factory.mktemp("reports")
+    for name, space, budget in (("merge", (), 16), ("path", ("dataflow",), 6)):
+        asked = ["--evaluator", small_evaluator, "--budget", budget, "--study", name, "--workers", 0]
+        here("search", *space, *asked, "--out", folder / name)
+        here("report", folder / name, "--out", folder / f"{name}.html", "--evaluator", small_evaluator)
+    return folder
+
+
+@pytest.fixture(params=["merge", "path"])
+def opened(request, browser, reports):
+    """Opens a report; what went over the network or to the console is an error."""
+    pages = []
+
+    def show(width: int, scheme: str = "light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.trouble = []
+        page.on("console", lambda message: page.trouble.append(message.text))
+        page.on("pageerror", lambda error: page.trouble.append(str(error)))
+        page.on("request", lambda asked: page.trouble.append(asked.url) if not asked.url.startswith("file:") else None)
+        page.goto((reports / f"{request.param}.html").as_uri())
+        pages.append(page)
+        return page
+
+    yield show
+    for page in pages:
+        assert page.trouble == []
+        page.close()
+
+
+def keep(page, name: str) -> None:
+    """A picture of the page, where one is wanted."""
+    folder = os.environ.get("EVOMERGE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_cut_off(opened, request, width, scheme):
+    page = opened(width, scheme)
+    name = request.node.callspec.params["opened"]
+    keep(page, f"report-{name}-{width}-{scheme}")
+    for summary in page.locator("details > summary").all():
+        summary.click()
+    assert page.locator("details:not([open])").count() == 0 and page.locator("details[open]").count() > 5
+    keep(page, f"report-{name}-{width}-{scheme}-open")
+    across = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert across[0] <= across[1] == width
+    assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate(LETTERS) == []
+    assert page.evaluate(CONTRAST) == []
+    for picture in page.locator("figure").all():
+        shown = [s for s in picture.locator("svg").all() if s.is_visible()]
+        assert len(shown) == 1, "one size of each picture is shown"
+
+
+def test_every_part_is_reached_by_the_keyboard(opened):
+    page = opened(1440)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "with focus it is seen"
+    reached = []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        where = page.evaluate("[document.activeElement.tagName, document.activeElement.getAttribute('href')]")
+        if where[0] == "BODY":
+            break
+        if where[0] == "SUMMARY":
+            page.keyboard.press("Enter")
+            assert page.evaluate("document.activeElement.parentElement.open")
+        reached.append(where)
+    links = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))")
+    assert [w for t, w in reached if t == "A"] == links
+    assert sum(t == "SUMMARY" for t, _ in reached) == page.locator("summary").count()
+    assert page.locator("details:not([open])").count() == 0
+    page.locator("nav a").last.press("Enter")
+    assert page.evaluate("location.hash") == links[-1]
+
+
+def test_it_prints(opened, tmp_path, request):
+    page = opened(1440)
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert all(p.locator(".wide svg").is_visible() for p in page.locator("figure").all())
+    made = page.pdf(format="A4")
+    assert made[:5] == b"%PDF-" and made.count(b"/Type /Page\n") + made.count(b"/Type /Page ") >= 2
+    folder = os.environ.get("EVOMERGE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / f"report-{request.node.callspec.params['opened']}.pdf").write_bytes(made)
