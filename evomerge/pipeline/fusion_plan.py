@@ -198,7 +198,7 @@ class FusionPlan:
         if there.get("corpus") not in (None, key):
             raise FusionError(
                 f"{out}: holds a fusion of another text: {self.config.corpus.path} has changed, or what is held out, "
-                "or a tokenizer; give another folder"
+                "or a tokenizer, or how this version of evomerge reads one; give another folder"
             )
         write_json(out / RECORD, {**there, "corpus": key})
 

@@ -63,8 +63,10 @@ def fusion_dict(fused: Fused) -> dict[str, Any]:
         "corpus": {
             "documents": fused.counts.documents, "learned": fused.counts.pieces, "tokens": fused.tokens,
             "held_out": fused.held_out,
-            "left_out": {why: n for why, (n, _) in fused.counts.left_out.items()},
-            "unwritable": {name: n for name, (n, _) in fused.counts.unwritable.items()},
+            **{
+                kind: {k: n for k, (n, _) in getattr(fused.counts, kind).items()}
+                for kind in ("left_out", "unwritable", "lossy")
+            },
         },
         "bytes_per_position": round(fused.cache_bytes, 2),
         "trainings": {

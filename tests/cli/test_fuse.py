@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from evomerge import zoo
+from evomerge.zoo.fusion.models import initialised, llama, save
 from tests.pipeline.fusions import fusion_file
 
 
@@ -210,6 +214,23 @@ def test_check_says_what_is_left_out(command: Callable, tmp_path: Path) -> None:
         stream.write('{"text": " "}\n' + json.dumps({"text": "lomen \u9f8d"}) + "\n")
     text = command("check", file).out
     assert "1 of 42 documents left out: empty (first:" in text
+
+
+def test_check_says_which_tokenizers_change_the_text(command: Callable, tmp_path: Path) -> None:
+    """One that writes capitals small, and whose `unk` is its `eos`, which has nothing to do with what it can write."""
+    words = {w: i for i, w in enumerate(["</s>", "lomen", "rimo", "lonnel"])}
+    backend = Tokenizer(models.WordLevel(words, "lomen"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="</s>", bos_token="</s>", eos_token="</s>")
+    tokenizer.pad_token = "</s>"
+    save(initialised(llama(tokenizer, 32, 1), torch.Generator().manual_seed(0)), tokenizer, tmp_path / "small")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("Rimo", "rimo", "lonnel")))
+    corpus = {"path": "mine.jsonl", "held_out": 0.3}
+    file = fusion_file(tmp_path, sources=["zoo:tides", str(tmp_path / "small")], corpus=corpus)
+    done = command("check", file, "--json").json
+    assert done["lossy"] == {"small": 1} and not done["unwritable"]
+    text = command("check", file).out
+    assert f"small: its tokenizer does not give 1 documents back as they are (first: {tmp_path}/mine.jsonl:1)" in text
 
 
 def test_init_writes_a_fusion_that_is_in_order(command: Callable, tmp_path: Path) -> None:
