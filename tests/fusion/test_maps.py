@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from evomerge.fusion.alignment import (
     edit_distance_map,
     exact_map,
     kept_edit_distance_map,
+    kept_map,
     maps,
     statistics_map,
 )
@@ -128,6 +130,12 @@ def test_fresh_processes_agree():
     assert len(said) == 1
 
 
+def saved(found: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, found, allow_pickle=False)
+    return content.getvalue()
+
+
 def test_kept_on_disk_and_worked_out_again_where_damaged(vocabularies, monkeypatch, tmp_path):
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
     source, target = vocabularies["byte-level"], vocabularies["metaspace"]
@@ -137,10 +145,20 @@ def test_kept_on_disk_and_worked_out_again_where_damaged(vocabularies, monkeypat
     first = kept_edit_distance_map(source, target)
     assert np.array_equal(first, kept_edit_distance_map(source, target)) and len(calls) == 1
     (file,) = (cache_folder() / "vocabularies").iterdir()
-    for damage in (b"", file.read_bytes()[:100], b"\x80\x04K\x01."):  # the last is a pickle: not read
+    content = file.read_bytes()
+    others = np.where(first >= 0, np.roll(first, 1), first)
+    beyond = np.where(first >= 0, first + target.size, first)
+    for damage in (
+        b"", content[:100], content[:-1], b"\x80\x04K\x01.",  # the last is a pickle: not read
+        saved(others), saved(others) + content[len(saved(first)):],  # without its hash, and with another one's
+        kept_map("another.npy", first), kept_map(file.name, beyond), kept_map(file.name, first.astype(np.int64)),
+    ):  # fmt: skip
         file.write_bytes(damage)
-        assert np.array_equal(first, kept_edit_distance_map(source, target))
-    assert len(calls) == 4
+        said: list[str] = []
+        assert np.array_equal(first, kept_edit_distance_map(source, target, say=said.append))
+        assert said == [f"{file}: is not what was written there; made again"]
+        assert file.read_bytes() == content
+    assert np.array_equal(np.load(file, allow_pickle=False), first) and len(calls) == 10
     # Another pair is another file.
     kept_edit_distance_map(target, source)
     assert len(list((cache_folder() / "vocabularies").iterdir())) == 2

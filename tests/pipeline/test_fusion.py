@@ -144,6 +144,31 @@ def test_a_damaged_shard_is_found_and_it_alone_is_made_again(joint, here, tmp_pa
     }
 
 
+@pytest.mark.parametrize("damage", ["shifted", "cut"])
+def test_a_damaged_vocabulary_map_is_found_and_made_again(joint, here, tmp_path, damage):
+    """Nothing is learned from it, and nothing else is done again."""
+    folder, done = joint
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    before = digests(out)
+    files = sorted((out / "maps").glob("*.npy"))
+    assert len(files) == 2
+    for file in files:
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-40])
+        else:
+            np.save(file, np.roll(np.load(file, allow_pickle=False), 1), allow_pickle=False)
+    again = here("fuse", folder / "fusion.yaml", out, "--workers", 0, "--json")
+    words = " ".join(again.stderr.split("\n"))
+    for file in files:
+        assert f"{file}: is not what was written there; made again" in words
+    assert again.result["models"] == done.result["models"]
+    assert {k: v for k, v in digests(out).items() if k != "result.json"} == {
+        k: v for k, v in before.items() if k != "result.json"
+    }
+    assert "alignment and fusion" not in words and "training fused" not in words
+
+
 def started(file, out, workers=0):
     command = [sys.executable, "-m", "evomerge", "fuse", str(file), str(out), "--workers", str(workers)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
