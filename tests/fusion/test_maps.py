@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -108,26 +109,51 @@ def test_the_published_score_lets_frequent_pairs_lose(vocabularies):
 
 SCRIPT = """
 import hashlib, sys
+from pathlib import Path
 from evomerge import zoo
 from evomerge.fusion.alignment import edit_distance_map, exact_map
+from evomerge.fusion.config import AlignmentConfig, CorpusConfig
+from evomerge.fusion.counting import Told, vocabulary_maps
+from evomerge.fusion.prepared import prepare
+from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
+from evomerge.fusion.workers import Silent
 from evomerge.merging.live import load_tokenizer
+from evomerge.sources import open_source
+from evomerge.study.workers import LocalTasks
 a, b = (Vocabulary(load_tokenizer(zoo.path(n))) for n in ("roads", "pivot"))
 digest = hashlib.sha256(exact_map(a, b).tobytes() + edit_distance_map(a, b).tobytes())
 print(a.digest, b.digest, digest.hexdigest())
+out = Path(sys.argv[1])
+readers = {"target": Reader(b), "roads": Reader(a)}
+text = CorpusConfig(path="zoo:chains", held_out=0.2, documents=30)
+corpus = prepare(text, None, readers, 64, 500, out / "corpus")
+told = [Told(n, open_source(f"zoo:{z}"), None, r.vocabulary.key) for (n, r), z in zip(readers.items(), ("pivot", "roads"))]
+for aligner in ("bytes", "dynamic"):
+    for score in ("frequency", "published"):
+        asked = AlignmentConfig(aligner=aligner, score=score)
+        (found,) = vocabulary_maps(told[0], told[1:], corpus, asked, out, LocalTasks("cpu"), Silent()).values()
+        print(aligner, score, int((found >= 0).sum()), hashlib.sha256(found.tobytes()).hexdigest())
+for file in sorted(out.glob("*.npy")):
+    print(file.name, hashlib.sha256(file.read_bytes()).hexdigest())
 """
 
 
-def test_fresh_processes_agree():
-    """`get_vocab()` comes in another order in each; hashes of strings differ."""
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT], env={**__import__("os").environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, check=True,
-        ).stdout
+def test_fresh_processes_agree(tmp_path):
+    """On every kind of map: `get_vocab()` comes in another order in each; hashes of strings differ."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / seed)], env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE, text=True,
+        )
         for seed in ("1", "2")
-    }  # fmt: skip
+    ]  # fmt: skip
+    said = {process.communicate()[0] for process in started}
     assert len(said) == 1
+    lines = said.pop().splitlines()
+    # Four maps that differ, each in a file of its own.
+    assert len(lines) == 9 and len({line.split()[-1] for line in lines[1:5]}) == 4
+    assert all(int(line.split()[2]) > 100 for line in lines[1:5])
 
 
 def saved(found: np.ndarray) -> bytes:
