@@ -41,7 +41,8 @@ class Vocabulary:
         pieces: The bytes that each stands for in running text, where a word that begins one has a space before it; b""
             for special tokens and ids that are left out.
         special: Whether a token is a special one, [size].
-        unknown: Id of the token that the tokenizer itself puts for what it cannot write, or None: byte-level BPE has none.
+        unknown: Id of the token that the tokenizer itself puts for what it cannot write, or None: byte-level BPE has
+            none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "tokenizer") -> None:

@@ -218,7 +218,8 @@ def _how(fused: Fused, shown: Model | None) -> str:
     if fused.search is not None:
         best = fused.search.best
         lines.append(
-            f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` of the fusion rebuilds it"
+            f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` of the fusion "
+            "rebuilds it"
         )
     lines.append(f"- {fused.counts.pieces:,} documents were learned from, {fused.held_out:,} held out")
     if fused.trainings:

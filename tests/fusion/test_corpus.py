@@ -131,7 +131,7 @@ def test_a_broken_data_set_is_told_once(tmp_path, caplog, capfd):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").write_bytes(b"PAR1 and no more")
     before = datasets.logging.get_verbosity()
-    with pytest.raises(CorpusError, match="data: cannot be read as a data set: .*[Pp]arquet"):
+    with pytest.raises(CorpusError, match=r"data: cannot be read as a data set: .*[Pp]arquet"):
         read(tmp_path / "data")
     assert capfd.readouterr() == ("", "") and not caplog.records
     assert datasets.logging.get_verbosity() == before

@@ -128,7 +128,8 @@ out = Path(sys.argv[1])
 readers = {"target": Reader(b), "roads": Reader(a)}
 text = CorpusConfig(path="zoo:chains", held_out=0.2, documents=30)
 corpus = prepare(text, None, readers, 64, 500, out / "corpus")
-told = [Told(n, open_source(f"zoo:{z}"), None, r.vocabulary.key) for (n, r), z in zip(readers.items(), ("pivot", "roads"))]
+models = {"target": "zoo:pivot", "roads": "zoo:roads"}
+told = [Told(n, open_source(m), None, readers[n].vocabulary.key) for n, m in models.items()]
 for aligner in ("bytes", "dynamic"):
     for score in ("frequency", "published"):
         asked = AlignmentConfig(aligner=aligner, score=score)

@@ -273,7 +273,8 @@ def test_pairwise_makes_one_target_from_each_and_search_merges_them(here, tmp_pa
     front = yaml.safe_load(own.split("---\n")[1])
     assert front["base_model"] == "zoo:pivot" and {"merge", "knowledge-fusion"} <= set(front["tags"])
     values = {r["dataset"]["type"]: r["metrics"][0]["value"] for r in front["model-index"][0]["results"]}
-    assert values == pytest.approx({k: v for k, v in models["merged"]["bits_per_byte"].items() if k != "mean"}, abs=1e-5)
+    bits = models["merged"]["bits_per_byte"]
+    assert values == pytest.approx({k: v for k, v in bits.items() if k != "mean"}, abs=1e-5)
     loss = "loss: 0.3 x text + 0.7 x ce; min_ce per sequence; alignment by bytes, vocabulary by statistics"
     for words in ("zoo:tides", "zoo:roads", "GPTNeoXForCausalLM", "path: text.jsonl", "search/recipe.yaml", loss):
         assert words in own, words

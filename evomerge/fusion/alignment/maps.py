@@ -112,7 +112,7 @@ def read_map(file: Path, source: Vocabulary, target: Vocabulary, say: Callable[[
         pass
     else:
         fits = found.shape == (source.size,) and found.dtype == np.int32
-        inside = fits and NONE <= int(found.min(initial=NONE)) and int(found.max(initial=NONE)) < target.size
+        inside = fits and int(found.min(initial=NONE)) >= NONE and int(found.max(initial=NONE)) < target.size
         if inside and np.array_equal(written, _hash(file.name, found)):
             return found
     say(f"{file}: is not what was written there; made again")
