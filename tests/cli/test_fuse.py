@@ -82,7 +82,7 @@ def refused(command: Callable, tmp_path: Path) -> Callable:
         ({"sources": [{"model": "zoo:tides", "name": "fused"}]}, '"fused" is what results call something else'),
         ({"sources": ["zoo:tides", {"model": "zoo:roads", "name": "pivot-tides"}], "fusion": {"mode": "pairwise"}},
          '"pivot-tides" is what a result is called; give the source another name'),
-        ({"evaluator": "fuson"}, 'in/fusion.yaml: evaluator: evaluator "fuson": neither a file nor a preset; did you mean'),
+        ({"evaluator": "fuson"}, 'fusion.yaml: evaluator: evaluator "fuson": neither a file nor a preset; did you'),
         ({"then": "search"}, "then: search needs several targets to merge: set fusion: {mode: pairwise}"),
         ({"then": "search", "fusion": {"mode": "pairwise"}}, "then: search needs an evaluator"),
         ({"then": "search", "fusion": {"mode": "pairwise"}, "sources": ["zoo:tides"]}, "needs at least 2 sources"),
