@@ -146,7 +146,7 @@ def _fusion(path: Path) -> Facts:
         "target": plan.config.target, "sources": {s.name: s.model for s in plan.config.sources},
         "mode": plan.config.fusion.mode, "results": list(plan.results), "max_length": plan.limit,
         "documents": counts.documents, "held_out": len(corpus.held_out), "tokens": dict(tokens),
-        "left_out": {why: n for why, (n, _) in counts.left_out.items()},
+        **{kind: {k: n for k, (n, _) in getattr(counts, kind).items()} for kind in ("left_out", "unwritable", "lossy")},
     }  # fmt: skip
     return facts, "\n".join(lines)
 

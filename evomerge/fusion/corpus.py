@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _SHOWN = 5
 # What is reported beside each domain.
 _FIGURES = ("mean", "all")
 _DATA = (".jsonl", ".json", ".parquet")
+# What `datasets` writes into the folder of one data set; that of several splits has dataset_dict.json.
+_ONE = "state.json"
 
 
 class CorpusError(InputError):
@@ -44,6 +47,25 @@ def locate(path: str, root: Path | None) -> Path:
         if found.exists():
             return found
     raise CorpusError(f"corpus {path}: no such file or folder")
+
+
+def check_split(config: CorpusConfig, *places: Path) -> None:
+    """Check that a split that is asked for is one of something.
+
+    Args:
+        places: The corpus; what is held out, where that is another one.
+
+    Raises:
+        CorpusError: none of them has splits.
+    """
+    if config.split is None or any(p.is_dir() and not (p / _ONE).is_file() for p in places):
+        return
+    where = places[0]
+    what = "one data set without splits" if where.is_dir() else "a file"
+    raise CorpusError(
+        f'corpus.split = "{config.split}": {where} is {what}, all of which is read; expected a folder with several '
+        "splits, or no split"
+    )
 
 
 def read_corpus(where: Path, config: CorpusConfig) -> Iterator[Document]:
@@ -81,11 +103,18 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
             "of a data set"
         )
     try:
+        first = True
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
                     continue
                 place = f"{file}:{number}"
+                if first and line.lstrip().startswith(b"["):
+                    raise CorpusError(
+                        f'{place}: an array begins here, expected an object with "text" or "messages" in each line; '
+                        "write each entry of the array in a line of its own"
+                    )
+                first = False
                 try:
                     yield place, json.loads(line.decode("utf-8"))
                 except UnicodeDecodeError as e:
@@ -104,16 +133,19 @@ def _of_folder(folder: Path, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
     """(place, entry) of each row of a folder that `datasets` can read."""
     import datasets
 
-    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    saved = (folder / "dataset_dict.json").is_file() or (folder / _ONE).is_file()
     files = sorted(str(f) for f in folder.rglob("*") if f.suffix in _DATA and not f.name.startswith("."))
     if not saved and not files:
         raise CorpusError(f"{folder}: neither a folder that `datasets` saved nor one of {', '.join(_DATA)} files")
     datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs what it then raises
     try:
         found: Any = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
     except Exception as e:  # datasets raises what it meets in the files
         raise CorpusError(f"{folder}: cannot be read as a data set: {' '.join(str(e).split())[:300]}") from e
     finally:
+        datasets.logging.set_verbosity(verbosity)
         datasets.enable_progress_bars()
     if isinstance(found, Mapping):
         names = list(found)

@@ -17,6 +17,7 @@ from evomerge.fusion.alignment import (
     Pairs,
     exact_map,
     kept_edit_distance_map,
+    kept_map,
     read_map,
     statistics_map,
 )
@@ -30,7 +31,7 @@ from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
 
 Array = np.ndarray[Any, Any]
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def vocabulary_maps(
             found[told.name] = exact_map(vocabulary, own)
         elif alignment.vocabulary == "edit_distance":
             watcher.say(f"vocabulary map of {told.name}: {vocabulary.size:,} tokens onto {own.size:,} by edit distance")
-            found[told.name] = kept_edit_distance_map(vocabulary, own, workers=_threads())
+            found[told.name] = kept_edit_distance_map(vocabulary, own, workers=_threads(), say=watcher.say)
         else:
             facts = {
                 "version": VERSION, "corpus": [s.content for s in corpus.shards],
@@ -73,7 +74,7 @@ def vocabulary_maps(
             }  # fmt: skip
             counted[told.name] = folder / f"{told.name}-{key_of(facts)}.npy"
     for name, file in counted.items():
-        kept = read_map(file, readers[name].vocabulary)
+        kept = read_map(file, readers[name].vocabulary, own, watcher.say)
         if kept is not None:
             found[name] = kept
     missing = [t for t in sources if t.name in counted and t.name not in found]
@@ -95,8 +96,9 @@ def vocabulary_maps(
             mapping = statistics_map(
                 readers[told.name].vocabulary, own, total, published=alignment.score == "published"
             )
-            with whole(counted[told.name]) as part, part.open("wb") as stream:
-                np.save(stream, mapping, allow_pickle=False)
+            file = counted[told.name]
+            with whole(file) as part:
+                part.write_bytes(kept_map(file.name, mapping))
             found[told.name] = mapping
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -26,20 +26,28 @@ class Counts:
         documents, pieces: How many were read, and how many they were cut into.
         left_out: Why documents are not among them, with how many and where the first is.
         unwritable: By model: documents with text that its tokenizer cannot write (<unk>), and where the first is.
+        lossy: By model: documents that its tokens, decoded, do not give back; see `Tokenized.lossy`.
     """
 
     documents: int = 0
     pieces: int = 0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     unwritable: dict[str, tuple[int, str]] = field(default_factory=dict)
+    lossy: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def leave_out(self, why: str, place: str) -> None:
         """Count a document that is left out."""
         self.left_out[why] = _counted(self.left_out.get(why), place)
 
-    def cannot_write(self, name: str, place: str) -> None:
-        """Count a document that a model's tokenizer cannot write all of."""
-        self.unwritable[name] = _counted(self.unwritable.get(name), place)
+    def look_at(self, pieces: Sequence[Mapping[str, Tokenized]], place: str) -> None:
+        """Count a document for the models whose tokenizer cannot write all of it, or does not give it back.
+
+        Args:
+            pieces: The tokens of each of its pieces, by model.
+        """
+        for kind, wrong in ((self.unwritable, _unknown), (self.lossy, lambda t: t.lossy)):
+            for name in dict.fromkeys(n for found in pieces for n, tokens in found.items() if wrong(tokens)):
+                kind[name] = _counted(kind.get(name), place)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -48,8 +56,8 @@ class Counts:
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Counts:
         """What `to_dict` gave."""
-        left_out, unwritable = ({k: (n, at) for k, (n, at) in data[key].items()} for key in ("left_out", "unwritable"))
-        return cls(data["documents"], data["pieces"], left_out, unwritable)
+        kinds = ({k: (n, at) for k, (n, at) in data[key].items()} for key in ("left_out", "unwritable", "lossy"))
+        return cls(data["documents"], data["pieces"], *kinds)
 
     def lines(self, what: str = "documents", *, places: bool = True) -> list[str]:
         """In words, for whoever runs it.
@@ -69,7 +77,17 @@ class Counts:
             "measured as 8 bits per byte"
             for name, (n, at) in self.unwritable.items()
         ]
+        found += [
+            f"{name}: its tokenizer does not give {n:,} {what} back as they are{first(at)}: it changes text (letter "
+            "case, white space, forms of characters); all bytes of the text count, so its bits per byte look too good"
+            for name, (n, at) in self.lossy.items()
+        ]
         return found
+
+
+def _unknown(tokens: Tokenized) -> bool:
+    """Whether there is text to learn that is not written."""
+    return not bool(tokens.known[tokens.learned].all())
 
 
 def _counted(before: tuple[int, str] | None, place: str) -> tuple[int, str]:
@@ -101,10 +119,8 @@ def pieces(
 def _whole_text(
     document: Document, found: Mapping[str, Tokenized], counts: Counts
 ) -> Iterator[tuple[Document, dict[str, int]]]:
-    for name, tokens in found.items():
-        if not tokens.known.all():
-            counts.cannot_write(name, document.place)
-    sizes = {name: len(t) for name, t in found.items()}
+    counts.look_at([found], document.place)
+    sizes = _sizes(found)
     if min(sizes.values()) >= 2:
         yield document, sizes
     else:
@@ -119,34 +135,37 @@ def _cut_text(
         return
     text, at = document.text, 0
     end = len(text.rstrip())
-    unwritable: set[str] = set()
+    read: list[dict[str, Tokenized]] = []
     some = False
     while at < end:
-        piece, sizes, unknown = _first_piece(text, at, readers, limit)
+        piece, found = _first_piece(text, at, readers, limit)
         at += len(piece)
-        unwritable |= unknown
+        read.append(found)
+        sizes = _sizes(found)
         if min(sizes.values()) >= 2:
             some = True
             yield Document(piece, (), document.domain, document.place, continued=at < end), sizes
     if not some:
         counts.leave_out(NOTHING, document.place)
-    for name in sorted(unwritable):
-        counts.cannot_write(name, document.place)
+    counts.look_at(read, document.place)
+
+
+def _sizes(found: Mapping[str, Tokenized]) -> dict[str, int]:
+    return {name: len(tokens) for name, tokens in found.items()}
 
 
 def _first_piece(
     text: str, start: int, readers: Mapping[str, Reader], limit: int
-) -> tuple[str, dict[str, int], set[str]]:
-    """The longest piece of a text, from a character on, that every tokenizer can read in one go."""
+) -> tuple[str, dict[str, Tokenized]]:
+    """The longest piece of a text, from a character on, that every tokenizer can read in one go; and its tokens."""
     window = limit * _CHARACTERS
     while True:
         part = text[start : start + window]
         found = {name: r.read([Document(part)])[0] for name, r in readers.items()}
-        sizes = {name: len(t) for name, t in found.items()}
-        if max(sizes.values()) > limit:
+        if max(map(len, found.values())) > limit:
             break
         if start + len(part) == len(text):
-            return part, sizes, {name for name, t in found.items() if not t.known.all()}
+            return part, found
         window *= 2
     # Two tokens of the limit are left for what stands before and after a text.
     ends = [int(t.ends[min(limit - 3, len(t) - 1)]) for t in found.values() if len(t) > limit]
@@ -156,9 +175,8 @@ def _first_piece(
         spaces = max(part.rfind(" ", 1, cut), part.rfind("\n", 1, cut))
         piece = part[: spaces if spaces > 0 and part[:spaces].strip() else cut]
         found = {name: r.read([Document(piece)])[0] for name, r in readers.items()}
-        sizes = {name: len(t) for name, t in found.items()}
-        if max(sizes.values()) <= limit or len(piece) <= 1:
-            return piece, sizes, {name for name, t in found.items() if not t.known.all()}
+        if max(map(len, found.values())) <= limit or len(piece) <= 1:
+            return piece, found
         cut = max(len(piece) - max(1, len(piece) // 16), 1)
 
 
@@ -177,10 +195,8 @@ def _cut_chat(
                 counts.leave_out(str(e), document.place)
                 return
             if max(map(len, found.values())) <= limit:
-                for name, tokens in found.items():
-                    if not tokens.known[tokens.learned].all():
-                        counts.cannot_write(name, document.place)
-                yield left, {name: len(t) for name, t in found.items()}
+                counts.look_at([found], document.place)
+                yield left, _sizes(found)
                 return
         left = left.beginning(len(left.messages) - 1)
     counts.leave_out(f"a conversation longer than {limit:,} tokens", document.place)

@@ -18,7 +18,7 @@ from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import Source
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 class Tokenized:
     """Tokens of a document, all arrays of length n.
 
+    `starts` and `ends` of the tokens that stand for text follow one another without a gap.
+
     Attributes:
         ids: Token ids, int32.
         starts: Where the bytes that a token stands for begin in the document, int64; -1 for a token that stands for
@@ -29,9 +31,12 @@ class Tokenized:
             the message's beginning.
         boundary: Whether the tokens up to this one are exactly the document up to `ends`; not so in the middle of a
             character that the tokenizer wrote in other ones.
-        known: Whether the tokenizer could write what the token stands for; not so for <unk>.
+        known: Whether the tokenizer could write what the token stands for; not so for <unk>, unless the text says so.
         learned: Whether a model is to learn to say the token: of a conversation the assistant's messages, and the token
             that ends them.
+        lossy: Whether the tokens, decoded, give another text than the one to learn: a normaliser changed it (lower
+            case, white space folded, NFKC), or characters were dropped. <unk> does not count, nor does one space before
+            the text, which tokenizers add or leave out by design.
     """
 
     ids: Array
@@ -40,6 +45,7 @@ class Tokenized:
     boundary: Array
     known: Array
     learned: Array
+    lossy: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,7 +115,7 @@ class Reader:
         ids = np.array(encoding.ids, np.int64)
         added = np.array(encoding.special_tokens_mask, bool)
         own = np.flatnonzero(~added)
-        ends, boundary = self._ends(text, ids[own], encoding, own)
+        ends, boundary, same = self._ends(text, ids[own], encoding, own)
         size = len(text.encode())
         if len(ends) and ends[-1] != size:
             ends[-1], boundary[-1] = size, True  # whitespace at the end that the tokenizer leaves out
@@ -122,7 +128,8 @@ class Reader:
             exact[own[0] - 1] = True
         learned = np.ones(len(ids), bool)
         learned[: own[0] if len(own) else 0] = False
-        known = self._known(ids)
+        known = self._known(text, ids, encoding, own)
+        lossy = not same and not self._given_back(text.encode(), ids[own], starts[own], ends, known[own])
         eos = self.vocabulary.eos
         if document.continued:
             learned[own[-1] + 1 if len(own) else 0 :] = False
@@ -130,7 +137,7 @@ class Reader:
             ids = np.append(ids, eos)
             starts, all_ends = np.append(starts, -1), np.append(all_ends, -1)
             exact, known, learned = np.append(exact, False), np.append(known, True), np.append(learned, True)
-        return Tokenized(ids.astype(np.int32), starts, all_ends, exact, known, learned)
+        return Tokenized(ids.astype(np.int32), starts, all_ends, exact, known, learned, lossy)
 
     def _chat(self, document: Document) -> Tokenized:
         try:
@@ -140,7 +147,7 @@ class Reader:
         encoding = self.vocabulary.backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
         own = np.arange(len(ids))
-        ends, boundary = self._ends(text, ids, encoding, own)
+        ends, boundary, same = self._ends(text, ids, encoding, own)
         starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
         characters = _byte_offsets(text)
         at, to = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int64)
@@ -150,7 +157,13 @@ class Reader:
             segments, document.contents, document.offsets, literals, strict=True
         ):
             self._place(segment, content, offset, until, characters, ids, starts, ends, at, to, learned)
-        return Tokenized(ids.astype(np.int32), at, to, boundary & (to >= 0), self._known(ids), learned)
+        known = self._known(text, ids, encoding, own)
+        lossy = not same and not all(
+            self._given_back(text.encode(), ids, starts, ends, known, characters[s.start], characters[s.end])
+            for s in segments
+            if s.learned
+        )
+        return Tokenized(ids.astype(np.int32), at, to, boundary & (to >= 0), known, learned, lossy)
 
     def _place(
         self, segment: Segment, content: str, offset: int, until: int, characters: Array, ids: Array, starts: Array,
@@ -179,20 +192,48 @@ class Reader:
             elif len(after) and starts[after[0]] == last:
                 learned[after[0]] = True
 
-    def _known(self, ids: Array) -> Array:
-        unknown = self.vocabulary.unknown
-        return np.ones(len(ids), bool) if unknown is None else ids != unknown
+    def _known(self, text: str, ids: Array, encoding: Any, own: Array) -> Array:
+        """Which tokens are no <unk>; one that the text spells out, or that is put around it, stands for itself: it may
+        be the end of a text as well."""
+        known = np.ones(len(ids), bool)
+        if self.vocabulary.unknown is None:
+            return known
+        for i in own[ids[own] == self.vocabulary.unknown].tolist():
+            start, end = encoding.offsets[i]
+            known[i] = text[start:end].strip() == self.vocabulary.tokens[ids[i]]
+        return known
 
-    def _ends(self, text: str, ids: Array, encoding: Any, own: Array) -> tuple[Array, Array]:
-        """Where each token ends in the text's bytes, and whether that is exactly so."""
+    def _given_back(
+        self, data: bytes, ids: Array, starts: Array, ends: Array, known: Array, first: int = 0, last: int | None = None
+    ) -> bool:
+        """Whether tokens, decoded, say what stands between two bytes of what was read, but for what they cannot write.
+
+        Args:
+            starts, ends: In `data`, without gaps.
+            first, last: Tokens that reach over one of them say more than that.
+        """
+        last = len(data) if last is None else last
+        inside = (ends > first) & (starts < last)
+        if not inside.any():
+            return not data[first:last].strip()
+        kept = np.flatnonzero(inside & known)
+        wanted = b"".join(data[max(int(starts[i]), first) : min(int(ends[i]), last)] for i in kept)
+        tokens = ids[kept].tolist()
+        # The tokenizer's own decoder knows, for one, that there is no space before a comma, where tokens do not say so.
+        decoded: str = self.vocabulary.backend.decode(tokens, skip_special_tokens=False)
+        given = (self.vocabulary.joined(tokens), decoded.encode())
+        return any(wanted.removeprefix(b" ") in g.removeprefix(b" ") for g in given)
+
+    def _ends(self, text: str, ids: Array, encoding: Any, own: Array) -> tuple[Array, Array, bool]:
+        """Where each token ends in the text's bytes, whether that is exactly so, and whether they say just the text."""
         data = text.encode()
         written = self.vocabulary.joined(ids.tolist())
         shift = len(written) - len(data)
         # A space that the tokenizer puts before the text is no part of it.
         if written == data or (shift == 1 and written[:1] == b" " and written[1:] == data):
             ends = np.cumsum(self.vocabulary.lengths[ids]) - shift
-            return np.maximum(ends, 0), np.ones(len(ids), bool)
-        return self._ends_by_offsets(text, data, ids, [encoding.offsets[i] for i in own])
+            return np.maximum(ends, 0), np.ones(len(ids), bool), True
+        return *self._ends_by_offsets(text, data, ids, [encoding.offsets[i] for i in own]), False
 
     def _ends_by_offsets(
         self, text: str, data: bytes, ids: Array, offsets: Sequence[tuple[int, int]]

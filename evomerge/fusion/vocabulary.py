@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 METASPACE = "\u2581"
+# Of what `Reader` makes of the tokens: other tokens, places or masks from the same tokenizer.
+VERSION = 2
 
 
 def byte_characters() -> dict[str, int]:
@@ -39,7 +41,8 @@ class Vocabulary:
         pieces: The bytes that each stands for in running text, where a word that begins one has a space before it; b""
             for special tokens and ids that are left out.
         special: Whether a token is a special one, [size].
-        unknown: Id of the token for what the tokenizer cannot write, or None.
+        unknown: Id of the token that the tokenizer itself puts for what it cannot write, or None: byte-level BPE has
+            none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "tokenizer") -> None:
@@ -69,9 +72,9 @@ class Vocabulary:
             self.special[i] = token.special
         for i in tokenizer.all_special_ids:
             self.special[i] = True
-        # The two that scripts of sentencepiece models mark as ordinary, and that stand for no text.
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        self.unknown: int | None = None if unknown is None else int(unknown)
+        self.unknown: int | None = self._unknown(ids)
+        if self.unknown is not None:
+            self.special[self.unknown] = True
         if self.byte_fallback:  # <0x0A> is a byte, also where a tokenizer lists it among its special tokens
             for i, token in enumerate(self.tokens):
                 if BYTE_TOKEN.fullmatch(token):
@@ -127,7 +130,7 @@ class Vocabulary:
         """SHA-256 (hex) of everything that decides what the tokenizer makes of a text."""
         state = {k: v for k, v in self._state.items() if k not in ("truncation", "padding", "version")}
         roles = {role: self._role(role) for role in ("bos", "eos", "unk")}
-        text = json.dumps([state, roles], sort_keys=True, ensure_ascii=False)
+        text = json.dumps([VERSION, state, roles], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
@@ -153,6 +156,15 @@ class Vocabulary:
             return None
         after = self.backend.encode(text[segments[-1].end :], add_special_tokens=False).ids
         return next((int(i) for i in after if self.special[i]), None)
+
+    def _unknown(self, ids: Mapping[str, int]) -> int | None:
+        """By the algorithm's own word: what transformers calls `unk_token` may be the end of a text (GPT-2, GPT-NeoX),
+        which nothing that cannot be written becomes."""
+        model = self._state["model"]
+        if model["type"] == "Unigram":
+            place = model.get("unk_id")
+            return None if place is None else int(ids[model["vocab"][place][0]])
+        return ids.get(model.get("unk_token") or "")
 
     def _role(self, role: str) -> int | None:
         value = getattr(self.tokenizer, f"{role}_token_id", None)

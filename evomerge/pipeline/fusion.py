@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvoMergeError
-from evomerge.fusion.config import MAPPED, TARGET, FusionError, PreferenceConfig
+from evomerge.fusion.config import MAPPED, TARGET, FusionError
 from evomerge.fusion.counting import Told, vocabulary_maps
 from evomerge.fusion.loading import computed_in
 from evomerge.fusion.measure import Measuring, mean, measure
+from evomerge.fusion.preference_config import PreferenceConfig
 from evomerge.fusion.preferences import (
     Stage,
     answer,
@@ -216,19 +217,12 @@ class _Fusion:
     def _shared(self) -> dict[str, Any] | None:
         return None if self.overlaps is None else self.overlaps.to_dict()
 
-    def _taught(self) -> dict[str, Source]:
-        """The models that say something of the text."""
-        if not self.plan.learns:
-            return {}
-        own = self.config.fusion.include_target
-        return {n: s for n, s in self.plan.sources.items() if own or n != TARGET}
-
     def _caches(self, corpus: Prepared, tasks: Tasks) -> dict[str, Cache]:
         config, plan = self.config.teachers, self.plan
         root = plan.caches or self.out / "teachers"
         files = tuple(corpus.folder / s.name for s in corpus.shards)
         passes = {}
-        for name, source in self._taught().items():
+        for name, source in plan.taught.items():
             dtype = computed_in(source, config.dtype, tasks.device)
             key = CacheKey(source.content_hash(), corpus.key_for(plan.readers[name]), config.top_k, dtype)
             passes[name] = Pass(
@@ -241,7 +235,7 @@ class _Fusion:
                 config.dtype,
                 self.config.trust_remote_code,
             )
-        for line in self.plan.cost(tasks.size, {n: corpus.tokens(n) for n in passes}):
+        for line in plan.cost(tasks.size, {n: corpus.tokens(n) for n in passes}):
             self.watcher.say(line)
         fill(passes, corpus, tasks, self.watcher)
         return {name: open_cache(p.folder, len(corpus.shards)) for name, p in passes.items()}

@@ -12,15 +12,14 @@ from evomerge.errors import InputError, SourceError
 from evomerge.evaluation import open_evaluator
 from evomerge.evaluation.overlaps import Overlaps, overlaps
 from evomerge.fusion.config import MAPPED, TARGET, FusionError, load_fusion
-from evomerge.fusion.corpus import locate
+from evomerge.fusion.corpus import check_split, locate
 from evomerge.fusion.files import read_json_object, sha256, write_json
 from evomerge.fusion.preferences.answers import load_score
 from evomerge.fusion.preferences.stages import check_stages, check_trl
 from evomerge.fusion.prepared import Prepared, prepare
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
-from evomerge.pipeline.fusion_search import TargetSearch, evaluator_beside
-from evomerge.pipeline.models import told_of
+from evomerge.pipeline.fusion_search import TargetSearch, evaluator_beside, key_named
 from evomerge.sources import Source, open_sources
 from evomerge.study import place
 from evomerge.study.workers import Cluster
@@ -70,10 +69,9 @@ class FusionPlan:
         self.root = file.parent
         config = load_fusion(file)
         self.file = file
-        with told_of(file):
-            locate(config.corpus.path, self.root)
-            if isinstance(config.corpus.held_out, str):
-                locate(config.corpus.held_out, self.root)
+        with key_named(str(file)):
+            held_out = [config.corpus.held_out] if isinstance(config.corpus.held_out, str) else []
+            check_split(config.corpus, *(locate(path, self.root) for path in (config.corpus.path, *held_out)))
         models = [config.target, *(s.model for s in config.sources)]
         named = {config.target: f"{file}: target: ", **{s.model: f"{file}: sources: " for s in config.sources}}
         found = open_sources(models, root=self.root, named=named, weights=False)
@@ -92,7 +90,8 @@ class FusionPlan:
         self.readers = self._readers()
         self.limit = self._limit()
         self._check_training()
-        self.evaluator = evaluator_beside(config.evaluator, self.root) if config.evaluator is not None else None
+        asked, key = config.evaluator, f"{file}: evaluator"
+        self.evaluator = evaluator_beside(asked, self.root, key) if asked is not None else None
         # Opened now: unknown tasks and metrics are found before time is spent.
         own = (self.evaluator, open_evaluator(self.evaluator)) if self.evaluator is not None else None
         self._opened = None if own is None else own[1]
@@ -165,6 +164,14 @@ class FusionPlan:
         return self.config.training.clm_weight < 1
 
     @property
+    def taught(self) -> dict[str, Source]:
+        """The models that say something of the text."""
+        if not self.learns:
+            return {}
+        own = self.config.fusion.include_target
+        return {n: s for n, s in self.sources.items() if own or n != TARGET}
+
+    @property
     def results(self) -> tuple[str, ...]:
         """Names of the targets that are trained: one, or one for each source."""
         if self.config.preferences is not None:
@@ -184,7 +191,7 @@ class FusionPlan:
         if folder is None:
             return None
         found = (self.root / folder).resolve()
-        with told_of(f"{self.file}: teachers.folder"):
+        with key_named(f"{self.file}: teachers.folder"):
             place.check_stays(found)
         return found
 
@@ -198,7 +205,7 @@ class FusionPlan:
         if there.get("corpus") not in (None, key):
             raise FusionError(
                 f"{out}: holds a fusion of another text: {self.config.corpus.path} has changed, or what is held out, "
-                "or a tokenizer; give another folder"
+                "or a tokenizer, or how this version of evomerge reads one; give another folder"
             )
         write_json(out / RECORD, {**there, "corpus": key})
 
@@ -274,7 +281,11 @@ class FusionPlan:
         return overlaps({"test": self._opened.texts("test")}, {"the corpus": learned})
 
     def cost(self, workers: int | None, tokens: Mapping[str, int] | None = None) -> list[str]:
-        """What the fusion will take, in words."""
+        """What the fusion will take, in words.
+
+        Args:
+            tokens: Of the text, for each model.
+        """
         from evomerge.merging.memory import PROGRAM, in_words
 
         config = self.config
@@ -296,12 +307,13 @@ class FusionPlan:
         lines = [
             f"{what}, of {target.architecture}, from {', '.join(config.names)}"
             + (" and itself" if config.fusion.include_target and self.learns else ""),
-            f"loss: {steps.clm_weight:g} x text + {1 - steps.clm_weight:g} x {steps.loss}; "
-            + (f"alignment by {config.alignment.aligner}, vocabulary by {config.alignment.vocabulary}"
-               if self.learns else "nothing is learned from the sources"),
-        ]  # fmt: skip
-        if tokens:
-            positions = sum(tokens.values())
+            f"loss: {steps.clm_weight:g} x text + {1 - steps.clm_weight:g} x {steps.loss}; alignment by "
+            f"{config.alignment.aligner}, vocabulary by {config.alignment.vocabulary}"
+            if self.learns
+            else "loss: the text alone; nothing is learned from the sources, which are measured",
+        ]
+        if tokens and self.taught:
+            positions = sum(tokens[name] for name in self.taught)
             # About what a position takes at k = 10, and in proportion.
             cache = positions * (6 + 4 * config.teachers.top_k)
             lines.append(

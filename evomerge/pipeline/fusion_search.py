@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class TargetSearch:
         self._asked = asked = config.then.search
         self._out = out
         if asked.evaluator:
-            self.evaluator = evaluator_beside(asked.evaluator, file.parent)
+            self.evaluator = evaluator_beside(asked.evaluator, file.parent, self._key("evaluator"))
         else:
             assert own is not None  # a file where neither has one was refused
             self.evaluator = own[0]
@@ -147,7 +148,23 @@ class TargetSearch:
         warm_start.read_best(folder, "", space, f"{key} = {named}")
 
 
-def evaluator_beside(name: str, root: Path) -> EvaluatorFile:
-    """An evaluator that a file in `root` names: one beside it, or as `--evaluator` has it."""
+@contextmanager
+def key_named(key: str) -> Iterator[None]:
+    """Name a fusion's file and the key in it before what is wrong with the key's value."""
+    try:
+        yield
+    except InputError as e:
+        raise FusionError(f"{key}: {e}") from None
+
+
+def evaluator_beside(name: str, root: Path, key: str) -> EvaluatorFile:
+    """An evaluator that a file in `root` names: one beside it, or as `--evaluator` has it.
+
+    Args:
+        key: The file and the key in it, for messages where there is no such evaluator; others name its own file.
+    """
     beside = root / name
-    return load_evaluator(beside if beside.is_file() else name)
+    if beside.is_file():
+        return load_evaluator(beside)
+    with key_named(key):
+        return load_evaluator(name)

@@ -13,6 +13,7 @@ import yaml
 
 from evomerge import __version__
 from evomerge.comparison import interval
+from evomerge.fusion.config import MAPPED, FusionConfig
 from evomerge.report.model_card import common_licence, model_name, source_line, table_line
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
@@ -63,8 +64,10 @@ def fusion_dict(fused: Fused) -> dict[str, Any]:
         "corpus": {
             "documents": fused.counts.documents, "learned": fused.counts.pieces, "tokens": fused.tokens,
             "held_out": fused.held_out,
-            "left_out": {why: n for why, (n, _) in fused.counts.left_out.items()},
-            "unwritable": {name: n for name, (n, _) in fused.counts.unwritable.items()},
+            **{
+                kind: {k: n for k, (n, _) in getattr(fused.counts, kind).items()}
+                for kind in ("left_out", "unwritable", "lossy")
+            },
         },
         "bytes_per_position": round(fused.cache_bytes, 2),
         "trainings": {
@@ -98,6 +101,8 @@ def write_fusion(fused: Fused) -> None:
         _text(Path(m.reference) / "README.md", _card(fused, m, weights=True))
     if fused.search is not None:
         write_outputs(fused.search, fused.search.model.parent)
+        # The search knows the targets alone; what these learned from is known here.
+        _text(fused.search.model / "README.md", _card(fused, fused.models[-1], weights=True))
     several = len(made) > 1 and fused.search is None and fused.answers is None
     _text(fused.out / "README.md", _card(fused, None if several else fused.models[-1], weights=False))
     _text(fused.out / "result.json", json.dumps(_finite(fusion_dict(fused)), indent=2, ensure_ascii=False) + "\n")
@@ -213,11 +218,26 @@ def _how(fused: Fused, shown: Model | None) -> str:
     if fused.search is not None:
         best = fused.search.best
         lines.append(
-            f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` rebuilds it"
+            f"- the merge: candidate {best.number} of {len(fused.search.trials)}; `search/recipe.yaml` of the fusion "
+            "rebuilds it"
         )
     lines.append(f"- {fused.counts.pieces:,} documents were learned from, {fused.held_out:,} held out")
+    if fused.trainings:
+        lines.append(f"- loss: {_loss(fused.config)}")
     lines += [f"- {line}" for line in fused.counts.lines(places=False)]
     return "\n".join(lines) + "\n"
+
+
+def _loss(config: FusionConfig) -> str:
+    """What was learned beside the text, defaults included."""
+    training, function, alignment = config.training, config.fusion, config.alignment
+    if training.clm_weight == 1:
+        return "the text alone"
+    mapped = f", vocabulary by {alignment.vocabulary}" if training.loss in MAPPED else ""
+    return (
+        f"{training.clm_weight:g} x text + {1 - training.clm_weight:g} x {training.loss}; {function.function} per "
+        f"{function.per}; alignment by {alignment.aligner}{mapped}"
+    )
 
 
 def _public(fused: Fused) -> str:

@@ -7,10 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
 import yaml
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from evomerge import zoo
+from evomerge.zoo.fusion.models import initialised, llama, save
 from tests.pipeline.fusions import fusion_file
 
 
@@ -60,6 +65,10 @@ def refused(command: Callable, tmp_path: Path) -> Callable:
         ({"training": {"arguments": {"dataloader_num_workers": "x"}}}, "arguments.dataloader_num_workers = 'x': input"),
         ({"training": {"lora": {"target_modules": ["q_prj"]}}}, 'no module "q_prj" in the target; did you mean "q_pro'),
         ({"training": {"lora": {"target_modules": "("}}}, "is no regular expression"),
+        ({"training": {"loss": "alm"}, "alignment": {"aligner": "dynamic"}},
+         'alignment.aligner = "dynamic": training.loss = "alm" compares likelihoods of the same bytes, and what this '
+         "one matches need not be the same; expected aligner: bytes"),
+        ({"corpus": {"split": "tset"}}, 'fusion.yaml: corpus.split = "tset": '),
         ({"alignment": {"order": "fusechat"}}, "alignment.order is for aligner: dynamic; leave it out"),
         ({"alignment": {"vocabulary": "exact", "score": "published"}}, "alignment.score is for vocabulary: statistics"),
         ({"alignment": {"vocabulary": "exact"}, "training": {"loss": "uld"}}, "vocabulary is for loss: ce or kl"),
@@ -73,7 +82,7 @@ def refused(command: Callable, tmp_path: Path) -> Callable:
         ({"sources": [{"model": "zoo:tides", "name": "fused"}]}, '"fused" is what results call something else'),
         ({"sources": ["zoo:tides", {"model": "zoo:roads", "name": "pivot-tides"}], "fusion": {"mode": "pairwise"}},
          '"pivot-tides" is what a result is called; give the source another name'),
-        ({"evaluator": "fuson"}, 'neither a file nor a preset; did you mean "fusion"?'),
+        ({"evaluator": "fuson"}, 'fusion.yaml: evaluator: evaluator "fuson": neither a file nor a preset; did you'),
         ({"then": "search"}, "then: search needs several targets to merge: set fusion: {mode: pairwise}"),
         ({"then": "search", "fusion": {"mode": "pairwise"}}, "then: search needs an evaluator"),
         ({"then": "search", "fusion": {"mode": "pairwise"}, "sources": ["zoo:tides"]}, "needs at least 2 sources"),
@@ -86,6 +95,52 @@ def test_a_wrong_file_is_one_message(refused: Callable, changes: dict, words: st
     assert words in refused(**changes)
 
 
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("alignment", {"aligner": "bytes", "vocabulary": "exact"}),
+        ("fusion", {"function": "avg_ce", "per": "token", "compare": "tokens", "include_target": False}),
+        ("teachers", {"top_k": 3}),
+        ("training", {"loss": "kl", "renormalize": True}),
+    ],
+)
+def test_what_the_text_alone_has_no_use_for(refused: Callable, section: str, keys: dict) -> None:
+    """Each key that is written, whatever its value; not one that is left out."""
+    weight = {"training": {"clm_weight": 1.0}}
+    changes = weight | {section: weight.get(section, {}) | keys}
+    listed = ", ".join(f"{section}.{key}" for key in sorted(keys))
+    assert refused(**changes).endswith(
+        f"training.clm_weight = 1: nothing is learned from the sources; leave out {listed}"
+    )
+
+
+def test_the_text_alone(command: Callable, tmp_path: Path) -> None:
+    """Keys that mean something still, and nothing said of passes that are not made."""
+    teachers = {"folder": "passes", "shard_tokens": 500, "batch_tokens": 4096, "dtype": "float32"}
+    file = fusion_file(tmp_path, training={"clm_weight": 1.0}, teachers=teachers, fusion={"mode": "pairwise"})
+    text = command("check", file).out
+    assert "loss: the text alone; nothing is learned from the sources" in text and "passes over" not in text
+    tokens = command("check", file, "--json").json["tokens"]
+    for own, names in ((True, ("target", "tides", "roads")), (False, ("tides", "roads"))):
+        file = fusion_file(tmp_path, fusion={"include_target": own})
+        assert f"passes over {sum(tokens[n] for n in names):,} tokens" in command("check", file).out
+
+
+def test_a_split_of_what_has_none(refused: Callable, command: Callable, tmp_path: Path) -> None:
+    """Of one saved data set; a folder beside it whose split is meant makes it right."""
+    rows = datasets.Dataset.from_list([{"text": f"lonnel rimo {i}"} for i in range(10)])
+    rows.save_to_disk(tmp_path / "in" / "one")
+    datasets.DatasetDict({"test": rows, "other": rows}).save_to_disk(tmp_path / "in" / "several")
+    told = refused(corpus={"path": "one", "split": "train"})
+    assert f'corpus.split = "train": {tmp_path}/in/one is one data set without splits, all of which is read' in told
+    told = refused(corpus={"split": "train"})
+    assert f"{tmp_path}/in/text.jsonl is a file, all of which is read; expected a folder with several splits" in told
+    told = command("check", fusion_file(tmp_path / "in", corpus={"path": "several", "split": "tset"})).error
+    assert "corpus.split = 'tset': did you mean \"test\"" in told
+    for corpus in ({"path": "several", "split": "other"}, {"held_out": "several", "split": "test"}):
+        assert command("check", fusion_file(tmp_path / "in", corpus=corpus)).code == 0
+
+
 SEARCH = {"fusion": {"mode": "pairwise"}, "evaluator": "fusion"}
 
 
@@ -96,7 +151,7 @@ SEARCH = {"fusion": {"mode": "pairwise"}, "evaluator": "fusion"}
         ({"space": "dataflow"}, 'is of kind "dataflow", expected a parameter space'),
         ({"budget": "soon"}, "then.search.budget"),
         ({"sampler": "cmaes"}, "then.search.sampler"),
-        ({"evaluator": "fuson"}, 'did you mean "fusion"?'),
+        ({"evaluator": "fuson"}, 'fusion.yaml: then.search.evaluator: evaluator "fuson": neither a file nor a preset;'),
         ({"restart": "ipop"}, 'unknown key "then.search.restart"; did you mean "restarts"?'),
         ({"restarts": "bipo"}, "then.search.restarts = 'bipo': expected 'none', 'ipop' or 'bipop'"),
         ({"restarts": "ipop", "sampler": "tpe"}, 'then.search.restarts: optimizer "tpe" has no restarts'),
@@ -152,6 +207,7 @@ def test_an_unknown_task_is_found_before_anything_is_trained(refused: Callable, 
     ("line", "words"),
     [
         ("{", "text.jsonl:41: is not JSON"),
+        ("[]", 'text.jsonl:41: expected an object with "text" or "messages", got []'),
         ('{"txt": "a"}', 'text.jsonl:41: expected a string under "text"'),
         ('{"messages": [{"role": "user", "content": "a"}]}', "no message of the assistant"),
         ('{"text": "a", "domain": "\\ud800"}', "text.jsonl:41: half of a surrogate pair"),
@@ -210,6 +266,23 @@ def test_check_says_what_is_left_out(command: Callable, tmp_path: Path) -> None:
         stream.write('{"text": " "}\n' + json.dumps({"text": "lomen \u9f8d"}) + "\n")
     text = command("check", file).out
     assert "1 of 42 documents left out: empty (first:" in text
+
+
+def test_check_says_which_tokenizers_change_the_text(command: Callable, tmp_path: Path) -> None:
+    """One that writes capitals small, and whose `unk` is its `eos`, which has nothing to do with what it can write."""
+    words = {w: i for i, w in enumerate(["</s>", "lomen", "rimo", "lonnel"])}
+    backend = Tokenizer(models.WordLevel(words, "lomen"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="</s>", bos_token="</s>", eos_token="</s>")
+    tokenizer.pad_token = "</s>"
+    save(initialised(llama(tokenizer, 32, 1), torch.Generator().manual_seed(0)), tokenizer, tmp_path / "small")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("Rimo", "rimo", "lonnel")))
+    corpus = {"path": "mine.jsonl", "held_out": 0.3}
+    file = fusion_file(tmp_path, sources=["zoo:tides", str(tmp_path / "small")], corpus=corpus)
+    done = command("check", file, "--json").json
+    assert done["lossy"] == {"small": 1} and not done["unwritable"]
+    text = command("check", file).out
+    assert f"small: its tokenizer does not give 1 documents back as they are (first: {tmp_path}/mine.jsonl:1)" in text
 
 
 def test_init_writes_a_fusion_that_is_in_order(command: Callable, tmp_path: Path) -> None:

@@ -114,6 +114,29 @@ def test_files_that_are_no_corpus(tmp_path, lines):
         read(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["corpus.json", "corpus.jsonl"])
+def test_an_array_is_told_from_lines(lines, indent, name):
+    file = lines("", json.dumps(ROWS, indent=indent), name=name)
+    with pytest.raises(CorpusError) as e:
+        read(file)
+    assert str(e.value) == (
+        f'{file}:2: an array begins here, expected an object with "text" or "messages" in each line; '
+        "write each entry of the array in a line of its own"
+    )
+
+
+def test_a_broken_data_set_is_told_once(tmp_path, caplog, capfd):
+    """`datasets` logs what it raises."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").write_bytes(b"PAR1 and no more")
+    before = datasets.logging.get_verbosity()
+    with pytest.raises(CorpusError, match=r"data: cannot be read as a data set: .*[Pp]arquet"):
+        read(tmp_path / "data")
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    assert datasets.logging.get_verbosity() == before
+
+
 def test_where_a_corpus_is(tmp_path):
     (tmp_path / "mine.jsonl").write_text("")
     assert locate("mine.jsonl", tmp_path) == tmp_path / "mine.jsonl"

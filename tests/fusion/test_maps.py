@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from evomerge.fusion.alignment import (
     edit_distance_map,
     exact_map,
     kept_edit_distance_map,
+    kept_map,
     maps,
     statistics_map,
 )
@@ -106,26 +109,58 @@ def test_the_published_score_lets_frequent_pairs_lose(vocabularies):
 
 SCRIPT = """
 import hashlib, sys
+from pathlib import Path
 from evomerge import zoo
 from evomerge.fusion.alignment import edit_distance_map, exact_map
+from evomerge.fusion.config import AlignmentConfig, CorpusConfig
+from evomerge.fusion.counting import Told, vocabulary_maps
+from evomerge.fusion.prepared import prepare
+from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary
+from evomerge.fusion.workers import Silent
 from evomerge.merging.live import load_tokenizer
+from evomerge.sources import open_source
+from evomerge.study.workers import LocalTasks
 a, b = (Vocabulary(load_tokenizer(zoo.path(n))) for n in ("roads", "pivot"))
 digest = hashlib.sha256(exact_map(a, b).tobytes() + edit_distance_map(a, b).tobytes())
 print(a.digest, b.digest, digest.hexdigest())
+out = Path(sys.argv[1])
+readers = {"target": Reader(b), "roads": Reader(a)}
+text = CorpusConfig(path="zoo:chains", held_out=0.2, documents=30)
+corpus = prepare(text, None, readers, 64, 500, out / "corpus")
+models = {"target": "zoo:pivot", "roads": "zoo:roads"}
+told = [Told(n, open_source(m), None, readers[n].vocabulary.key) for n, m in models.items()]
+for aligner in ("bytes", "dynamic"):
+    for score in ("frequency", "published"):
+        asked = AlignmentConfig(aligner=aligner, score=score)
+        (found,) = vocabulary_maps(told[0], told[1:], corpus, asked, out, LocalTasks("cpu"), Silent()).values()
+        print(aligner, score, int((found >= 0).sum()), hashlib.sha256(found.tobytes()).hexdigest())
+for file in sorted(out.glob("*.npy")):
+    print(file.name, hashlib.sha256(file.read_bytes()).hexdigest())
 """
 
 
-def test_fresh_processes_agree():
-    """`get_vocab()` comes in another order in each; hashes of strings differ."""
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT], env={**__import__("os").environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, check=True,
-        ).stdout
+def test_fresh_processes_agree(tmp_path):
+    """On every kind of map: `get_vocab()` comes in another order in each; hashes of strings differ."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / seed)], env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE, text=True,
+        )
         for seed in ("1", "2")
-    }  # fmt: skip
+    ]  # fmt: skip
+    said = {process.communicate()[0] for process in started}
     assert len(said) == 1
+    lines = said.pop().splitlines()
+    # Four maps that differ, each in a file of its own.
+    assert len(lines) == 9 and len({line.split()[-1] for line in lines[1:5]}) == 4
+    assert all(int(line.split()[2]) > 100 for line in lines[1:5])
+
+
+def saved(found: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, found, allow_pickle=False)
+    return content.getvalue()
 
 
 def test_kept_on_disk_and_worked_out_again_where_damaged(vocabularies, monkeypatch, tmp_path):
@@ -137,10 +172,20 @@ def test_kept_on_disk_and_worked_out_again_where_damaged(vocabularies, monkeypat
     first = kept_edit_distance_map(source, target)
     assert np.array_equal(first, kept_edit_distance_map(source, target)) and len(calls) == 1
     (file,) = (cache_folder() / "vocabularies").iterdir()
-    for damage in (b"", file.read_bytes()[:100], b"\x80\x04K\x01."):  # the last is a pickle: not read
+    content = file.read_bytes()
+    others = np.where(first >= 0, np.roll(first, 1), first)
+    beyond = np.where(first >= 0, first + target.size, first)
+    for damage in (
+        b"", content[:100], content[:-1], b"\x80\x04K\x01.",  # the last is a pickle: not read
+        saved(others), saved(others) + content[len(saved(first)):],  # without its hash, and with another one's
+        kept_map("another.npy", first), kept_map(file.name, beyond), kept_map(file.name, first.astype(np.int64)),
+    ):  # fmt: skip
         file.write_bytes(damage)
-        assert np.array_equal(first, kept_edit_distance_map(source, target))
-    assert len(calls) == 4
+        said: list[str] = []
+        assert np.array_equal(first, kept_edit_distance_map(source, target, say=said.append))
+        assert said == [f"{file}: is not what was written there; made again"]
+        assert file.read_bytes() == content
+    assert np.array_equal(np.load(file, allow_pickle=False), first) and len(calls) == 10
     # Another pair is another file.
     kept_edit_distance_map(target, source)
     assert len(list((cache_folder() / "vocabularies").iterdir())) == 2

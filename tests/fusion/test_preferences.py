@@ -7,8 +7,9 @@ import json
 import pytest
 
 from evomerge.errors import EvoMergeError
-from evomerge.fusion.config import FusionError, PreferenceConfig
+from evomerge.fusion.config import FusionError
 from evomerge.fusion.documents import Document, Message
+from evomerge.fusion.preference_config import PreferenceConfig
 from evomerge.fusion.preferences import Answered, choose_pairs, held_out_scores, score_answers, write_pairs
 from evomerge.fusion.preferences.answers import load_score, questions
 

@@ -93,6 +93,19 @@ def test_what_a_tokenizer_cannot_write_is_counted_and_kept(ready):
     assert "wordpiece: its tokenizer cannot write all of 2 documents" in line and "8 bits per byte" in line
 
 
+def test_what_a_tokenizer_does_not_give_back_is_counted_and_kept(ready, tmp_path):
+    """Whole and cut into pieces; once for each document."""
+    long = " ".join(["THE harbour  was quiet"] * 40)
+    entries = texts("the harbour", "The harbour", long, "in the night")
+    corpus = ready(entries, only=("byte-level", "wordpiece"))
+    assert {name: n for name, (n, _) in corpus.counts.lossy.items()} == {"wordpiece": 2}
+    assert corpus.counts.lossy["wordpiece"][1].endswith("corpus.jsonl:2") and not corpus.counts.unwritable
+    line = corpus.counts.lines(places=False)[-1]
+    assert line.startswith("wordpiece: its tokenizer does not give 2 documents back as they are: it changes text")
+    assert "bits per byte" in line
+    assert ready(entries, only=("byte-level", "wordpiece")).counts == corpus.counts  # as it lies there
+
+
 def test_held_out_documents_are_a_share_of_each_domain_and_equal_ones_go_together(ready):
     entries = [{"text": f"the harbour {i} {d}", "domain": d} for d in ("x", "y") for i in range(20)]
     corpus = ready([*entries, *entries], held_out=0.2)

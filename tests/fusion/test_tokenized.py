@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evomerge.errors import SourceError
 from evomerge.fusion.chat import TemplateProblem, rendered
 from evomerge.fusion.documents import Document, Message
+from evomerge.fusion.teachers.observe import wanted
 from evomerge.fusion.tokenized import Reader
 from evomerge.fusion.vocabulary import Vocabulary, byte_characters
+from evomerge.zoo.fusion.models import byte_level
+from tests.fusion.conftest import KINDS, TEXT
 
 
 def said(reader, tokens, mask) -> list[str]:
@@ -57,6 +64,81 @@ def test_what_cannot_be_written_is_said(readers):
 
 def chat(*turns: tuple[str, str]) -> Document:
     return Document(messages=tuple(Message(role, content) for role, content in turns))
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}Q:{{ m.content }}\n{% else %}A:{{ m.content + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def unknown_at_the_end(how: str, folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer whose <unk> is what ends a text: by transformers' word alone, or by the algorithm's."""
+    if how == "algorithm":
+        tokens = Tokenizer(models.WordLevel({"</s>": 0, "the": 1, "harbour": 2, "was": 3, "quiet": 4}, "</s>"))
+        tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokens.add_special_tokens(["</s>"])
+        return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="</s>", bos_token="</s>", eos_token="</s>")
+    byte_level(TEXT, 400).save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": how, "eos_token": "</s>", "unk_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("how", ["GPT2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer", "algorithm"])
+def test_the_end_is_learned_where_it_is_also_what_cannot_be_written(how, tmp_path):
+    """transformers' classes have `<|endoftext|>` for both."""
+    tokenizer = unknown_at_the_end(how, tmp_path)
+    assert tokenizer.unk_token_id == tokenizer.eos_token_id is not None
+    tokenizer.chat_template = TEMPLATE
+    reader = Reader(Vocabulary(tokenizer))
+    (tokens,) = reader.read([chat(("user", "the harbour"), ("assistant", "was quiet"))])
+    # What is learned of it, and what it teaches as a source.
+    told = tokens.ids[wanted(tokens) + 1]
+    assert reader.vocabulary.tokens[told[-1]] == "</s>"
+    assert tokenizer.decode(told).replace(" ", "") == "wasquiet</s>"
+    assert reader.vocabulary.turn_end == reader.vocabulary.eos
+    (tokens,) = reader.read([Document("the harbour was quiet")])
+    assert tokens.known.all() and tokens.ids[wanted(tokens)[-1] + 1] == reader.vocabulary.eos
+    # Of a text that names it, it is a token like any other; what cannot be written is it no less.
+    said_so, lost = reader.read([Document("the harbour</s> was"), Document("the 龍 was")])
+    assert said_so.known.all() and not said_so.lossy
+    assert lost.known.all() == (how != "algorithm") and lost.known[-1]
+    if how == "algorithm":
+        assert lost.sizes[~lost.known].tolist() == [1 + len("龍".encode())] and not lost.lossy
+
+
+@pytest.mark.parametrize(
+    ("text", "lossy"),
+    [
+        ("the harbour was quiet", ""),
+        (" the harbour was quiet", ""),  # one space before a text is left out, or put there, by design
+        ("the harbour, was quiet.", ""),
+        ("THE HARBOUR  WAS\n\nQUIET", "wordpiece"),
+        ("the harbour  was quiet", "wordpiece"),
+        ("  the harbour was quiet", "wordpiece"),
+        ("the harbour was quiet\n", "wordpiece"),
+        ("cafe\u0301", "wordpiece unigram"),
+        ("a \ufb01ne harbour", "unigram"),
+        ("the \u2581 harbour", "unigram metaspace"),  # SentencePiece's sign for a space
+        ("the 龍 harbour", ""),  # <unk>, which is told by itself
+        ("the 龍  harbour", "wordpiece"),
+        ("", ""),
+    ],
+)
+def test_text_that_tokens_do_not_give_back(readers, text, lossy):
+    found = {kind for kind in KINDS if readers[kind].read([Document(text)])[0].lossy}
+    assert found == set(lossy.split())
+
+
+def test_of_a_conversation_what_is_learned_has_to_be_given_back(readers):
+    for kind in KINDS:
+        template = "{% for m in messages %}{{ m.role }}:\n{{ m.content | trim }}\n{% endfor %}"
+        reader = Reader(Vocabulary(with_template(readers[kind], template)))
+        said = (("the", " harbour was quiet "), ("THE  BOATS", "gone"), ("the", "GONE  was"))
+        fine, asked, answered = reader.read([chat(("user", u), ("assistant", a)) for u, a in said])
+        assert [fine.lossy, asked.lossy, answered.lossy] == [False, False, kind == "wordpiece"]
 
 
 def test_instructions_are_masked_and_the_end_of_a_turn_is_learned(zoo_readers):

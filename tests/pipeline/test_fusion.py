@@ -144,6 +144,31 @@ def test_a_damaged_shard_is_found_and_it_alone_is_made_again(joint, here, tmp_pa
     }
 
 
+@pytest.mark.parametrize("damage", ["shifted", "cut"])
+def test_a_damaged_vocabulary_map_is_found_and_made_again(joint, here, tmp_path, damage):
+    """Nothing is learned from it, and nothing else is done again."""
+    folder, done = joint
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    before = digests(out)
+    files = sorted((out / "maps").glob("*.npy"))
+    assert len(files) == 2
+    for file in files:
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-40])
+        else:
+            np.save(file, np.roll(np.load(file, allow_pickle=False), 1), allow_pickle=False)
+    again = here("fuse", folder / "fusion.yaml", out, "--workers", 0, "--json")
+    words = " ".join(again.stderr.split("\n"))
+    for file in files:
+        assert f"{file}: is not what was written there; made again" in words
+    assert again.result["models"] == done.result["models"]
+    assert {k: v for k, v in digests(out).items() if k != "result.json"} == {
+        k: v for k, v in before.items() if k != "result.json"
+    }
+    assert "alignment and fusion" not in words and "training fused" not in words
+
+
 def started(file, out, workers=0):
     command = [sys.executable, "-m", "evomerge", "fuse", str(file), str(out), "--workers", str(workers)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -243,9 +268,21 @@ def test_pairwise_makes_one_target_from_each_and_search_merges_them(here, tmp_pa
     AutoModelForCausalLM.from_pretrained(out / "search" / "model")
     card = (out / "README.md").read_text()
     assert "pivot-tides" in card and "base_model_relation: merge" in card
+    # The checkpoint that is taken away says what its targets learned from, and how.
+    own = (out / "search" / "model" / "README.md").read_text()
+    front = yaml.safe_load(own.split("---\n")[1])
+    assert front["base_model"] == "zoo:pivot" and {"merge", "knowledge-fusion"} <= set(front["tags"])
+    values = {r["dataset"]["type"]: r["metrics"][0]["value"] for r in front["model-index"][0]["results"]}
+    bits = models["merged"]["bits_per_byte"]
+    assert values == pytest.approx({k: v for k, v in bits.items() if k != "mean"}, abs=1e-5)
+    loss = "loss: 0.3 x text + 0.7 x ce; min_ce per sequence; alignment by bytes, vocabulary by statistics"
+    for words in ("zoo:tides", "zoo:roads", "GPTNeoXForCausalLM", "path: text.jsonl", "search/recipe.yaml", loss):
+        assert words in own, words
+    assert str(tmp_path) not in own
     assert "score" in models["merged"] and models["merged"]["score"]["score"] > models["target"]["score"]["score"]
     again = here("fuse", file, out, "--workers", 0, "--json")
     assert again.result["models"] == models
+    assert (out / "search" / "model" / "README.md").read_text() == own
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,30 @@ CORPUS = {"path": "zoo:chains", "held_out": "zoo:chains-held-out"}
 def mean(out: Path) -> float:
     found: float = result(out)["models"]["fused"]["bits_per_byte"]["mean"]
     return found
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = json.loads((DOCS / "results.json").read_text(encoding="utf-8"))["fusion"]
+# The learning rate that the criteria are about; the other one is there to compare with.
+RATE = "0.002"
+
+
+def test_the_shipped_results_are_of_three_seeds() -> None:
+    assert len(RESULTS) >= 3
+
+
+@pytest.mark.parametrize("seed", RESULTS)
+def test_the_shipped_results_meet_the_criteria_in_every_seed(seed: str) -> None:
+    """From the figures of the models, which docs/results.md shows."""
+    measured = RESULTS[seed]["rates"][RATE]
+    bits = {name: row["bits_per_byte"]["mean"] for name, row in measured["models"].items()}
+    joint, searched = bits["joint fusion"], bits["pairwise, then searched"]
+    ratios = [joint / bits["text alone (CLM)"], joint / bits["self-distillation"], searched / joint]
+    for found, most in zip(ratios, (0.94, 0.96, 1.0), strict=True):
+        assert found <= most
+    assert list(measured["ratios"]["held out"].values())[:3] == pytest.approx(ratios)
+    shown = " | ".join(f"{ratio:.3f}" for ratio in ratios)
+    assert f"| {seed} | held out | {shown} |" in (DOCS / "results.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from evomerge.fusion.alignment.maps import (
     edit_distance_map,
     exact_map,
     kept_edit_distance_map,
+    kept_map,
     read_map,
     statistics_map,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "edit_distance_map",
     "exact_map",
     "kept_edit_distance_map",
+    "kept_map",
     "read_map",
     "statistics_map",
     "warp",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from evomerge.cache import cache_folder, keep
 from evomerge.fusion.alignment.aligner import NONE, Array
 from evomerge.fusion.vocabulary import BYTE_TOKEN, Vocabulary
 
-VERSION = 2
+VERSION = 3
 # Tokens of the source whose distances to all of the target's are held at once.
 _ROWS = 256
 
@@ -70,27 +70,57 @@ def edit_distance_map(source: Vocabulary, target: Vocabulary, *, workers: int = 
     return found
 
 
-def kept_edit_distance_map(source: Vocabulary, target: Vocabulary, *, workers: int = 1) -> Array:
-    """`edit_distance_map`, worked out once for two tokenizers and kept in the user's cache folder."""
+def kept_edit_distance_map(
+    source: Vocabulary, target: Vocabulary, *, workers: int = 1, say: Callable[[str], None] = lambda _: None
+) -> Array:
+    """`edit_distance_map`, worked out once for two tokenizers and kept in the user's cache folder.
+
+    Args:
+        say: Told in words where what was kept is damaged.
+    """
     key = hashlib.sha256(f"{VERSION} {source.key} {target.key}".encode()).hexdigest()
     file = cache_folder() / "vocabularies" / f"{key}.npy"
-    there = read_map(file, source)
+    there = read_map(file, source, target, say)
     if there is not None:
         return there
     found = edit_distance_map(source, target, workers=workers)
-    content = io.BytesIO()
-    np.save(content, found, allow_pickle=False)
-    keep(file, content.getvalue())
+    keep(file, kept_map(file.name, found))
     return found
 
 
-def read_map(file: Path, source: Vocabulary) -> Array | None:
-    """A map that was kept; None where there is none, or something else: it can always be worked out again."""
+def kept_map(name: str, found: Array) -> bytes:
+    """A map as a file of that name keeps it: NumPy's format, and behind it, as a second array, the hash of both."""
+    content = io.BytesIO()
+    np.save(content, found, allow_pickle=False)
+    np.save(content, _hash(name, found), allow_pickle=False)
+    return content.getvalue()
+
+
+def read_map(file: Path, source: Vocabulary, target: Vocabulary, say: Callable[[str], None]) -> Array | None:
+    """A map that was kept; None where there is none, or something else: it can always be worked out again.
+
+    Args:
+        say: Told in words where there is something else.
+    """
     try:
-        found: Array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with file.open("rb") as stream:
+            found: Array = np.load(stream, allow_pickle=False)
+            written = np.load(stream, allow_pickle=False)
+    except FileNotFoundError:
         return None
-    return found if found.shape == (source.size,) and found.dtype == np.int32 else None
+    except (OSError, ValueError, EOFError):
+        pass
+    else:
+        fits = found.shape == (source.size,) and found.dtype == np.int32
+        inside = fits and int(found.min(initial=NONE)) >= NONE and int(found.max(initial=NONE)) < target.size
+        if inside and np.array_equal(written, _hash(file.name, found)):
+            return found
+    say(f"{file}: is not what was written there; made again")
+    return None
+
+
+def _hash(name: str, found: Array) -> Array:
+    return np.frombuffer(hashlib.sha256(name.encode() + b"\0" + found.tobytes()).digest(), np.uint8)
 
 
 @dataclass(frozen=True)

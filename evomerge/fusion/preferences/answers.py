@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from evomerge.errors import InputError
 from evomerge.functions import load_function
-from evomerge.fusion.config import FusionError, PreferenceConfig
+from evomerge.fusion.config import FusionError
 from evomerge.fusion.documents import Document, Message
 from evomerge.fusion.files import Manifest, clear_parts, key_of, sha256, whole
 from evomerge.fusion.loading import loaded
+from evomerge.fusion.preference_config import PreferenceConfig
 from evomerge.fusion.prepared import read_documents
 from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.fusion.workers import Watcher, Workers

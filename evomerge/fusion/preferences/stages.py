@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import EvoMergeError, InputError
-from evomerge.fusion.config import PreferenceConfig, StageConfig
 from evomerge.fusion.files import key_of, sha256
 from evomerge.fusion.loading import loaded, quiet
+from evomerge.fusion.preference_config import PreferenceConfig, StageConfig
 from evomerge.fusion.training.run import begin, check_fields, finish, finished, last_checkpoint
 from evomerge.fusion.workers import Watcher, Workers
 from evomerge.sources import open_source
