@@ -140,6 +140,7 @@ for file in sorted(out.glob("*.npy")):
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_agree(tmp_path):
     """On every kind of map: `get_vocab()` comes in another order in each; hashes of strings differ."""
     started = [
