@@ -89,6 +89,18 @@ def test_one_that_kills_its_worker_once_is_done_elsewhere_and_twice_has_failed(a
     assert isinstance(results[1], Lost) and results[1].reason.startswith("its worker died 2 times: ")
 
 
+def test_a_worker_that_was_lost_while_it_had_nothing_to_do_is_not_laid_to_an_item(actors, tmp_path):
+    """One of the two is killed while idle; the item then kills the other, once: it is done by a third."""
+    found = actors()
+    pids = set()
+    while len(pids) < 2:  # both are up
+        pids = {pid for _, pid in all_of(found, [("sleep", 0.5)] * 2).values()}
+    os.kill(min(pids), signal.SIGKILL)
+    time.sleep(2)
+    results = all_of(found, [("once", str(tmp_path / "mark"))])
+    assert not isinstance(results[0], Lost) and results[0][1] not in pids
+
+
 def test_what_a_worker_cannot_go_on_from_is_raised_as_it_is(actors):
     found = actors()
     found.submit(0, ("raise", EvoMergeError("the words")))

@@ -17,6 +17,8 @@ TRIES = 2
 # How long nothing may run before it is said that the workers are still to come.
 SILENCE_SECONDS = 60.0
 POLL_SECONDS = 2.0
+# A worker that has had nothing to do for so long is asked whether it is there before it gets an item.
+IDLE_SECONDS = 1.0
 # Ray's name for the thread of a worker that prepares items.
 _PREPARING = "preparing"
 
@@ -110,6 +112,7 @@ class Actors:
         self._queue: deque[_Waiting] = deque()
         self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
+        self._free: dict[Any, float] = {}
         self._running: dict[Any, _Run] = {}
         self._prepared: dict[Any, _Waiting] = {}
         self._last: dict[Any, Hashable] = {}
@@ -166,7 +169,7 @@ class Actors:
                 with _room():
                     result = self._ray.get(done[0])
             except RayTaskError as e:
-                self._idle.append(worker)
+                self._rest(worker)
                 cause = e.cause if isinstance(e.cause, EvoMergeError) else None
                 raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
@@ -177,7 +180,7 @@ class Actors:
                     continue
                 result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
             else:
-                self._idle.append(worker)
+                self._rest(worker)
             if not self._prepares or worker in self._prepared:
                 self._dispatch()
             return key, result
@@ -235,11 +238,17 @@ class Actors:
             self._replace(worker)
         else:
             self._died_starting = 0
-            self._idle.append(worker)
+            self._rest(worker)
             self._dispatch()
+
+    def _rest(self, worker: Any) -> None:
+        """It has nothing to do."""
+        self._idle.append(worker)
+        self._free[worker] = time.monotonic()
 
     def _replace(self, worker: Any) -> None:
         self._last.pop(worker, None)
+        self._free.pop(worker, None)
         if (waiting := self._prepared.pop(worker, None)) is not None:
             waiting.at = None
         # One that only cannot be reached would keep its GPU.
@@ -248,6 +257,7 @@ class Actors:
         self._make()
 
     def _dispatch(self) -> None:
+        self._ask_the_idle()
         while self._queue and self._idle:
             worker, waiting = self._pair()
             self._idle.remove(worker)
@@ -260,6 +270,17 @@ class Actors:
             self._running[reference] = _Run(worker, waiting.key, waiting.item, waiting.tries, ends)
         if self._prepares:
             self._prepare()
+
+    def _ask_the_idle(self) -> None:
+        """Workers that have been idle may be gone, which nobody has noticed. They are asked, and are up again when they
+        answer: otherwise an item that is handed to one would count as one that killed it.
+        """
+        now = time.monotonic()
+        for worker in list(self._idle)[: len(self._queue)]:
+            if now - self._free[worker] > IDLE_SECONDS:
+                self._idle.remove(worker)
+                with _room():
+                    self._starting[worker.up.remote()] = worker
 
     def _pair(self) -> tuple[Any, _Waiting]:
         """Which worker that is free gets which item: one that has it prepared, or had one like it, before the others.
