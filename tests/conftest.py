@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import yaml
 
@@ -18,6 +19,11 @@ from evomerge import presets
 from tests.servers import mariadb, postgresql  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# How long an example takes says more of what else the machine does than of what is tested.
+hypothesis.settings.register_profile("evomerge", deadline=None)
+hypothesis.settings.load_profile("evomerge")
 
 
 def pytest_configure(config):
