@@ -69,7 +69,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",
         f"Measured: {', '.join(f'{name} {day}' for name, day in found.get(MEASURED, {}).items())}. Races, starts",
         "and restarts, which searches have by themselves, came on 2026-11-28 and 29; in what is older, and in zoo,",
-        "dataflow and hybrid, every candidate had all items.",
+        "dataflow, hybrid and what fusion searched, every candidate had all items.",
     ]
     for name, part in PARTS.items():
         if name in found:
