@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Of the form of the events: raised where what is there changes its meaning, not where something is added.
 SCHEMA = 1
 STDOUT = "-"
+# What every event begins with.
+_FIRST = b'{"event": "'
 
 
 class Events:
@@ -40,7 +42,7 @@ class Events:
         say: Is told when no more events can be written.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or is there and holds something else.
     """
 
     def __init__(self, file: str, stdout: TextIO, say: Callable[[str], None]) -> None:
@@ -152,10 +154,23 @@ class Events:
 
 def _opened(file: Path) -> TextIO:
     try:
+        _check_events(file)
         _cut_last_line(file)
         return file.open("a", encoding="utf-8")
     except OSError as e:
         raise InputError(f"--events {file}: cannot be written ({e.strerror or e}); expected a file, or -") from None
+
+
+def _check_events(file: Path) -> None:
+    """Raise InputError where a file is there that is none of ours: events are added to what they are given."""
+    if file.is_file():
+        with file.open("rb") as f:
+            first = f.read(len(_FIRST))
+        if first and not _FIRST.startswith(first) and not first.startswith(_FIRST):
+            raise InputError(
+                f"--events {file}: is there already, and holds no events; expected a new file, one of an earlier run's "
+                "events, or -"
+            )
 
 
 def _cut_last_line(file: Path) -> None:

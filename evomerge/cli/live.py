@@ -36,7 +36,7 @@ class Measuring:
         done = self.total - len(self.waiting)
         return [
             f"{self.split} items: {done} of {self.total} models scored, {duration(time.monotonic() - self.since)}",
-            f"left: {', '.join(self.waiting)}",
+            f"still to score: {', '.join(self.waiting)}",
         ]
 
 

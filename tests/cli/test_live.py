@@ -98,7 +98,7 @@ def test_what_is_scored_and_how_far():
     view = full_view(Clock())
     view.measuring = Measuring("test", ["uniform", "candidate 28"], 6)
     text = re.sub(r"\s+", " ", " ".join(drawn(view, 80)))
-    assert "test items: 4 of 6 models scored" in text and "left: uniform, candidate 28" in text
+    assert "test items: 4 of 6 models scored" in text and "still to score: uniform, candidate 28" in text
     assert "candidates/min" not in text and "about" not in text  # the search is over
 
 

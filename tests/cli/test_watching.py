@@ -138,6 +138,19 @@ def test_wrong_ways_to_watch_cost_no_time(searched, here, tmp_path):
     assert "--join: --events tells of a search" in error("--join", "--events", tmp_path / "e.jsonl")
 
 
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine\nwithout an end")
+    with pytest.raises(InputError, match=r"notes.txt: is there already, and holds no events; expected a new file"):
+        Events(str(file), sys.stdout, print)
+    assert file.read_text() == "mine\nwithout an end"
+    for begun in ("", '{"eve', '{"event": "message", "text": "a"}\n{"event'):
+        file.write_text(begun)
+        with Events(str(file), sys.stdout, print) as events:
+            events.say("b")
+        assert [json.loads(line)["text"] for line in file.read_text().splitlines()][-1] == "b"
+
+
 def test_an_error_and_an_interrupt_are_events_too(tmp_path):
     for error, event in ((InputError("wrong"), "error"), (KeyboardInterrupt(), "interrupted")):
         with pytest.raises(type(error)), Events(str(tmp_path / event), sys.stdout, print):
