@@ -90,7 +90,8 @@ def _pages(args: argparse.Namespace, url: str, names: list[str]) -> tuple[int | 
     roots = list(dict.fromkeys(root(n) for n in names))
     wanted = given or (roots[0] if len(roots) == 1 and roots[0] in ours else None)
     folders: list[Path] = []
-    beside = Path(sqlite_path(url) or ".").resolve().parent if sqlite_path(url) is not None else None
+    file = sqlite_path(url)
+    beside = None if file is None else Path(file).resolve().parent
     for name in sorted(ours, key=lambda n: (n != wanted, n)):
         notes = store.open(name).notes()
         kept = notes.get(ARTIFACTS_NOTE)
