@@ -19,8 +19,6 @@ import yaml
 from results_shared import scored
 
 from evomerge import presets
-from evomerge.cli.fusing import Fusing
-from evomerge.cli.progress import Progress
 from evomerge.comparison import interval
 from evomerge.evaluation import load_evaluator
 from evomerge.fusion.measure import Measuring, measure
@@ -35,6 +33,8 @@ from evomerge.study.builder import Builder
 from evomerge.study.fused import Fused
 from evomerge.study.job import Job
 from evomerge.study.workers import Cluster, LocalTasks
+from evomerge.watching.fusing import Fusing
+from evomerge.watching.progress import Progress
 from evomerge.zoo.fusion.domains import NAMES
 from evomerge.zoo.fusion.train import COURSES
 from evomerge.zoo.fusion.train import train as train_zoo

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.progress import Progress
 from evomerge.comparison import difference, interval
 from evomerge.pipeline import Options, search
 from evomerge.report.result import to_dict
@@ -16,6 +15,7 @@ from evomerge.score import Score
 from evomerge.study.builder import Builder
 from evomerge.study.job import Job
 from evomerge.study.outcome import Outcome
+from evomerge.watching.progress import Progress
 
 HEAD = "| model | test score | 95 % | best minus it | 95 % |\n|---|---|---|---|---|"
 

@@ -1,7 +1,10 @@
 """evomerge: evolutionary search for model-merge recipes.
 
-    from evomerge import Budget, Options, search
-    outcome = search(Options(budget=Budget(candidates=100)))
+    import evomerge
+
+    study = evomerge.search(models=["./maths", "./japanese"], base="./base", tasks=["gsm8k"], budget=200)
+    study.results()                       # held-out figures as a pandas frame
+    evomerge.merge(study.recipe(), "merged")
 
 What is exported loads when it is first asked for: `import evomerge` alone loads neither torch nor ray.
 """
@@ -12,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.pipeline import FuseOptions, Options, fuse, search
+    from evomerge.api import Study, evaluate, fuse, merge, search
+    from evomerge.errors import EvoMergeError, InputError
     from evomerge.recipe import Recipe, load_recipe
     from evomerge.study.budget import Budget
     from evomerge.study.fused import Fused
@@ -22,17 +26,33 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Budget": "evomerge.study.budget",
-    "FuseOptions": "evomerge.pipeline",
+    "EvoMergeError": "evomerge.errors",
     "Fused": "evomerge.study.fused",
-    "Options": "evomerge.pipeline",
+    "InputError": "evomerge.errors",
     "Outcome": "evomerge.study.outcome",
     "Recipe": "evomerge.recipe",
-    "fuse": "evomerge.pipeline",
+    "Study": "evomerge.api",
+    "evaluate": "evomerge.api",
+    "fuse": "evomerge.api",
     "load_recipe": "evomerge.recipe",
-    "search": "evomerge.pipeline",
+    "merge": "evomerge.api",
+    "search": "evomerge.api",
 }
 
-__all__ = ["Budget", "FuseOptions", "Fused", "Options", "Outcome", "Recipe", "fuse", "load_recipe", "search"]
+__all__ = [
+    "Budget",
+    "EvoMergeError",
+    "Fused",
+    "InputError",
+    "Outcome",
+    "Recipe",
+    "Study",
+    "evaluate",
+    "fuse",
+    "load_recipe",
+    "merge",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,3 +60,8 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'evomerge' has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What it exports, loaded or not."""
+    return sorted({*globals(), *__all__})

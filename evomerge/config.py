@@ -71,6 +71,15 @@ class Document:
         return self.data
 
 
+def plain(value: Any) -> Any:
+    """What Python code gives instead of a file, as a file would have it: lists of tuples, texts of paths."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def describe(value: Any) -> str:
     """A short form of a value for messages."""
     if value is None:

@@ -11,8 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.cli.runs import RUNS, find_database
 from evomerge.errors import EvoMergeError, InputError, StudyError, choose
+from evomerge.study.finding import RUNS, find_database
 
 if TYPE_CHECKING:
     from evomerge.study.store import Store
@@ -73,7 +73,7 @@ def _pages(args: argparse.Namespace, url: str, names: list[str]) -> tuple[int | 
     Returns:
         Optuna's id of the study to open (None: there are several), and where pictures lie.
     """
-    from evomerge.cli.progress import say
+    from evomerge.cli.output import say
     from evomerge.study.database import table_names
     from evomerge.study.display import ARTIFACTS_NOTE, FOLDER
     from evomerge.study.leases import root
@@ -112,7 +112,7 @@ def _pages(args: argparse.Namespace, url: str, names: list[str]) -> tuple[int | 
 
 def _write_page(args: argparse.Namespace, store: Store, name: str, out: Path) -> None:
     """The page of a search that nobody drives and that has not ended; whatever goes wrong is told and no more."""
-    from evomerge.cli.progress import say
+    from evomerge.cli.output import say
     from evomerge.report.dashboard import Candidate, publish
     from evomerge.study.display import ARTIFACTS_NOTE
     from evomerge.study.status import status

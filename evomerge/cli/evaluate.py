@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
-from evomerge.cli.output import emit
-from evomerge.cli.progress import say
+from evomerge.cli.output import emit, say
 
 DESCRIPTION = """\
 Score a model on one split of an evaluator's items. Looking at "test" before the end of a search makes its figures a
@@ -30,27 +29,18 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score the model, print a line per task."""
     from evomerge.comparison import interval
-    from evomerge.errors import CandidateError, InputError
+    from evomerge.errors import InputError
     from evomerge.evaluation import evaluator_for, load_evaluator
-    from evomerge.sources import open_source
 
     if args.tasks and args.evaluator:
         raise InputError("--tasks and --evaluator cannot both be given")
     file = evaluator_for(args.tasks) if args.tasks else load_evaluator(args.evaluator or "quickstart")
-    source = open_source(args.model)
 
-    from evomerge.study.builder import Builder
-    from evomerge.study.job import Job
+    from evomerge.pipeline.one_model import score_model
 
-    say(args, f"scoring {args.model} on {args.split}")
-    if file.config.killed_after is not None:
-        say(args, f"{file.file}: timeout is not kept here: what hangs in this process cannot be stopped but by Ctrl-C")
-    answer = Builder({args.model: source}, args.model, file, args.device).run(Job(args.split, source=args.model))
-    for note in answer.notes:
-        say(args, note)
-    if answer.score is None:
-        raise CandidateError(f"{args.model}: {answer.reason}")
+    answer = score_model(args.model, file, args.split, args.device, lambda text: say(args, text))
     score = answer.score
+    assert score is not None
     whole = interval(score)
     result = {
         "model": args.model,

@@ -8,8 +8,7 @@ from typing import Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.cli.runs import RUNS
-from evomerge.cli.studies import open_study
+from evomerge.study.finding import RUNS, open_study
 
 DESCRIPTION = """\
 Write a study's winner, or any other candidate, as a plain checkpoint with its recipe; or every candidate and the result

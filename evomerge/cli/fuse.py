@@ -32,12 +32,12 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fuse, write the cards, print the table."""
-    from evomerge.cli.fusing import Fusing
-    from evomerge.cli.progress import Progress
-    from evomerge.cli.signals import stoppable
     from evomerge.pipeline import FuseOptions, fuse
     from evomerge.report.fusion import fusion_dict, fusion_text, write_fusion
     from evomerge.study.workers import Cluster
+    from evomerge.watching.fusing import Fusing
+    from evomerge.watching.progress import Progress
+    from evomerge.watching.signals import stoppable
 
     options = FuseOptions(args.file, args.out, Cluster(args.address, args.workers, args.gpus_per_worker))
     searching = Progress()

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.cli.runs import RUNS, databases
+from evomerge.study.finding import RUNS, databases
 
 DESCRIPTION = """\
 Show studies side by side: sampler, seed, candidates, and the winner's score on the search, select and test items.
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read every study, print a row each."""
-    from evomerge.cli.progress import say
+    from evomerge.cli.output import say
     from evomerge.errors import InputError, StudyError
     from evomerge.study.place import storage_url
     from evomerge.study.store import Store

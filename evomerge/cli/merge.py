@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +11,8 @@ from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.errors import CandidateError, InputError
 
 if TYPE_CHECKING:
-    from evomerge.merging.chain import OpenChain, PlannedStep
     from evomerge.recipe import Chain
 
 DESCRIPTION = """\
@@ -45,15 +41,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; raises RecipeError or SourceError before any work where something does not fit."""
-    import time
-
-    from evomerge.cli.progress import say
-    from evomerge.merging.chain import OpenChain
-    from evomerge.merging.device import check_device
+    from evomerge.cli.output import say
+    from evomerge.merging.build import build
     from evomerge.recipe import load_chain
-    from evomerge.sources import start_hashing
 
-    start = time.monotonic()
     chain = load_chain(args.recipe)
     if args.seed is not None:
         chain = chain.with_extras(seed=args.seed)
@@ -61,61 +52,21 @@ def run(args: argparse.Namespace) -> int:
         say(args, f'"{name}" is not built: no other recipe of {args.recipe} uses it')
     for line in chain.ignored():
         say(args, f"ignored: {line}")
-    opened = OpenChain.open(chain, root=args.recipe.parent).with_full_references()
-    with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
-        planned = opened.plan(Path(scratch))
-    check_device(args.device)
-    say(args, _words(chain))
-    here = [source for source in opened.sources.values() if not source.absent]
-    with start_hashing(here):  # beside everything else, the import of torch included
-        _build(args, opened, planned)
-
-    contents = opened.hashes(planned)
+    built = build(
+        chain, args.out, root=args.recipe.parent, overwrite=args.overwrite, device=args.device, threads=args.threads,
+        shard_bytes=args.shard_size, checked=lambda: say(args, _words(chain)), progress=progress,
+    )  # fmt: skip
     result = {
         "out": args.out,
         "method": chain.final.merge_method,
         "steps": [*chain.names, None],
-        "recipe_hash": opened.chain.hash(contents),
-        "sources": contents,
-        "bytes": sum(f.stat().st_size for f in args.out.glob("*.safetensors")),
-        "seconds": round(time.monotonic() - start, 3),
+        "recipe_hash": built.recipe_hash,
+        "sources": built.sources,
+        "bytes": built.bytes,
+        "seconds": round(built.seconds, 3),
     }
-    emit(args, result, f"{args.out}: {result['bytes'] / 1e6:.1f} MB, recipe {result['recipe_hash'][:12]}")
+    emit(args, result, f"{args.out}: {built.bytes / 1e6:.1f} MB, recipe {built.recipe_hash[:12]}")
     return 0
-
-
-def _build(args: argparse.Namespace, opened: OpenChain, planned: list[PlannedStep]) -> None:
-    from evomerge.merging.memory import usable_cores
-
-    # torch loads here, after the cheap checks. What it makes stays: looking through it for garbage as it comes takes a
-    # sixth of its loading time.
-    gc.disable()
-    from evomerge.merging.engine import Engine
-
-    gc.freeze()
-    gc.enable()
-
-    if TYPE_CHECKING:
-        from evomerge.merging.planner import Planner
-
-    def engine(planner: Planner) -> Engine:
-        threads = args.threads or usable_cores()
-        return Engine(planner.sources, device=args.device, threads=threads, planner=planner)
-
-    total = sum(step.plan.bytes_written for step in planned)
-    try:
-        with progress(total) as advance:
-            opened.write(
-                args.out,
-                overwrite=args.overwrite,
-                engine=engine,
-                planned=planned,
-                shard_bytes=args.shard_size,
-                progress=advance,
-            )
-    except CandidateError as e:
-        # A search goes on without such a candidate; here the one recipe or source that was given cannot be used.
-        raise InputError(str(e)) from None
 
 
 @contextmanager

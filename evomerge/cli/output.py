@@ -23,6 +23,11 @@ def emit(args: argparse.Namespace, result: Mapping[str, Any] | Sequence[Any], te
         print(text, file=args.stdout)
 
 
+def say(args: argparse.Namespace, text: str) -> None:
+    """One line of progress on stderr (the same with and without `--json`)."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def emit_error(message: str, as_json: bool) -> None:
     """Print an error on stderr, and with `--json` also `{"error": message}` on stdout."""
     print(f"evomerge: error: {message}", file=sys.stderr)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command, whole
-from evomerge.cli.events import STDOUT, Events
 from evomerge.cli.output import emit
 from evomerge.errors import InputError
+from evomerge.watching.events import STDOUT, Events
 
 if TYPE_CHECKING:
-    from evomerge.cli.progress import Progress
-    from evomerge.cli.wandb_log import WandbLog
     from evomerge.pipeline import Options
     from evomerge.study.joining import Joined
     from evomerge.study.outcome import Outcome
+    from evomerge.watching.progress import Progress
+    from evomerge.watching.wandb_log import WandbLog
 
 _WANDB_PROJECT = "evomerge"
 
@@ -146,11 +146,11 @@ def run(args: argparse.Namespace) -> int:
 
     _check_watching(args)
 
-    from evomerge.cli.progress import Progress
-    from evomerge.cli.signals import stoppable
     from evomerge.pipeline import Options, join, search
     from evomerge.study.watcher import Several
     from evomerge.study.workers import Cluster
+    from evomerge.watching.progress import Progress
+    from evomerge.watching.signals import stoppable
 
     options = Options(
         budget=budget, space=args.space, models=args.models, base=args.base, evaluator=args.evaluator, tasks=args.tasks,
@@ -180,24 +180,18 @@ def _finished(
     args: argparse.Namespace, outcome: Outcome, progress: Progress, events: Events | None, log: WandbLog | None
 ) -> int:
     """Write the outputs, print the table."""
-    from evomerge.report.dashboard import Candidate, publish
-    from evomerge.report.outputs import write_outputs
+    from evomerge.report.outputs import hand_over
     from evomerge.report.result import to_dict
     from evomerge.report.table import archive_text, front_text, table_text
-    from evomerge.study.store import Store
 
     out = outcome.model.parent
-    write_outputs(outcome, out)
+    hand_over(outcome, progress.say)
     if log is not None:
         log.result(outcome)
     path = "path.png, " if outcome.path is not None else ""
     database = "" if args.storage else ", study.db"
     files = f"model/, recipe.yaml, README.md, result.json, history.png, {path}*.parquet{database}"
     lines = [table_text(outcome), *front_text(outcome), *archive_text(outcome), f"{out}/: {files}"]
-    try:
-        publish(Store(outcome.storage), outcome.study, out, Candidate.of(outcome))
-    except Exception as e:  # what the dashboard shows beside the study is no reason for a search to fail
-        progress.say(f"no note and pictures for the dashboard ({type(e).__name__}: {e})")
     if events is not None:
         events.result(to_dict(outcome))
     if args.events == STDOUT:
@@ -215,13 +209,13 @@ def _check_watching(args: argparse.Namespace) -> None:
     if args.json and args.events == STDOUT:
         raise InputError("--events -: with --json stdout holds the result alone; expected --events FILE")
     if args.wandb:
-        from evomerge.cli.wandb_log import check_usable
+        from evomerge.watching.wandb_log import check_usable
 
         check_usable()
 
 
 def _wandb(args: argparse.Namespace, options: Options, progress: Progress) -> WandbLog:
-    from evomerge.cli.wandb_log import WandbLog
+    from evomerge.watching.wandb_log import WandbLog
 
     config = {
         "space": options.space, "models": list(options.models), "base": options.base, "evaluator": options.evaluator,

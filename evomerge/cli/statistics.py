@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Collect and write; refuses what cannot be used before the model is loaded."""
     import time
 
-    from evomerge.cli.progress import say
+    from evomerge.cli.output import say
     from evomerge.errors import InputError
     from evomerge.merging.statistics.text import read_documents
     from evomerge.sources import open_source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.cli.runs import RUNS, find_database
+from evomerge.study.finding import RUNS, find_database
 
 if TYPE_CHECKING:
     from evomerge.study.status import Status
@@ -92,8 +92,8 @@ def _short(reference: str) -> str:
 
 
 def _lines(found: Status, method: tuple[str, list[str]]) -> list[str]:
-    from evomerge.cli.live import duration
     from evomerge.report.words import params_words
+    from evomerge.watching.live import duration
 
     driver = found.driver
     head = f"{found.study}: {found.standing}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from evomerge import presets
-from evomerge.config import Document, Frozen, load_yaml, validate
+from evomerge.config import Document, Frozen, load_yaml, plain, validate
 from evomerge.errors import EvaluatorError, choose
 from evomerge.evaluation.goals import SCORE, Constraint, measured, named_twice
 from evomerge.evaluation.placeholders import PLACEHOLDERS, named
@@ -333,12 +333,17 @@ class EvaluatorFile:
         return json.loads(json.dumps(data, sort_keys=True))  # type: ignore[no-any-return]  # json gives Any
 
 
-def load_evaluator(name: str | Path) -> EvaluatorFile:
-    """Read an evaluator: a preset's name ("quickstart") or a file.
+def load_evaluator(name: str | Path | Mapping[str, Any]) -> EvaluatorFile:
+    """Read an evaluator: a preset's name ("quickstart"), a file, or the content of one.
+
+    Paths of a content that is given are relative to the current folder.
 
     Raises:
         EvaluatorError: every problem of the file, one line each.
     """
+    if isinstance(name, Mapping):
+        config = validate(EvaluatorConfig, Document(plain(name), "<evaluator>"), EvaluatorError)
+        return EvaluatorFile(config.aimed(config.objectives), "evaluator", Path.cwd(), "<evaluator>")
     path = presets.find("evaluators", str(name)) if not Path(name).is_file() else Path(name)
     if path is None:
         if Path(name).suffix not in (".yaml", ".yml"):

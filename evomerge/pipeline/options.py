@@ -26,7 +26,8 @@ class Options:
     """What `evomerge search` takes; see its `--help` for each.
 
     Attributes:
-        space: A search space's file or preset; None with `models`: the default space over them.
+        space: A search space's file, preset or content; None with `models`: the default space over them.
+        evaluator: An evaluator's file, preset or content.
         workers: 0 runs in this process, without Ray.
         restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
@@ -34,10 +35,10 @@ class Options:
     """
 
     budget: Budget
-    space: str | None = None
+    space: str | Mapping[str, Any] | None = None
     models: Sequence[str] = ()
     base: str | None = None
-    evaluator: str | None = None
+    evaluator: str | Mapping[str, Any] | None = None
     tasks: Sequence[str] = ()
     study: str | None = None
     storage: str | None = None
@@ -87,7 +88,8 @@ class Asked:
             InputError: a file is wrong, or options do not go together.
         """
         config, tasks = _space(options)
-        root = Path(options.space).parent if options.space and Path(options.space).is_file() else None
+        file = Path(options.space) if isinstance(options.space, str) else None
+        root = file.parent if file is not None and file.is_file() else None
         evaluator = _evaluator(options, tasks)
         if options.objectives:
             evaluator = evaluator.after(options.objectives)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evomerge.recipe import Path
+from evomerge.report.path import short_name
+from evomerge.report.result import rows
 from evomerge.score import Score, Trial
 from evomerge.study.outcome import Outcome
+from evomerge.study.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +57,76 @@ def _scalar(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def coefficients_frame(record: Record) -> pd.DataFrame:
+    """One row per number of the best candidate's that lies over the model, and one for each that holds for all of it.
+
+    Columns: `parameter`, `source` ("all sources" where they share it), `where` (a category in the order of depth, the
+    input first), `module`, `value`, `low`, `high` (bounds that were searched; NaN of what holds for the whole model).
+    """
+    import pandas as pd
+
+    from evomerge.report.page.coefficients import fields_of
+
+    fields, single = fields_of(record)
+    rows: list[tuple[str, str, str, str, float, float, float]] = []
+    places: dict[str, None] = {}
+    for f in fields:
+        places |= dict.fromkeys(f.rows)
+        rows += [(f.name, *where, f.low, f.high) for where in f.values()]
+    numbers = {n: float(v) for n, v in single.items() if isinstance(v, float | int)}
+    rows += [(name, "all sources", "all", "all", value, np.nan, np.nan) for name, value in numbers.items()]
+    if numbers:
+        places["all"] = None
+    made = pd.DataFrame(rows, columns=["parameter", "source", "where", "module", "value", "low", "high"])
+    ordered = [*(p for p in places if p != "head"), *(p for p in places if p == "head")]
+    made["where"] = pd.Categorical(made["where"], ordered, ordered=True)
+    return made.astype({"value": "float64", "low": "float64", "high": "float64"})
+
+
+def path_frame(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
+    """One row per layer of a path, in order.
+
+    Args:
+        names: Short names of the sources by reference.
+
+    Columns: `hop`, `source`, `layer` (of that source), `scale` (what the residual stream is multiplied by where the
+    hop begins). The frame's `attrs` name whose `embeddings` and `head` the path has.
+    """
+    import pandas as pd
+
+    def called(model: str) -> str:
+        return short_name(model, names)
+
+    hops = [
+        (k, called(hop.model), hop.layer, scale)
+        for k, (hop, scale) in enumerate(zip(path.hops, path.scales, strict=True))
+    ]
+    made = pd.DataFrame(hops, columns=["hop", "source", "layer", "scale"])
+    made.attrs = {"embeddings": called(path.embeddings), "head": called(path.head)}
+    return made
+
+
+def results_frame(outcome: Outcome) -> pd.DataFrame:
+    """The held-out table: one row per measured model, the winner last.
+
+    Columns: `model`, `role`, `score`, `low`, `high` (95 %), `difference` (winner minus this one, paired by item),
+    `difference.low`, `difference.high`, `p` (corrected for all comparisons), `tasks.NAME`. NaN where there is none.
+    """
+    import pandas as pd
+
+    records = []
+    for row in rows(outcome):
+        d = row.difference
+        record: dict[str, Any] = {
+            "model": row.name, "role": row.role, "score": row.test.mean, "low": row.test.low, "high": row.test.high,
+            "difference": d and d.mean, "difference.low": d and d.low, "difference.high": d and d.high,
+            "p": d and (d.holm if d.holm is not None else d.p),
+        }  # fmt: skip
+        records.append(record | {f"tasks.{name}": i.mean for name, i in row.tasks.items()})
+    made = pd.DataFrame.from_records(records)
+    return made.astype({c: "float64" for c in made.columns if c not in ("model", "role")})
 
 
 def items_frame(scores: Iterable[tuple[str, str, Score]]) -> pd.DataFrame:

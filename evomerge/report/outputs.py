@@ -19,6 +19,26 @@ from evomerge.report.result import to_dict
 from evomerge.study.outcome import Outcome
 
 
+def hand_over(outcome: Outcome, say: Callable[[str], None]) -> None:
+    """Write everything that belongs to a finished search: its output folder, and what the dashboard shows.
+
+    Args:
+        say: Is told what could not be shown there.
+
+    Raises:
+        EvoMergeError: the folder cannot be written, or the disk is full.
+    """
+    from evomerge.report.dashboard import Candidate, publish
+    from evomerge.study.store import Store
+
+    out = outcome.model.parent
+    write_outputs(outcome, out)
+    try:
+        publish(Store(outcome.storage), outcome.study, out, Candidate.of(outcome))
+    except Exception as e:  # what the dashboard shows beside the study is no reason for a search to fail
+        say(f"no note and pictures for the dashboard ({type(e).__name__}: {e})")
+
+
 def write_outputs(outcome: Outcome, out: Path) -> None:
     """Write recipe.yaml, README.md, trials.parquet, items.parquet, pictures and, last, result.json into `out`.
 

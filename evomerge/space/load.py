@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import presets
-from evomerge.config import Document, load_yaml, parse_yaml, validate
+from evomerge.config import Document, load_yaml, parse_yaml, plain, validate
 from evomerge.errors import SpaceError, choose
 from evomerge.space import mergekit_evolve
 from evomerge.space.config import KINDS, SpaceConfig
@@ -17,12 +17,14 @@ from evomerge.space.hybrid import HybridConfig
 AnyConfig = SpaceConfig | DataflowConfig | HybridConfig
 
 
-def load_space(path: str | Path) -> AnyConfig:
-    """Read a search space of any kind: a path to a YAML file, or the name of a preset.
+def load_space(path: str | Path | Mapping[str, Any]) -> AnyConfig:
+    """Read a search space of any kind: a path to a YAML file, the name of a preset, or the content of such a file.
 
     Raises:
         SpaceError: every problem of the file, one line each; for a name that is neither, the nearest preset.
     """
+    if isinstance(path, Mapping):
+        return _named(Document(plain(path), "<space>"), "space")
     text, file = str(path), Path(path)
     if not file.is_file():
         preset = presets.find("search_spaces", text)

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from evomerge.cli.events import Events
 from evomerge.errors import InputError
 from evomerge.score import State, cost
 from evomerge.study.leases import leased
 from evomerge.study.status import status
 from evomerge.study.store import Store
+from evomerge.watching.events import Events
 from tests.faults import cheap
 
 WANDB = importlib.util.find_spec("wandb") is not None
@@ -257,7 +257,7 @@ class TestWandb:
                 assert b"--budget" not in file.read_bytes() and b"study.db" not in file.read_bytes(), file
 
     def test_one_that_fails_ends_no_search(self, capsys):
-        from evomerge.cli.wandb_log import WandbLog
+        from evomerge.watching.wandb_log import WandbLog
 
         said = []
         log = WandbLog("p", {}, said.append)

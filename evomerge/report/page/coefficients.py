@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Points of a panel's parts: a module's column, a row, the room for the names of rows, of columns.
 COLUMN, ROW, NAMES, HEAD, BAR = 44.0, 17.0, 74.0, 46.0, 52.0
 TALLEST = 620.0
+# What lies beside the layers.
+EDGES = ("embeddings", "head")
 # Cells of a picture from which no number stands in them.
 CROWDED = 72
 
@@ -44,6 +46,14 @@ class Field:
     panels: Mapping[str, Mapping[tuple[str, str], float]]
     low: float
     high: float
+
+    def values(self) -> Iterator[tuple[str, str, str, float]]:
+        """Source, place along depth, module and value, each number once: embeddings and head have no modules."""
+        for source, cells in self.panels.items():
+            for (row, part), value in cells.items():
+                edge = row in EDGES
+                if not (edge and part != self.parts[0]):
+                    yield source, row, "all" if edge or not part else part, value
 
 
 def coefficients(record: Record) -> Section | None:
@@ -112,7 +122,7 @@ def _field(space: Space, gene: Gene, params: dict[str, Value]) -> Field | None:
     sources = space.names if "source" in gene.axes else ("all sources",)
     groups = range(len(grid.groups))
     parts = grid.parts if "modules" in gene.axes and grid.modules else ("",)
-    edge = [p for p in grid.positions(gene.axes) if p in ("embeddings", "head")]
+    edge = [p for p in grid.positions(gene.axes) if p in EDGES]
     rows = [*(e for e in edge if e == "embeddings"), *(_label(space, g, params, gene) for g in groups)]
     rows += [e for e in edge if e == "head"]
     rows = list(dict.fromkeys(rows))
@@ -155,11 +165,7 @@ def _label(space: Space, group: int, params: Mapping[str, Value], gene: Gene) ->
 
 def _picture(index: int, field: Field) -> Block:
     count = len(field.rows) * len(field.parts) * len(field.panels)
-    table_rows = [
-        (source, row, part or "all", exact(v))
-        for source, cells in field.panels.items()
-        for (row, part), v in cells.items()
-    ]
+    table_rows = [(source, row, part, exact(v)) for source, row, part, v in field.values()]
     made, note = limited(table_rows, "values")
     table = Table(field.name, ("source", "where", "module", field.name), made, words=3, note=note)
     heights = tuple(_height(field, width) for width in (WIDE, NARROW))
@@ -238,7 +244,7 @@ def _panel(
     from matplotlib.patches import Rectangle
 
     for y, row in enumerate(field.rows):
-        edge = row in ("embeddings", "head")
+        edge = row in EDGES
         for x, part in enumerate(field.parts):
             value = cells.get((row, part))
             if value is None or (edge and x):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from evomerge.cli.live import ENDING, Measuring, View
-from evomerge.cli.progress import PLAIN_SECONDS, Progress
-from evomerge.cli.tally import Tally
 from evomerge.recipe import InputModel, Recipe
 from evomerge.score import Interval, Score, State, TaskScore, Trial
 from evomerge.study.budget import Budget
 from evomerge.study.status import status
 from evomerge.study.store import Store
 from evomerge.study.watcher import Beginning
+from evomerge.watching.live import ENDING, Measuring, View
+from evomerge.watching.progress import PLAIN_SECONDS, Progress
+from evomerge.watching.tally import Tally
 from tests.cli.terminals import Terminal
 
 NAMES = {"zoo:maths": "maths", "zoo:kovesh": "kovesh"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.cli.runs import databases, find_database
 from evomerge.errors import StudyError
+from evomerge.study.finding import databases, find_database
 
 
 def make(folder: Path, name: str = "study.db") -> Path:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import InputError
 
 if TYPE_CHECKING:
-    from evomerge.cli.tally import Tally
     from evomerge.evaluation.config import Split
     from evomerge.score import Score, Trial, Value
     from evomerge.study.outcome import Outcome
     from evomerge.study.watcher import Beginning
+    from evomerge.watching.tally import Tally
 
 # Seconds after which W&B's server counts as gone, when a run begins and when it ends.
 INIT_SECONDS, FINISH_SECONDS = 60, 120
@@ -69,7 +69,7 @@ class WandbLog:
 
     def begin(self, beginning: Beginning) -> None:
         """See `Watcher`."""
-        from evomerge.cli.tally import Tally
+        from evomerge.watching.tally import Tally
 
         self._tally, self._items = Tally(beginning), 0
         if self._run is None:

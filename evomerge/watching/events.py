@@ -17,10 +17,10 @@ from evomerge import __version__
 from evomerge.errors import EvoMergeError, InputError
 
 if TYPE_CHECKING:
-    from evomerge.cli.tally import Tally
     from evomerge.evaluation.config import Split
     from evomerge.score import Score, Trial, Value
     from evomerge.study.watcher import Beginning
+    from evomerge.watching.tally import Tally
 
 # Of the form of the events: raised where what is there changes its meaning, not where something is added.
 SCHEMA = 1
@@ -77,7 +77,7 @@ class Events:
 
     def begin(self, beginning: Beginning) -> None:
         """See `Watcher`."""
-        from evomerge.cli.tally import Tally
+        from evomerge.watching.tally import Tally
 
         self._tally = Tally(beginning)
         budget = beginning.budget

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from evomerge.cli import fusing
-from evomerge.cli.fusing import Fusing
+from evomerge.watching import fusing
+from evomerge.watching.fusing import Fusing
 
 
 @pytest.fixture

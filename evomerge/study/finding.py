@@ -1,4 +1,4 @@
-"""Opening the study that a user names, by its folder, its name, or a storage."""
+"""Finding a study from what a user types: nothing, its name, its folder, its database's file, or a storage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,69 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.cli.runs import RUNS, find_database
+from evomerge.errors import StudyError, choose
 
 if TYPE_CHECKING:
     from evomerge.study.store import Store
+
+RUNS = Path("runs")
+
+
+def find_database(study: str | None, runs: Path = RUNS) -> Path:
+    """The SQLite file of a study.
+
+    Args:
+        study: A name in `runs`, an output folder, a database file, or None for the only study there is.
+        runs: The folder of output folders.
+
+    Raises:
+        StudyError: there is none, or (study=None) more than one.
+    """
+    if study is None:
+        return _only(runs)
+    given = Path(study)
+    if given.is_file():
+        return _checked(given)
+    for folder in (given, runs / study):
+        if folder.is_dir():
+            found = databases(folder)
+            if found:
+                return found[0]
+            raise StudyError(f"{folder}: holds no study (no SQLite database)")
+    names = [f.name for f in _folders(runs)]
+    known = choose(study, names) if names else f"{runs}/ holds none"
+    raise StudyError(f'study "{study}": no such study, folder or database; {known}')
+
+
+def databases(folder: Path) -> list[Path]:
+    """SQLite files of a folder, sorted by name."""
+    return sorted(f for f in folder.iterdir() if f.is_file() and _is_sqlite(f))
+
+
+def _only(runs: Path) -> Path:
+    folders = _folders(runs)
+    if not folders:
+        raise StudyError(f"{runs}/ holds no study; start one: evomerge search --budget 100 (or give --storage URL)")
+    if len(folders) > 1:
+        raise StudyError(f"{runs}/ holds {len(folders)} studies, name one: {', '.join(f.name for f in folders)}")
+    return databases(folders[0])[0]
+
+
+def _folders(runs: Path) -> list[Path]:
+    return sorted(f for f in runs.iterdir() if f.is_dir() and databases(f)) if runs.is_dir() else []
+
+
+def _checked(file: Path) -> Path:
+    if not _is_sqlite(file):
+        raise StudyError(f"{file}: is not a SQLite database")
+    return file
+
+
+def _is_sqlite(file: Path) -> bool:
+    # Loads SQLAlchemy, which `evomerge --help` does without.
+    from evomerge.study.database import is_sqlite
+
+    return is_sqlite(file)
 
 
 def open_study(asked: str, storage: str | None) -> tuple[Store, str, Path | None]:
@@ -23,7 +82,6 @@ def open_study(asked: str, storage: str | None) -> tuple[Store, str, Path | None
     Raises:
         StudyError: there is no such study.
     """
-    from evomerge.errors import StudyError, choose
     from evomerge.study.database import shown
     from evomerge.study.place import sqlite_path, storage_url
     from evomerge.study.store import Store
@@ -47,8 +105,6 @@ def open_study(asked: str, storage: str | None) -> tuple[Store, str, Path | None
 
 def located(asked: str) -> tuple[Path, str]:
     """The database of a study, and which of its searches is asked for: STUDY/parameter, STUDY/random search, ..."""
-    from evomerge.errors import StudyError
-
     try:
         return find_database(asked), ""
     except StudyError:
@@ -61,7 +117,6 @@ def located(asked: str) -> tuple[Path, str]:
 
 def main_study(names: list[str], asked: str) -> str:
     """The study of a database that was named by its folder: the one that is no control."""
-    from evomerge.errors import StudyError, choose
 
     main = [n for n in names if "/" not in n]
     if len(main) != 1:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.cli.live import View
-    from evomerge.cli.tally import Tally
     from evomerge.evaluation.config import Split
     from evomerge.score import Score, Trial, Value
     from evomerge.study.watcher import Beginning
+    from evomerge.watching.live import View
+    from evomerge.watching.tally import Tally
 
 # Of plain lines, and of reasons why candidates fail, there is at most one in so many seconds; where nothing is better,
 # one line for so many candidates.
 PLAIN_SECONDS, PLAIN_EVERY = 5.0, 10
-
-
-def say(args: argparse.Namespace, text: str) -> None:
-    """One line of progress on stderr (the same with and without `--json`)."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -74,7 +67,7 @@ class Progress:
 
     def begin(self, beginning: Beginning) -> None:
         """A search begins; see `Watcher`."""
-        from evomerge.cli.tally import Tally
+        from evomerge.watching.tally import Tally
 
         self._close_line()
         self._tally = Tally(beginning, self._clock)
@@ -120,7 +113,7 @@ class Progress:
 
     def measuring(self, split: Split, names: Sequence[str]) -> None:
         """Models are being scored; see `Watcher`."""
-        from evomerge.cli.live import Measuring
+        from evomerge.watching.live import Measuring
 
         self._start()
         self._measuring, self._measured = (split, len(names)), 0
@@ -175,7 +168,7 @@ class Progress:
 
     def _words(self, left: bool = True) -> str:
         """A line of the tally."""
-        from evomerge.cli.live import duration
+        from evomerge.watching.live import duration
 
         tally = self._tally
         assert tally is not None
@@ -200,7 +193,7 @@ class Progress:
             return
         from rich.live import Live
 
-        from evomerge.cli.live import View
+        from evomerge.watching.live import View
 
         self._view = View()
         self._view.tally = self._tally
