@@ -14,7 +14,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help search test test-slow gpu-check lint benchmark build constraints clean
+.PHONY: help search test test-slow gpu-check lint benchmark notebook build constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ gpu-check: $(VENV)/dev.stamp  ## the tests that need a GPU
 
 benchmark: $(VENV)/dev.stamp  ## seconds per candidate, against mergekit-evolve's way in the same run
 	$(RUN)/python benchmarks/candidate.py $(ARGS)
+
+notebook: $(VENV)/dev.stamp  ## run docs/notebooks/evomerge.ipynb and keep what its cells show
+	$(RUN)/python docs/notebooks/run.py
 
 build: $(VENV)/dev.stamp  ## wheel and source distribution into dist/
 	$(RUN)/python -m build

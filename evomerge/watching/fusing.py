@@ -15,7 +15,7 @@ class Fusing:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, force_jupyter=False)
         self._bar: Any = None
         self._what = self._unit = ""
         self._total = self._done = self._before = 0

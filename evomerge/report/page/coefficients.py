@@ -181,15 +181,20 @@ def _picture(index: int, field: Field) -> Block:
 
 def _description(field: Field) -> str:
     words = []
-    for source, cells in field.panels.items():
-        values = list(cells.values())
-        (low, high) = min(cells, key=lambda k: cells[k]), max(cells, key=lambda k: cells[k])
-        mean = sum(values) / len(values)
+    for source in field.panels:
+        cells = {(row, part): value for of, row, part, value in field.values() if of == source}
+        low, high = min(cells, key=lambda k: cells[k]), max(cells, key=lambda k: cells[k])
+        mean = sum(cells.values()) / len(cells)
         words.append(
-            f"{source}: mean {number(mean)}, least {number(cells[low])} at {' '.join(filter(None, low))}, "
-            f"most {number(cells[high])} at {' '.join(filter(None, high))}."
+            f"{source}: mean {number(mean)}, least {number(cells[low])} at {_at(low)}, most {number(cells[high])} at "
+            f"{_at(high)}."
         )
     return f"A heatmap of {field.name}. " + " ".join(words)
+
+
+def _at(place: tuple[str, str]) -> str:
+    row, part = place
+    return row if part == "all" else f"{row} {part}"
 
 
 def _layout(field: Field, width: float) -> tuple[int, int, float]:
