@@ -188,6 +188,7 @@ METHODS: dict[str, Method] = {
         Method("linear", f"{_IN}.linear:linear", (_WEIGHT, _normalize(True)), "member",
                check_sum=_dividing("normalize"), summary="weighted average of the sources"),
         Method("slerp", f"{_IN}.slerp:slerp", (Parameter("t", None),), "required", models=2,
+               ignored=("normalize",),  # mergekit-evolve writes it into every recipe
                summary="spherical interpolation from the base to the other model"),
         Method("nuslerp", f"{_IN}.nuslerp:nuslerp",
                (_WEIGHT, Parameter("nuslerp_flatten", True, kind="bool"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError
 from evomerge.methods import METHODS
-from evomerge.recipe import ModelReference, Recipe, load_recipe, number, parse_recipe, resolve
+from evomerge.recipe import ModelReference, Recipe, load_recipe, number, parse_chain, parse_recipe, resolve
 
 TIES = """
 models:
@@ -373,3 +373,23 @@ def test_round_trip(models: list[tuple[str, Any]], method: str, dtype: str | Non
     again = parse_recipe(recipe.to_yaml())
     assert again == recipe and again.hash() == recipe.hash()
     assert Recipe.model_validate(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0.1, 0.9]}}]", "models.0.parameters.weight:"),
+        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: [{value: [0.1, 0.9]}]}", "first, 0.1"),
+        ("merge_method: dare_ties\nbase_model: b\nmodels: [{model: a}]\nparameters: {weight: 1}", "random masks"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0.1, 0.9, 0.1]}}]", ""),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\nparameters: "
+            "{weight: [{filter: mlp, value: [0.1, 0.9]}, {value: 1}]}",
+            "",
+        ),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0, 1]}}]\nevomerge: {seed: 0}", ""),
+    ],
+)
+def test_what_mergekit_builds_in_another_way_is_told(text: str, words: str) -> None:
+    said = parse_chain(text).unlike_mergekit()
+    assert len(said) == bool(words) and all(words in line for line in said)

@@ -1,4 +1,4 @@
-"""Runs the notebook beside it, and keeps what its cells show: `make notebook`. tests/api/test_notebook.py runs it too."""
+"""Runs the notebook beside it, and keeps what its cells show: `make notebook`. A slow test runs it too."""
 
 from __future__ import annotations
 

@@ -87,6 +87,7 @@ def search(
     base: Where | None = None,
     evaluator: Content | None = None,
     tasks: Texts = (),
+    include_path: Where | None = None,
     objectives: Texts = (),
     sampler: str = "auto",
     seed: int = 0,
@@ -127,6 +128,7 @@ def search(
         evaluator: A YAML file, a preset's name, or a mapping with a file's keys. There, `function` may be a function
             of a Python file instead of its name.
         tasks: Instead of an evaluator: tasks of lm-eval by name.
+        include_path: Folder of lm-eval's task files, for `tasks` and for mergekit-evolve's configuration.
         objectives: What to search for, instead of the evaluator's own; several: a front.
         sampler, population, sigma, restarts: The optimizer; see docs/search.md.
         fidelity: "race", "full" or "auto".
@@ -160,7 +162,8 @@ def search(
     options = Options(
         budget=budget if isinstance(budget, Budget) else Budget.parse(str(budget)),
         space=_content(space), models=_texts(models), base=None if base is None else str(base),
-        evaluator=_with_function(_content(evaluator)), tasks=_texts(tasks), study=study, storage=storage,
+        evaluator=_with_function(_content(evaluator)), tasks=_texts(tasks),
+        include_path=None if include_path is None else Path(include_path), study=study, storage=storage,
         out=None if out is None else Path(out), cluster=Cluster(address, workers, gpus_per_worker), sampler=sampler,
         seed=seed, population=population, sigma=sigma, restarts=restarts, controls=controls, patience=patience,
         enqueue=[Path(r) for r in _texts(enqueue)], prefix_bytes=round(prefix_memory * 2**30), fidelity=fidelity,
@@ -257,6 +260,7 @@ def evaluate(
     evaluator: Content | None = None,
     *,
     tasks: Texts = (),
+    include_path: Where | None = None,
     split: Split = "select",
     device: str | None = None,
 ) -> Evaluation:
@@ -268,6 +272,7 @@ def evaluate(
         model: Folder, hub id or zoo:NAME.
         evaluator: A YAML file, a preset's name, or a mapping with a file's keys; default the shipped "quickstart".
         tasks: Instead: tasks of lm-eval by name.
+        include_path: Folder of lm-eval's task files, for `tasks`.
         split: "search", "select" or "test".
         device: torch's; None: CUDA where there is one.
 
@@ -283,8 +288,12 @@ def evaluate(
         raise InputError(f'split = "{split}": {choose(split, SPLITS)}')
     if tasks and evaluator is not None:
         raise InputError("tasks and evaluator cannot both be given")
-    asked = _with_function(_content(evaluator))
-    file = evaluator_for(_texts(tasks), "tasks") if tasks else load_evaluator(asked or "quickstart")
+    if include_path is not None and not tasks:
+        raise InputError("include_path needs tasks; an evaluator names its own folder, by its key include_path")
+    if tasks:
+        file = evaluator_for(_texts(tasks), "tasks", None if include_path is None else Path(include_path))
+    else:
+        file = load_evaluator(_with_function(_content(evaluator)) or "quickstart")
     answer = score_model(str(model), file, split, device, lambda text: print(text, file=sys.stderr))
     assert answer.score is not None
     return Evaluation(str(model), file.name, split, answer.score, interval(answer.score))

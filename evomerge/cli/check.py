@@ -110,7 +110,14 @@ def _space(path: Path) -> Facts:
     if not isinstance(config, HybridConfig):
         with told_of(path):
             sources, space = open_space(config, path.parent)
-        return _space_facts(space, sources[live_of(config)].num_layers), space.describe()
+        facts = _space_facts(space, sources[live_of(config)].num_layers)
+        migrated = config.migrated
+        if migrated is None:
+            return facts, space.describe()
+        tasks = [t["name"] for t in migrated.evaluator.get("tasks", ())]
+        facts |= {"tasks": tasks, "changes": list(migrated.changes)}
+        lines = [space.describe(), f"mergekit-evolve's configuration, with tasks: {', '.join(tasks) or 'none'}"]
+        return facts, "\n".join([*lines, *(f"  {change}" for change in migrated.changes)])
     with told_of(path):
         sources, first = open_space(config.parameter, path.parent)
         merge = sources[live_of(config.parameter)]

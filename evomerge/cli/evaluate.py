@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit, say
@@ -21,6 +22,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder, hub id or zoo:NAME")
     parser.add_argument("--evaluator", metavar="E", help="a YAML file or a preset's name (default: quickstart)")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
+    parser.add_argument("--include-path", type=Path, metavar="DIR", help="folder of lm-eval's task files, for --tasks")
     parser.add_argument("--split", choices=("search", "select", "test"), default="select", help="default: select")
     parser.add_argument("--device", help="torch device (default: cuda where there is one)")
     parser.set_defaults(run=run)
@@ -34,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tasks and args.evaluator:
         raise InputError("--tasks and --evaluator cannot both be given")
-    file = evaluator_for(args.tasks) if args.tasks else load_evaluator(args.evaluator or "quickstart")
+    if args.include_path and not args.tasks:
+        raise InputError("--include-path needs --tasks; an evaluator names its own folder, by its key include_path")
+    file = load_evaluator(args.evaluator or "quickstart")
+    if args.tasks:
+        file = evaluator_for(args.tasks, include_path=args.include_path)
 
     from evomerge.pipeline.one_model import score_model
 

@@ -56,6 +56,7 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
         "steps": steps[:-1],
         "unused": list(chain.unused),
         "ignored": chain.ignored(),
+        "unlike_mergekit": chain.unlike_mergekit(),
         "bytes_read": sum(step["bytes_read"] for step in steps),
         "bytes_written": sum(step["bytes_written"] for step in steps),
         "output_bytes": weights_bytes(final),
@@ -193,6 +194,8 @@ def _words(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f'not built: "{name}", which no other recipe uses'
     for line in facts["ignored"]:
         yield f"ignored: {line}"
+    for line in facts["unlike_mergekit"]:
+        yield f"unlike mergekit: {line}"
 
 
 def _step_words(step: Mapping[str, Any]) -> Iterator[str]:

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         say(args, f'"{name}" is not built: no other recipe of {args.recipe} uses it')
     for line in chain.ignored():
         say(args, f"ignored: {line}")
+    for line in chain.unlike_mergekit():
+        say(args, f"unlike mergekit: {line}")
     built = build(
         chain, args.out, root=args.recipe.parent, overwrite=args.overwrite, device=args.device, threads=args.threads,
         shard_bytes=args.shard_size, checked=lambda: say(args, _words(chain)), progress=progress,

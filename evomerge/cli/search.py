@@ -49,6 +49,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     what.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
     what.add_argument(
+        "--include-path", type=Path, metavar="DIR", help="folder of lm-eval's task files, for --tasks and for "
+        "mergekit-evolve's configuration (there: --task-search-path)",
+    )  # fmt: skip
+    what.add_argument(
         "--models", nargs="+", default=[], metavar="MODEL", help="sources: folders, hub ids, zoo:NAME (path@revision)"
     )
     what.add_argument("--base", metavar="MODEL", help="the model that the sources were fine-tuned from")
@@ -154,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = Options(
         budget=budget, space=args.space, models=args.models, base=args.base, evaluator=args.evaluator, tasks=args.tasks,
-        study=args.study, storage=args.storage, out=args.out,
+        include_path=args.include_path, study=args.study, storage=args.storage, out=args.out,
         cluster=Cluster(args.address, args.workers, args.gpus_per_worker), sampler=args.sampler, seed=args.seed,
         population=args.population, sigma=args.sigma, restarts=args.restarts, controls=args.controls,
         patience=args.patience, enqueue=args.enqueue, prefix_bytes=round(args.prefix_memory * 2**30),

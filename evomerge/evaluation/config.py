@@ -58,10 +58,23 @@ class TaskConfig(Frozen):
 
 
 class SplitConfig(Frozen):
-    """One split: the share of the items that falls into it, and a cap on how many of those are used per task."""
+    """One split: the share of the items that falls into it, and how many of those are used per task.
+
+    Attributes:
+        share: Of all items of a task.
+        items: Exactly so many; a task that has fewer is refused.
+        limit: At most so many.
+    """
 
     share: float = Field(gt=0, lt=1)
     items: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_number(self) -> SplitConfig:
+        if self.items is not None and self.limit is not None:
+            raise ValueError("items (exactly so many) and limit (at most so many) exclude each other; give one")
+        return self
 
 
 class Splits(Frozen):
@@ -295,6 +308,11 @@ class EvaluatorFile:
         again = validate(EvaluatorConfig, Document(data, f"{self.file} ({by})"), EvaluatorError)
         return EvaluatorFile(again, self.name, self.folder, self.file)
 
+    def without_chat_template(self) -> EvaluatorFile:
+        """The same for models that have none."""
+        config = self.config.model_copy(update={"apply_chat_template": False, "fewshot_as_multiturn": False})
+        return EvaluatorFile(config, self.name, self.folder, self.file)
+
     def within(self, timeout: float | None) -> EvaluatorFile:
         """The same with another limit in time (`--timeout`); None leaves it."""
         if timeout is None:
@@ -355,12 +373,26 @@ def load_evaluator(name: str | Path | Mapping[str, Any]) -> EvaluatorFile:
     return EvaluatorFile(config.aimed(config.objectives), path.stem, path.parent, str(path))
 
 
-def evaluator_for(tasks: Sequence[str | Mapping[str, Any]], file: str = "--tasks") -> EvaluatorFile:
-    """The evaluator of `--tasks A B`, or of mergekit-evolve's tasks: default splits. The zoo's are found by name."""
+def evaluator_for(
+    tasks: Sequence[str | Mapping[str, Any]],
+    file: str = "--tasks",
+    include_path: Path | None = None,
+    options: Mapping[str, Any] = {},
+) -> EvaluatorFile:
+    """The evaluator of `--tasks A B`, or of mergekit-evolve's tasks. The zoo's are found by name.
+
+    Args:
+        include_path: Folder of task files that lm-eval does not ship.
+        options: Further keys of an evaluator.
+    """
     zoo = presets.folder("evaluators") / "zoo"
     names = [t if isinstance(t, str) else str(t.get("name")) for t in tasks]
-    data: dict[str, Any] = {"tasks": [t if isinstance(t, str) else dict(t) for t in tasks]}
-    if any((zoo / f"{name}.yaml").is_file() for name in names):
+    data: dict[str, Any] = {"tasks": [t if isinstance(t, str) else dict(t) for t in tasks], **options}
+    if include_path is not None:
+        if not include_path.is_dir():
+            raise EvaluatorError(f"--include-path {include_path}: no such folder")
+        data["include_path"] = str(include_path.resolve())
+    elif any((zoo / f"{name}.yaml").is_file() for name in names):
         data["include_path"] = str(zoo)
     config = validate(EvaluatorConfig, Document(data, file), EvaluatorError)
     return EvaluatorFile(config, "-".join(names), Path(), file)

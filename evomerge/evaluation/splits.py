@@ -84,7 +84,7 @@ def divide(
         cap = splits.of(split).items
         if len(found[split]) < (cap or 1):
             raise EvaluatorError(f"{where}: {_too_few(split, splits, len(found[split]), places)}")
-        kept = sorted(found[split], key=lambda pair: (pair[0], pair[1].index))[:cap]
+        kept = sorted(found[split], key=lambda pair: (pair[0], pair[1].index))[: cap or splits.of(split).limit]
         out[split] = sorted((item for _, item in kept), key=lambda item: item.index)
     return out
 

@@ -152,7 +152,7 @@ def _check_second(config: HybridConfig, merge: Source, options: Options, root: P
     Returns:
         The optimizer's name.
     """
-    with told_of(options.space):
+    with told_of(options.file):
         space = second_space(config, merge, root)
     objectives = 2 if config.paths.depth.objective else 1
     with told_of(f"--sampler {options.sampler}"):

@@ -27,6 +27,8 @@ def search(options: Options, watcher: Watcher | None = None, stop: Stop | None =
     watcher, stop = watcher or Silent(), stop or Stop()
     watcher.say("checking space, evaluator and sources")
     asked = Asked.by(options)
+    for change in asked.changes:
+        watcher.say(f"{options.file}: {change}")
     plan = None if isinstance(asked.config, HybridConfig) else Plan(options, asked)
     out, storage = asked.places(options)
     with full_disks_stop(storage, out):

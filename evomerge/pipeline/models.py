@@ -66,13 +66,12 @@ def fingerprint_of(space: SearchSpace) -> dict[str, Any]:
 
 
 @contextmanager
-def told_of(what: str | Path | Mapping[str, Any] | None) -> Iterator[None]:
+def told_of(what: str | Path | None) -> Iterator[None]:
     """Name a space's file, or an option, in front of what the models show to be wrong with it."""
     try:
         yield
     except SpaceError as e:
-        named = "<space>" if isinstance(what, Mapping) else what
-        raise SpaceError(f"{named}: {e}" if named is not None else str(e)) from None
+        raise SpaceError(f"{what}: {e}" if what is not None else str(e)) from None
 
 
 def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:

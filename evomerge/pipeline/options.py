@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.optimizers import OPTIMIZERS
-from evomerge.space import AnyConfig, DataflowConfig, HybridConfig, SearchSpace, default_space, load_space
+from evomerge.sources import has_chat_template, open_sources
+from evomerge.space import (
+    AnyConfig,
+    DataflowConfig,
+    HybridConfig,
+    Migrated,
+    SearchSpace,
+    default_space,
+    load_space,
+)
 from evomerge.study import place
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
@@ -28,6 +37,7 @@ class Options:
     Attributes:
         space: A search space's file, preset or content; None with `models`: the default space over them.
         evaluator: An evaluator's file, preset or content.
+        include_path: Folder of lm-eval's task files, for tasks that are named without an evaluator.
         workers: 0 runs in this process, without Ray.
         restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
@@ -40,6 +50,7 @@ class Options:
     base: str | None = None
     evaluator: str | Mapping[str, Any] | None = None
     tasks: Sequence[str] = ()
+    include_path: Path | None = None
     study: str | None = None
     storage: str | None = None
     out: Path | None = None
@@ -61,6 +72,11 @@ class Options:
     estimates: str = "auto"
     timeout: float | None = None
 
+    @property
+    def file(self) -> str | None:
+        """What messages call the space; None where none is named."""
+        return "<space>" if isinstance(self.space, Mapping) else self.space
+
     def sampler_for(self, space: SearchSpace, objectives: int = 1) -> str:
         """The optimizer that is meant for a space and a number of objectives."""
         if self.sampler != "auto":
@@ -74,11 +90,13 @@ class Asked:
 
     Attributes:
         root: Folder that the space's relative model folders are looked for in, beside the current one.
+        changes: Of mergekit-evolve's configuration: what is done in another way, one line each.
     """
 
     config: AnyConfig
     evaluator: EvaluatorFile
     root: Path | None
+    changes: tuple[str, ...] = ()
 
     @classmethod
     def by(cls, options: Options) -> Asked:
@@ -87,15 +105,20 @@ class Asked:
         Raises:
             InputError: a file is wrong, or options do not go together.
         """
-        config, tasks = _space(options)
+        config, migrated = _space(options)
         file = Path(options.space) if isinstance(options.space, str) else None
         root = file.parent if file is not None and file.is_file() else None
-        evaluator = _evaluator(options, tasks)
+        evaluator = _evaluator(options, migrated)
         if options.objectives:
             evaluator = evaluator.after(options.objectives)
         evaluator = evaluator.within(options.timeout)
         _check_timeout(evaluator, options)
-        asked = cls(config, evaluator, root)
+        changes: tuple[str, ...] = ()
+        required = True
+        if migrated is not None:
+            changes, required = migrated.changes, migrated.asked or bool(options.tasks or options.evaluator)
+        evaluator, without = _templated(evaluator, config, root, required)
+        asked = cls(config, evaluator, root, (*changes, *without))
         share = options.cluster.gpus_per_worker or 0.0
         if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
             raise InputError(
@@ -131,29 +154,64 @@ def _check_timeout(evaluator: EvaluatorFile, options: Options) -> None:
         )
 
 
-def _space(options: Options) -> tuple[AnyConfig, Sequence[Mapping[str, Any]]]:
-    """The space asked for, and the tasks where it is mergekit-evolve's configuration."""
+def _space(options: Options) -> tuple[AnyConfig, Migrated | None]:
+    """The space asked for, and what mergekit-evolve's configuration says beside it, where it is one."""
     if options.space is None and options.models:
-        return default_space(options.models, options.base), ()
+        return default_space(options.models, options.base), None
     if options.space is None and options.base:
         raise InputError("--base needs --models")
     config = load_space(options.space or QUICKSTART)
+    migrated = config.migrated
     if options.models:
         # Paths' base is only measured beside them: the file's says nothing of other models.
         base = None if isinstance(config, DataflowConfig) else config.base_model
         config = config.with_sources(options.models, options.base or base)
-    return config, config.tasks
+    return config, migrated
 
 
-def _evaluator(options: Options, mergekit_tasks: Sequence[Mapping[str, Any]]) -> EvaluatorFile:
+def _evaluator(options: Options, migrated: Migrated | None) -> EvaluatorFile:
     if options.tasks and options.evaluator:
         raise InputError("--tasks and --evaluator cannot both be given")
-    if options.tasks:
-        return evaluator_for(options.tasks)
     if options.evaluator:
+        if options.include_path is not None:
+            raise InputError("--include-path: an evaluator names its own folder, by its key include_path")
         return load_evaluator(options.evaluator)
-    if mergekit_tasks:
-        return evaluator_for(mergekit_tasks)
+    if options.tasks:
+        return evaluator_for(options.tasks, include_path=options.include_path)
+    if migrated is not None and migrated.evaluator:
+        found = dict(migrated.evaluator)
+        return evaluator_for(found.pop("tasks"), str(options.file), options.include_path, found)
+    if options.include_path is not None:
+        raise InputError("--include-path needs --tasks, or mergekit-evolve's configuration")
     if options.models and options.space is None:
         raise InputError("--models needs --tasks or --evaluator: what makes a merge good?")
+    if migrated is not None:
+        raise InputError(f"{options.file}: names no tasks; add them, or give --tasks or --evaluator")
     return load_evaluator(QUICKSTART)
+
+
+def _templated(
+    evaluator: EvaluatorFile, config: AnyConfig, root: Path | None, required: bool
+) -> tuple[EvaluatorFile, list[str]]:
+    """The evaluator as these models can be scored by it, and what that changes, in words.
+
+    Args:
+        required: Whether a chat template is asked for, and not merely the default of another program.
+
+    Raises:
+        EvaluatorError: a chat template is required, and a model has none.
+        SourceError: a model cannot be opened.
+    """
+    if not evaluator.config.apply_chat_template or evaluator.config.kind != "lm_eval":
+        return evaluator, []
+    found = open_sources(config.references(), root=root, weights=False)
+    without = [r for r, s in found.items() if not has_chat_template(s)]
+    if not without:
+        return evaluator, []
+    if required:
+        raise EvaluatorError(
+            f"{evaluator.file}: apply_chat_template: {', '.join(without)}: has no chat template; expected models that "
+            "have one, or apply_chat_template: false"
+        )
+    said = f"no chat template is applied: {', '.join(without)} has none (mergekit-evolve: applies it, and fails there)"
+    return evaluator.without_chat_template(), [said]

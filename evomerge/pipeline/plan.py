@@ -99,7 +99,7 @@ class Plan:
         places = {r: s.full_reference for r, s in found.items()}
         self.sources = {places[r]: replace(s, reference=places[r]) for r, s in found.items()}
         self.config = asked.config.placed(places)
-        with told_of(options.space):
+        with told_of(options.file):
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)

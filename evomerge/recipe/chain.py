@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from evomerge.errors import RecipeError
-from evomerge.recipe.consistency import ignored
+from evomerge.recipe.consistency import ignored, unlike_mergekit
 from evomerge.recipe.reference import ModelReference
 from evomerge.recipe.schema import Recipe
 
@@ -92,6 +92,12 @@ class Chain:
         """What the recipes say that has no effect, a line each."""
         where = [f'"{step.name}": ' if step.name in self.names else "" for step in self.steps]
         return [f"{at}{line}" for at, step in zip(where, self.steps, strict=True) for line in ignored(step.recipe)]
+
+    def unlike_mergekit(self) -> list[str]:
+        """What mergekit builds in another way of these recipes, where they are mergekit's; a line each."""
+        where = [f'"{step.name}": ' if step.name in self.names else "" for step in self.steps]
+        steps = zip(where, self.steps, strict=True)
+        return [f"{at}{line}" for at, step in steps for line in unlike_mergekit(step.recipe)]
 
     def references(self) -> list[str]:
         """Every model from outside the chain, in order of first mention."""

@@ -49,6 +49,28 @@ def ignored(recipe: Any) -> Iterator[str]:
                 )
 
 
+def unlike_mergekit(recipe: Any) -> Iterator[str]:
+    """What a recipe of mergekit's builds in another way here, in words; nothing of recipes that were written by us."""
+    if "evomerge" in recipe.model_fields_set:
+        return
+    if METHODS[recipe.merge_method].random:
+        name = recipe.merge_method
+        yield f"{name}: random masks follow from seed, model and tensor (mergekit: from torch's generator)"
+    for key, holder in _holders(recipe):
+        for name, setting in _mapping(_get(holder, "parameters")).items():
+            entries = setting if isinstance(setting, list) and any(_get(e, "value") for e in setting) else [setting]
+            for entry in entries:
+                value = entry if isinstance(entry, list) else _get(entry, "value")
+                everywhere = isinstance(entry, list) or _get(entry, "filter") in (None, "*")
+                if isinstance(value, list) and everywhere and value[0] != value[-1]:
+                    where = ".".join(filter(None, (_dotted(key) if key else "", "parameters", name)))
+                    yield (
+                        f"{where}: final norm and output head get the last value of the gradient, {value[-1]:g} "
+                        f"(mergekit: the first, {value[0]:g})"
+                    )
+                    return
+
+
 def merged_models(recipe: Any) -> list[str]:
     """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
     holders = [holder for _, holder in _holders(recipe)]

@@ -4,6 +4,7 @@ Safetensors only: a pickle checkpoint can run code when it is read and is refuse
 """
 
 from evomerge.sources.adapter import Adapter, Update
+from evomerge.sources.chat import has_chat_template
 from evomerge.sources.defaults import completed_config
 from evomerge.sources.files import INDEX, SINGLE, read_json, read_object, read_text, small_file
 from evomerge.sources.fit import check_fit, check_path_fit
@@ -43,6 +44,7 @@ __all__ = [
     "differing",
     "fetch",
     "file_hash",
+    "has_chat_template",
     "hash_sources",
     "local_folder",
     "open_source",

@@ -5,6 +5,7 @@ from evomerge.space.config import SpaceConfig
 from evomerge.space.dataflow import DataflowConfig
 from evomerge.space.hybrid import MERGED, HybridConfig
 from evomerge.space.load import AnyConfig, default_space, load_space, parse_space, stored_space
+from evomerge.space.mergekit_evolve import Migrated
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 from evomerge.space.protocol import Bindable, Config, SearchSpace
 from evomerge.space.shape import Shape
@@ -23,6 +24,7 @@ __all__ = [
     "Float",
     "HybridConfig",
     "Integer",
+    "Migrated",
     "Parameter",
     "SearchSpace",
     "Shape",

@@ -20,6 +20,7 @@ from evomerge.space.source import Model, Sources, named_models, repeated
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from evomerge.space.mergekit_evolve import Migrated
     from evomerge.space.space import Space
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
@@ -39,7 +40,7 @@ class SpaceConfig(Frozen):
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None
-    _tasks: tuple[dict[str, Any], ...] = PrivateAttr(default=())
+    _migrated: Migrated | None = PrivateAttr(default=None)
 
     @field_validator("kind")
     @classmethod
@@ -76,9 +77,9 @@ class SpaceConfig(Frozen):
         return tuple(METHODS[name] for name in self.method)
 
     @property
-    def tasks(self) -> tuple[dict[str, Any], ...]:
-        """Tasks that a mergekit-evolve configuration brought along ({name, weight, metric}), else empty."""
-        return self._tasks
+    def migrated(self) -> Migrated | None:
+        """What a mergekit-evolve configuration brought along; None where the space is of a file of our own."""
+        return self._migrated
 
     def taken(self, name: str) -> Parameter | None:
         """The method parameter of that name, of the first chosen method that takes it."""
@@ -176,7 +177,7 @@ class SpaceConfig(Frozen):
                 "tokenizer_source": places.get(self.tokenizer_source or "", self.tokenizer_source),
             }
         )
-        config._tasks = self._tasks
+        config._migrated = self._migrated
         return config
 
     def _data(self) -> dict[str, Any]:
@@ -184,5 +185,5 @@ class SpaceConfig(Frozen):
 
     def _again(self, data: dict[str, Any], what: str) -> SpaceConfig:
         config = validate(SpaceConfig, Document(data, f"{self.name or 'space'} ({what})"), SpaceError)
-        config._tasks = self._tasks
+        config._migrated = self._migrated
         return config

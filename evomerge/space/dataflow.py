@@ -121,9 +121,9 @@ class DataflowConfig(Frozen):
         return None
 
     @property
-    def tasks(self) -> tuple[dict[str, Any], ...]:
-        """None: no file of this kind brings tasks along."""
-        return ()
+    def migrated(self) -> None:
+        """None: mergekit-evolve has no such spaces."""
+        return None
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""

@@ -53,7 +53,7 @@ def encode(space: Space, recipe: Recipe) -> dict[str, Value]:
     Raises:
         SpaceError: which part of the recipe does not fit the space.
     """
-    recipe = _as_task_vectors(space, recipe)
+    recipe = _as_task_vectors(space, _of_one_base(space, _of_one_module(recipe)))
     if recipe.merge_method not in space.config.method:
         raise SpaceError(f'the recipe\'s merge_method "{recipe.merge_method}" is not in the space; '
                          f"{choose(recipe.merge_method, space.config.method)}")  # fmt: skip
@@ -97,6 +97,31 @@ def _bounded(space: Space, values: dict[str, float]) -> dict[str, Value]:
 def _same(reference: str | None) -> str | None:
     """One spelling per reference, so that a slash at the end is no difference."""
     return None if reference is None else str(ModelReference.parse(reference.rstrip("/") or reference))
+
+
+def _of_one_module(recipe: Recipe) -> Recipe:
+    """A recipe that says `modules: {default: ...}`, as the one that mergekit leaves beside a model, without it."""
+    if recipe.modules is None or len(recipe.modules) != 1:
+        return recipe
+    (module,) = recipe.modules.values()
+    if module.parameters:
+        return recipe
+    return recipe.model_copy(update={"modules": None, "models": module.models, "slices": module.slices})
+
+
+def _of_one_base(space: Space, recipe: Recipe) -> Recipe:
+    """A slerp whose slices each name their base, as mergekit-evolve writes it: from b to a by t is a to b by 1 - t."""
+    base = space.config.base_model
+    if recipe.merge_method != "slerp" or recipe.base_model is not None or not recipe.slices:
+        return recipe
+    pieces = []
+    for piece in recipe.slices:
+        t = (piece.parameters or {}).get("t")
+        if piece.base_model is None or not isinstance(t, float | int):
+            return recipe
+        away = _same(piece.base_model) != _same(base)
+        pieces.append(piece.model_copy(update={"base_model": None, "parameters": {"t": 1 - t if away else t}}))
+    return recipe.model_copy(update={"base_model": base, "slices": pieces})
 
 
 class _Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -13,6 +13,9 @@ from evomerge.space.config import SpaceConfig
 from evomerge.space.dataflow import DataflowConfig
 from evomerge.space.problems import refuse
 from evomerge.space.source import Source
+
+if TYPE_CHECKING:
+    from evomerge.space.mergekit_evolve import Migrated
 
 # The first stage's winner, by its reference in the file and its short name.
 MERGED = "merged"
@@ -103,9 +106,9 @@ class HybridConfig(Frozen):
         return self.parameter.tokenizer_source
 
     @property
-    def tasks(self) -> tuple[dict[str, Any], ...]:
-        """Tasks that a mergekit-evolve configuration brought along as the first stage, else empty."""
-        return self.parameter.tasks
+    def migrated(self) -> Migrated | None:
+        """What a mergekit-evolve configuration brought along as the first stage."""
+        return self.parameter.migrated
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first; not the first stage's winner, which is made."""

@@ -62,7 +62,7 @@ def _named(document: Document, name: str) -> AnyConfig:
         return config
     named = config.model_copy(update={"name": name})
     if isinstance(config, SpaceConfig) and isinstance(named, SpaceConfig):
-        named._tasks = config.tasks
+        named._migrated = config.migrated
     return named
 
 

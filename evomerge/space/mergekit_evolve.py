@@ -1,11 +1,15 @@
-"""mergekit-evolve's own configuration (top-level keys `genome` and `tasks`) read as a search space of ours.
+"""mergekit-evolve's own configuration (top-level keys `genome` and `tasks`) read as a search space and an evaluator.
 
-What differs, on purpose: weights are bounded (there they are not, and a negative one is used by its magnitude), density
-stays above 0, and slerp interpolates between two named models instead of the two heaviest of many.
+What differs, on purpose, is told line by line (`Migrated.changes`): weights are bounded (there they are not, and a
+negative one is used by its magnitude), density stays above 0, slerp interpolates between two named models instead of
+the two heaviest of many, and items are divided into those of the search and those that it never sees.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +21,8 @@ from evomerge.space.granularity import TAKEN
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
 NORMALIZED = ("linear", "ties", "dare_ties")
+# Shares of an evaluator that says nothing of them, which the file cannot do.
+SHARES = {"search": 0.3, "select": 0.2, "test": 0.5}
 MAX_WEIGHT = 2.0
 MIN_DENSITY = 0.01
 
@@ -62,28 +68,121 @@ class Genome(Frozen):
 
 
 class MergekitEvolve(Frozen):
-    """The whole file. Options of its evaluation are read and left to the evaluator."""
+    """The whole file, by mergekit-evolve's names and with its defaults."""
 
     genome: Genome
     tasks: list[Task] = Field(default_factory=list)
-    limit: int | None = None
-    num_fewshot: int | None = None
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
     shuffle: bool = False
     random_init: bool = False
     apply_chat_template: bool = True
     fewshot_as_multiturn: bool = True
 
+    @model_validator(mode="after")
+    def _once(self) -> MergekitEvolve:
+        for name, count in Counter(t.name for t in self.tasks).items():
+            if count > 1:
+                metrics = ", ".join(t.metric for t in self.tasks if t.name == name)
+                raise ValueError(
+                    f'tasks: "{name}" is named {count} times ({metrics}); here a task is scored by one metric: keep one'
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """What a mergekit-evolve file says beside its space.
+
+    Attributes:
+        evaluator: Its tasks and options by an evaluator's keys; empty where it names no task.
+        asked: Whether the file itself says to apply a chat template; mergekit-evolve's default does too, and fails
+            where there is none.
+        changes: What is done in another way than mergekit-evolve does it, one line each.
+    """
+
+    evaluator: Mapping[str, Any]
+    asked: bool
+    changes: tuple[str, ...]
+
 
 def read(document: Document) -> SpaceConfig:
-    """The space of a mergekit-evolve file; its tasks are in `SpaceConfig.tasks`.
+    """The space of a mergekit-evolve file; the rest of it is in `SpaceConfig.migrated`.
 
     Raises:
         SpaceError: every problem of the file, one line each.
     """
     file = validate(MergekitEvolve, document, SpaceError)
     config = validate(SpaceConfig, Document(_space(file.genome), document.file), SpaceError)
-    config._tasks = tuple(task.model_dump() for task in file.tasks)
+    asked = "apply_chat_template" in file.model_fields_set and file.apply_chat_template
+    config._migrated = Migrated(_evaluator(file), asked, tuple(_changes(file, config)))
     return config
+
+
+def _evaluator(file: MergekitEvolve) -> dict[str, Any]:
+    """The evaluator that a file's tasks and options are; empty where it has none."""
+    if not file.tasks:
+        return {}
+    tasks: list[dict[str, Any]] = []
+    for task in file.tasks:
+        made: dict[str, Any] = {"name": task.name, "metric": task.metric, "weight": abs(task.weight)}
+        if task.weight < 0:
+            made["higher_is_better"] = False
+        tasks.append(made)
+    found: dict[str, Any] = {"tasks": tasks}
+    if file.num_fewshot is not None:
+        found["num_fewshot"] = file.num_fewshot
+    if file.apply_chat_template:
+        found |= {"apply_chat_template": True, "fewshot_as_multiturn": file.fewshot_as_multiturn}
+    if file.limit is not None:
+        found["splits"] = {"search": {"share": SHARES["search"], "limit": file.limit}}
+    return found
+
+
+def _changes(file: MergekitEvolve, config: SpaceConfig) -> Iterator[str]:
+    """What is done in another way, in words."""
+    genome = file.genome
+    if genome.merge_method == "slerp":
+        yield (
+            f'slerp: t goes from "{config.base_model}" (0) to "{config.sources[0].model}" (1), from the middle on '
+            "(mergekit-evolve: the softmax of two weights)"
+        )
+    else:
+        low = config.parameters["weight"].low
+        sign = "with their sign" if genome.allow_negative_weights else "of a negative one the magnitude"
+        yield (
+            f"weights are searched from {low:g} to {MAX_WEIGHT:g}, from {1 / len(genome.models):.3g} on "
+            f"(mergekit-evolve: no bounds, {sign})"
+        )
+    if "density" in config.parameters:
+        yield f"density is searched from {MIN_DENSITY:g} to 1, from 1 on (mergekit-evolve: its magnitude, cut at 1)"
+    if genome.merge_method == "dare_ties":
+        yield "dare_ties: random masks follow from the seed alone (mergekit's from the order of its draws)"
+    if genome.smooth and genome.layer_granularity > 0:
+        yield "smooth: final norm and output head get the last value of a gradient (mergekit: the first)"
+    kept = {s.model for s in config.sources}
+    if genome.merge_method not in ("linear", "slerp") and genome.base_model in genome.models:
+        yield f'models: "{genome.base_model}" is the base, whose task vector is zero: it gets no weight'
+    again = [m for m, n in Counter(genome.models).items() if n > 1 and m in kept]
+    if again:
+        yield f"models: named more than once: {', '.join(again)}; each is one source"
+    if file.tasks:
+        share = " ".join(f"{name} {part:.0%}," for name, part in SHARES.items()).rstrip(",")
+        yield (
+            f"each task's items are divided by their content: {share} (mergekit-evolve: all of them are searched on); "
+            "an evaluator's file sets other shares"
+        )
+        if len(file.tasks) > 1:
+            yield "the score is the weighted mean of the tasks (mergekit-evolve: the sum); the order is the same"
+    if file.limit is not None:
+        yield f"limit: {file.limit} items of each task are searched on, drawn by their content (lm-eval: the first)"
+    if file.shuffle:
+        yield "shuffle: nothing to do, items are drawn by a hash of their content"
+    if file.random_init:
+        yield "random_init: not taken; a search starts from the weights above, and --seed gives another one"
+    negative = [t.name for t in file.tasks if t.weight < 0]
+    if negative:
+        yield f"tasks of negative weight are better when lower: {', '.join(negative)}"
 
 
 def _space(genome: Genome) -> dict[str, Any]:

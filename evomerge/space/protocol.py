@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.space.config import SpaceConfig
     from evomerge.space.dataflow import DataflowConfig
     from evomerge.space.hybrid import HybridConfig
+    from evomerge.space.mergekit_evolve import Migrated
     from evomerge.space.slots import SlotSpace
     from evomerge.space.space import Space
 
@@ -27,7 +28,7 @@ class Config(Protocol):
     Attributes:
         sources: The models that may give something, with their short names.
         base_model: Reference of the base, which is measured beside them; None without one.
-        tasks: Tasks that the file brought along (mergekit-evolve's), else empty.
+        migrated: What mergekit-evolve's file says beside the space; None where it is a file of our own.
     """
 
     @property
@@ -45,7 +46,7 @@ class Config(Protocol):
     @property
     def tokenizer_source(self) -> str | None: ...
     @property
-    def tasks(self) -> tuple[dict[str, Any], ...]: ...
+    def migrated(self) -> Migrated | None: ...
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""

@@ -270,10 +270,11 @@ limit: 100
     def test_reads(self) -> None:
         config = parse_space(self.FILE.format(negative="false"), "evolve.yaml")
         assert config.name == "evolve"
-        assert config.tasks == (
+        assert config.migrated is not None
+        assert config.migrated.evaluator["tasks"] == [
             {"name": "gsm8k_train", "weight": 1.0, "metric": "acc,none"},
             {"name": "arc_train", "weight": 0.5, "metric": "acc_norm,none"},
-        )
+        ]
         space = config.bind(4)
         start = space.initial()
         assert len(start) == 2 * 2 * 3 * 2  # groups x sources x (filters + rest) x (weight, density)
