@@ -101,9 +101,9 @@ def _same(reference: str | None) -> str | None:
 
 def _of_one_module(recipe: Recipe) -> Recipe:
     """A recipe that says `modules: {default: ...}`, as the one that mergekit leaves beside a model, without it."""
-    if recipe.modules is None or len(recipe.modules) != 1:
+    if recipe.modules is None or list(recipe.modules) != ["default"]:
         return recipe
-    (module,) = recipe.modules.values()
+    module = recipe.modules["default"]
     if module.parameters:
         return recipe
     return recipe.model_copy(update={"modules": None, "models": module.models, "slices": module.slices})
