@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says more of what else the machine does than of what is tested.
 hypothesis.settings.register_profile("evomerge", deadline=None)
 hypothesis.settings.load_profile("evomerge")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """A shell that starts tests in the background has them ignore Ctrl-C, and what they start inherits it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_configure(config):

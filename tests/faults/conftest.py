@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -10,14 +9,6 @@ import pytest
 
 from tests.faults import cheap
 from tests.faults.accounts import sequence
-
-
-@pytest.fixture(autouse=True, scope="session")
-def interruptible():
-    """A shell that starts tests in the background has them ignore Ctrl-C, and what they start inherits it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
