@@ -111,6 +111,7 @@ class Actors:
         self._like = like or (lambda item: None)
         self._queue: deque[_Waiting] = deque()
         self._starting: dict[Any, Any] = {}
+        self._called: set[Any] = set()
         self._idle: deque[Any] = deque()
         self._free: dict[Any, float] = {}
         self._running: dict[Any, _Run] = {}
@@ -229,17 +230,19 @@ class Actors:
         from ray.exceptions import RayError
 
         worker = self._starting.pop(reference)
+        was_up = worker in self._called
+        self._called.discard(worker)
         try:
             self._ray.get(reference)
         except RayError as e:
-            self._died_starting += 1
+            self._died_starting += not was_up
             if self._died_starting > TRIES * self.size:
                 raise EvoMergeError(f"workers die as they start: {first_line(e)}") from e
             self._replace(worker)
         else:
             self._died_starting = 0
             self._rest(worker)
-            self._dispatch()
+        self._dispatch()
 
     def _rest(self, worker: Any) -> None:
         """It has nothing to do."""
@@ -257,9 +260,10 @@ class Actors:
         self._make()
 
     def _dispatch(self) -> None:
-        self._ask_the_idle()
-        while self._queue and self._idle:
-            worker, waiting = self._pair()
+        ready = self._ready()
+        while self._queue and ready:
+            worker, waiting = self._pair(ready)
+            ready.remove(worker)
             self._idle.remove(worker)
             self._queue.remove(waiting)
             self._prepared.pop(waiting.at, None)
@@ -271,29 +275,38 @@ class Actors:
         if self._prepares:
             self._prepare()
 
-    def _ask_the_idle(self) -> None:
-        """Workers that have been idle may be gone, which nobody has noticed. They are asked, and are up again when they
-        answer: otherwise an item that is handed to one would count as one that killed it.
+    def _ready(self) -> list[Any]:
+        """Those of the idle that may get an item: who had something to do a moment ago.
+
+        Others may be gone, which nobody has noticed, and an item that is handed to one would count as one that killed
+        it. As many of them as there are items for are asked, and ready when they answer; first those that had an item
+        like one that waits.
         """
         now = time.monotonic()
-        for worker in list(self._idle)[: len(self._queue)]:
-            if now - self._free[worker] > IDLE_SECONDS:
-                self._idle.remove(worker)
-                with _room():
-                    self._starting[worker.up.remote()] = worker
+        stale = [w for w in self._idle if now - self._free[w] > IDLE_SECONDS]
+        ready = [w for w in self._idle if now - self._free[w] <= IDLE_SECONDS]
+        wanted = {waiting.like for waiting in self._queue} - {None}
+        holding = {waiting.at for waiting in self._queue}
+        stale.sort(key=lambda w: w not in holding and self._last.get(w) not in wanted)
+        for worker in stale[: max(0, len(self._queue) - len(ready) - len(self._called))]:
+            self._idle.remove(worker)
+            self._called.add(worker)
+            with _room():
+                self._starting[worker.up.remote()] = worker
+        return ready
 
-    def _pair(self) -> tuple[Any, _Waiting]:
-        """Which worker that is free gets which item: one that has it prepared, or had one like it, before the others.
+    def _pair(self, ready: list[Any]) -> tuple[Any, _Waiting]:
+        """Which worker gets which item: one that has it prepared, or had one like it, before the others.
 
         What a busy worker has prepared is left to it, unless there is nothing else.
         """
-        idle = {like: worker for worker in self._idle if (like := self._last.get(worker)) is not None}
+        by_like = {like: worker for worker in ready if (like := self._last.get(worker)) is not None}
         for waiting in self._queue:
-            if waiting.at in self._idle:
+            if waiting.at in ready:
                 return waiting.at, waiting
-            if waiting.at is None and waiting.like in idle:
-                return idle[waiting.like], waiting
-        return self._idle[0], next((w for w in self._queue if w.at is None), self._queue[0])
+            if waiting.at is None and waiting.like in by_like:
+                return by_like[waiting.like], waiting
+        return ready[0], next((w for w in self._queue if w.at is None), self._queue[0])
 
     def _prepare(self) -> None:
         """Each worker that is busy prepares an item that nobody prepares."""
