@@ -1,9 +1,10 @@
-"""Every command with every option, merge method and optimizer: from the parsers and tables that the program itself uses."""
+"""Every command with every option, merge method and optimizer: from the tables that the program uses."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from textwrap import dedent
 
 from evomerge.cli.commands import COMMANDS, Parser, build_parser
 from evomerge.methods import METHODS, Method
@@ -50,16 +51,16 @@ def page() -> str:
     """The page of commands as Markdown."""
     out = [
         "# Commands", "",
-        "Every command takes `--json`: one result on stdout, progress on stderr. Exit codes: 0 done, 2 the input is wrong "
-        "([troubleshooting](../troubleshooting.md)), 130 and 143 stopped by a signal, 1 anything else. `evomerge COMMAND "
-        "--help` says the same as this page.", "",
+        "Every command takes `--json`: one result on stdout, progress on stderr. Exit codes: 0 done, 2 the input is "
+        "wrong ([troubleshooting](../troubleshooting.md)), 130 and 143 stopped by a signal, 1 anything else. `evomerge "
+        "COMMAND --help` says the same as this page.", "",
     ]  # fmt: skip
     for words, parser in parsers().items():
         slug = words.replace(" ", "-")
-        described, _, examples = (parser.description or "").partition("\n\n")
-        out += [f"## `evomerge {words}` {{#{slug}}}", "", " ".join(described.split()), ""]
-        if examples:
-            out += ["```text", examples, "```", ""]
+        out += [f"## `evomerge {words}` {{#{slug}}}", ""]
+        for paragraph in (parser.description or "").split("\n\n"):
+            example = paragraph.startswith("  ")
+            out += ["```text", dedent(paragraph), "```", ""] if example else [" ".join(paragraph.split()), ""]
         for title, actions in groups(parser):
             if title not in ("options", "positional arguments"):
                 out += [f"### {title[0].upper()}{title[1:]} {{#{slug}-{title.replace(' ', '-')}}}", ""]
@@ -85,14 +86,15 @@ def optimizers_page() -> str:
         "# Optimizers", "",
         "`--sampler NAME`; `auto` takes `catcma` where the space has categories, `evolution` for paths, else `cma`. "
         "[What each brought](../search.md#optimizers) has the measurements.", "", *rows, "",
-        "*Categories*: whether it takes spaces in which the merge method, or a word, is searched too. *Several objectives*: "
-        "the outcome is then a front. *Least population*: the fewest candidates of a generation, see `--population`.", "",
+        "*Categories*: whether it takes spaces in which the merge method, or a word, is searched too. *Several "
+        "objectives*: the outcome is then a front. *Least population*: the fewest candidates of a "
+        "generation, see `--population`.", "",
     ])  # fmt: skip
 
 
 def _entry(slug: str, parser: Parser, action: argparse.Action) -> Sequence[str]:
-    value = parser._get_formatter()._format_args(action, (action.metavar or action.dest).upper() if isinstance(
-        action.metavar or action.dest, str) else "") if action.nargs != 0 else ""  # fmt: skip
+    metavar = action.metavar or action.dest.upper()
+    value = "" if action.nargs == 0 else parser._get_formatter()._format_args(action, str(metavar))
     if action.option_strings:
         name = ", ".join(f"{option} {value}".strip() for option in action.option_strings)
         anchor = action.option_strings[-1].lstrip("-")
@@ -109,7 +111,7 @@ def _method(method: Method) -> str:
     parameters = ", ".join(
         f"`{p.name}` ({'needed' if p.default is None else str(p.default).lower()})" for p in method.parameters
     )
-    return f"| [`{method.name}`] (../methods.md) | {method.summary} | {method.base} | {parameters or 'none'} |"
+    return f"| [`{method.name}`](../methods.md#{method.name}) | {method.summary} | {method.base} | {parameters or 'none'} |"
 
 
 def _optimizer(name: str, entry: Entry) -> str:

@@ -19,14 +19,16 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parent / "messages"
 MARK = "<!-- messages -->"
 GAP = "…"
-# What is raised for a user to read: the kinds of evomerge.errors, what becomes one in a file's or an option's check, and
-# the names under which functions are handed or make a kind.
+# What is raised for a user to read: the kinds of evomerge.errors, what becomes one in a file's or an option's check,
+# and the names under which functions are handed or make a kind.
 RAISED = re.compile(r"(Error|Problem|LeaseLost)$|^(error|kind|held|unfit)$|^(self\.)?_\w+$")
 # Raised for programmers, or caught and said again by evomerge in its own words.
 OTHERS = {
     "AssertionError", "AttributeError", "KeyError", "IndexError", "TypeError", "StopIteration", "RuntimeError",
-    "NotImplementedError", "PermissionError", "NotADirectoryError", "OSError", "BuildError", "_TwiceError", "_Numbering",
+    "NotImplementedError", "PermissionError", "NotADirectoryError", "OSError", "BuildError", "_TwiceError",
+    "_Numbering",
 }  # fmt: skip
+APPENDED = ("problems.append", "self.problems.append", "parser.error")
 NO_TEXT = re.compile(r"[^A-Za-z]*")
 
 
@@ -65,7 +67,9 @@ def _from_function(function: ast.FunctionDef) -> Iterator[str]:
         "Iterator" in gives and "Key" in gives and "str" in gives
     )  # fmt: skip
     for node in _own(function):
-        if isinstance(node, ast.Yield) and problems and node.value is not None:
+        if isinstance(node, ast.Yield) and "Mismatch" in gives and isinstance(node.value, ast.Tuple):
+            yield from _texts(node.value.elts[0])  # what differs between two models; what would help comes after it
+        elif isinstance(node, ast.Yield) and problems and node.value is not None:
             value = node.value
             yield from _texts(value.elts[-1] if isinstance(value, ast.Tuple) and value.elts else value)
         elif isinstance(node, ast.Return) and node.value is not None:
@@ -73,12 +77,10 @@ def _from_function(function: ast.FunctionDef) -> Iterator[str]:
                 yield from _texts(node.value)
             elif isinstance(node.value, ast.Call) and RAISED.search(gives) and node.value.args:
                 yield from _texts(node.value.args[0])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("problems.append", "parser.error"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in APPENDED:
             yield from _texts(node.args[0])
-        elif isinstance(node, ast.AugAssign) and ast.unparse(node.target) == "problems" and isinstance(
-            node.value, ast.List
-        ):
-            for element in node.value.elts:
+        elif isinstance(node, ast.AugAssign) and ast.unparse(node.target) == "problems":
+            for element in node.value.elts if isinstance(node.value, ast.List) else ():
                 yield from _texts(element)
 
 
@@ -114,7 +116,7 @@ def _shapes(node: ast.expr) -> list[str]:
 
 
 def areas() -> list[dict[str, Any]]:
-    """The reviewed messages by area: {title, id, means, messages: {text: what to do, or null for what `means` says}}."""
+    """The reviewed messages by area: {title, id, means, messages: {text: what to do, or null: as it says}}."""
     return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*.yaml"))]
 
 

@@ -78,8 +78,8 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
     (
         "fusion.md",
         "Fusion",
-        "What learns from what: the first argument of `evomerge fuse`. `evomerge init --fusion` writes one with comments. "
-        "[Fusion](../fusion.md) explains how it works.",
+        "What learns from what: the first argument of `evomerge fuse`. `evomerge init --fusion` writes one with "
+        "comments. [Fusion](../fusion.md) explains how it works.",
         (
             ("The file (`kind: fuse`)", FusionConfig),
             ("`sources:` (each entry)", Source),
@@ -99,8 +99,8 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
         "recipe.md",
         "Recipe",
         "One merge, in mergekit's schema: the argument of `evomerge merge`, and what a search writes as `recipe.yaml`. "
-        "What mergekit has no key for sits under `evomerge:`. [Recipes](../recipes.md) has examples and the order in which "
-        "parameters are looked up; several documents in one file make a chain, each then has a `name`.",
+        "What mergekit has no key for sits under `evomerge:`. [Recipes](../recipes.md) has examples and the order in "
+        "which parameters are looked up; several documents in one file make a chain, each then has a `name`.",
         (
             ("The file", Recipe),
             ("`models:` (each entry)", InputModel),
@@ -139,9 +139,8 @@ def keys(model: type[BaseModel]) -> Iterator[Key]:
     said = attributes(inspect.getdoc(model) or "")
     for name, field in model.model_fields.items():
         default = None if field.is_required() else _yaml(field.get_default(call_default_factory=True))
-        yield Key(
-            field.alias or name, _words(field.annotation), default, _bounds(field), said.get(name, field.description or "")
-        )
+        meaning = said.get(name, field.description or "")
+        yield Key(field.alias or name, _words(field.annotation), default, _bounds(field), meaning)
 
 
 def attributes(docstring: str) -> dict[str, str]:
@@ -171,7 +170,8 @@ def page(title: str, above: str, sections: Sequence[Section]) -> str:
         for key in keys(model):
             facts = [key.type, *([key.bounds] if key.bounds else [])]
             facts.append("**required**" if key.default is None else f"default: `{key.default}`")
-            out += [f"`{key.name}`{{#{slug}-{key.name}}}", f":   <small>{' · '.join(facts)}</small><br>{key.meaning}", ""]
+            body = f":   <small>{' · '.join(facts)}</small><br>{key.meaning}"
+            out += [f"`{key.name}`{{#{slug}-{key.name}}}", body, ""]
     return "\n".join(out)
 
 

@@ -23,7 +23,7 @@ class Equations(InlineProcessor):
         super().__init__(pattern, md)
         self.display = display
 
-    def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # type: ignore[override]  # noqa: N802
+    def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # type: ignore[override]
         """Put the equation's MathML in the place of its TeX."""
         tex = " ".join(m.group(1).split())
         return self.md.htmlStash.store(mathml(tex, self.display)), m.start(0), m.end(0)
@@ -46,7 +46,7 @@ def _plain(element: Element) -> Element:
 class MathExtension(Extension):
     """Registers both spellings."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         """As Markdown asks its extensions."""
         md.inlinePatterns.register(Equations(r"(?<![\\$])\$\$(.+?)\$\$", md, "block"), "math-block", PRIORITY + 1)
         md.inlinePatterns.register(
@@ -54,6 +54,6 @@ class MathExtension(Extension):
         )
 
 
-def makeExtension(**options: Any) -> MathExtension:  # noqa: N802
+def makeExtension(**options: Any) -> MathExtension:
     """What Markdown calls."""
     return MathExtension(**options)

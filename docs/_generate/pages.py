@@ -29,7 +29,7 @@ def stage(out: Path = PAGES) -> None:
         pages[Path(target)] = page(text.replace("](docs/", "]("))
     for name, text in generated().items():
         pages[Path(name)] = text
-    pictures = [p for p in DOCS.rglob("*") if p.suffix in (".png", ".svg", ".css", ".js") and "_generate" not in p.parts]
+    pictures = [p for p in DOCS.rglob("*") if p.suffix in (".png", ".svg", ".css", ".js")]
     wanted = {out / p for p in pages} | {out / p.relative_to(DOCS) for p in pictures}
     for old in [p for p in out.rglob("*") if p.is_file() and p not in wanted]:
         old.unlink()
@@ -55,8 +55,8 @@ def generated() -> dict[str, str]:
     found = {f"reference/{name}": keys.page(title, above, parts) for name, title, above, parts in keys.PAGES}
     found["reference/commands.md"] = commands.page()
     found["reference/methods.md"] = (
-        "# Methods at a glance\n\n`merge_method` of a recipe, `method` of a space. [Merge methods](../methods.md) has each "
-        "one's formula, [how it works](../how-it-works.md) the papers'.\n\n" + commands.methods_table() + "\n"
+        "# Methods at a glance\n\n`merge_method` of a recipe, `method` of a space. [Merge methods](../methods.md) has "
+        "each one's formula, [how it works](../how-it-works.md) the papers'.\n\n" + commands.methods_table() + "\n"
     )
     found["reference/optimizers.md"] = commands.optimizers_page()
     found["troubleshooting.md"] = errors.page()

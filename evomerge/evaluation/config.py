@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evomerge import presets
 from evomerge.config import Document, Frozen, load_yaml, validate
-from evomerge.errors import EvaluatorError, choose
+from evomerge.errors import EvaluatorError, beside, choose
 from evomerge.evaluation.goals import SCORE, Constraint, measured, named_twice
 from evomerge.evaluation.placeholders import PLACEHOLDERS, named
 
@@ -335,7 +335,7 @@ class EvaluatorFile:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
         path = self._places.get(key, self.folder / relative)
         if not path.exists():
-            raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path})")
+            raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path}){beside(path)}")
         return path
 
     def fingerprint(self) -> dict[str, Any]:

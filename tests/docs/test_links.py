@@ -1,9 +1,10 @@
-"""Links of the Markdown files as they stand in the repository, where GitHub and editors show them: files and anchors."""
+"""Links of the Markdown files as they stand in the repository, where GitHub shows them: files and anchors."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def anchors(path: Path) -> set[str]:
     found: dict[str, int] = {}
     out: set[str] = set()
     blocks = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
-    for opening, inline in zip(blocks, blocks[1:], strict=False):
+    for opening, inline in pairwise(blocks):
         if opening.type == "heading_open":
             words = "".join(t.content for t in inline.children or () if t.type in ("text", "code_inline"))
             slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")

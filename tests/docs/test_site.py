@@ -41,8 +41,8 @@ def build(folder: Path) -> Path:
 
 def zensical(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": f"{DOCS}{os.pathsep}{ROOT}"},
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{DOCS}{os.pathsep}{ROOT}"}, timeout=120,
     )  # fmt: skip
 
 
