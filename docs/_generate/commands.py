@@ -111,7 +111,8 @@ def _method(method: Method) -> str:
     parameters = ", ".join(
         f"`{p.name}` ({'needed' if p.default is None else str(p.default).lower()})" for p in method.parameters
     )
-    return f"| [`{method.name}`](../methods.md#{method.name}) | {method.summary} | {method.base} | {parameters or 'none'} |"
+    name = f"[`{method.name}`](../methods.md#{method.name})"
+    return f"| {name} | {method.summary} | {method.base} | {parameters or 'none'} |"
 
 
 def _optimizer(name: str, entry: Entry) -> str:
