@@ -48,7 +48,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.errorbar(score, place, xerr=[[score - low], [high - score]], color="#222222", linewidth=1.2, capsize=3)
         axes.text(high + 0.008, place, f"{score:.3f}", va="center", fontsize=9)
     axes.set_yticks(range(len(found)), [words for words, *_ in reversed(found)])
-    axes.set_xlabel("held-out score on word problems in Kovesh, which no source was taught (95 % intervals)", fontsize=9)
+    axes.set_xlabel("held-out score on word problems in Kovesh, taught to no source (95 % intervals)", fontsize=9)
     axes.set_xlim(0, max(high for *_, high in found) + 0.06)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
