@@ -38,10 +38,11 @@ CUT_OFF = """() => [...document.querySelectorAll('.md-header *, article, article
   return box.right > document.documentElement.clientWidth + 1 || box.left < -1;
 }).map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 50))"""
 # Boxes that are wider inside than outside, and do not scroll.
-STUCK = """() => [...document.querySelectorAll('article table, article pre > code, article math[display=block]')].filter(e => {
+STUCK = """() => [...document.querySelectorAll('article :is(table, pre > code, math[display=block])')].filter(e => {
   let box = e;
   while (box && box.tagName != 'ARTICLE') {
-    if (box.scrollWidth > box.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(box).overflowX)) return false;
+    const scrolls = ['auto', 'scroll'].includes(getComputedStyle(box).overflowX);
+    if (scrolls && box.scrollWidth > box.clientWidth + 1) return false;
     box = box.parentElement;
   }
   return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
