@@ -75,8 +75,10 @@ def nearest(value: str, choices: Iterable[str]) -> str | None:
 
 def beside(path: Path) -> str:
     """Words that end a message about a path that is not there: the nearest name beside it, where there is one."""
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = nearest(path.name, names)
+    try:
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()])
+    except OSError:  # no such folder, or one that may not be looked into
+        return ""
     return f'; did you mean "{path.parent / near}"?' if near else ""
 
 
