@@ -134,7 +134,9 @@ def table() -> str:
         out += ["| message | said by | what to do |", "|---|---|---|"]
         for text, advice in area["messages"].items():
             module = modules[text].module.removeprefix("evomerge.") if text in modules else ""
-            out.append(f"| {_cell(text)} | `{module}` | {advice or 'as it says'} |")
+            # A narrow column: names break behind their dots and nowhere else.
+            place = module.replace("_", "\\_").replace(".", ".<wbr>")
+            out.append(f"| {_cell(text)} | {place} | {advice or 'as it says'} |")
         out.append("")
     return "\n".join(out)
 
