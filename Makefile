@@ -14,7 +14,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help search test test-slow gpu-check lint benchmark notebook build constraints clean
+.PHONY: help search test test-slow gpu-check lint benchmark notebook docs docs-serve build constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(RUN)/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)/python
 	$(PIP) torch
-	$(PIP) -e '.[dev,preferences,postgresql,mysql,wandb]'
+	$(PIP) -e '.[dev,docs,preferences,postgresql,mysql,wandb]'
 	@touch $(VENV)/run.stamp $@
 
 search: $(VENV)/run.stamp  ## Search for a merge on the embedded models (ARGS="--seed 1" adds options, BUDGET=100)
@@ -69,6 +69,15 @@ benchmark: $(VENV)/dev.stamp  ## seconds per candidate, against mergekit-evolve'
 notebook: $(VENV)/dev.stamp  ## run docs/notebooks/evomerge.ipynb and keep what its cells show
 	$(RUN)/python docs/notebooks/run.py
 
+# Pages are made of docs/ and of the program itself (docs/_generate), then built; a broken link or anchor fails.
+SITE = PYTHONPATH=docs:. $(RUN)/python -m _generate && PYTHONPATH=docs:. $(RUN)/zensical
+
+docs: $(VENV)/dev.stamp  ## the documentation's site, into build/site (index.html opens without a server)
+	$(SITE) build --strict
+
+docs-serve: $(VENV)/dev.stamp  ## show it on this machine; `make docs` in another shell brings in what has changed
+	$(SITE) serve --dev-addr 127.0.0.1:8000
+
 build: $(VENV)/dev.stamp  ## wheel and source distribution into dist/
 	$(RUN)/python -m build
 
@@ -77,4 +86,4 @@ constraints: $(VENV)/dev.stamp  ## Write constraints.txt from what .venv holds
 	@mv constraints.new constraints.txt
 
 clean:  ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache build dist

@@ -73,7 +73,13 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, part in PARTS.items():
         if name in found:
-            lines += ["", *part.text(found[name])]
+            heading, *rest = part.text(found[name])
+            # Who reads one figure is told what measures it again.
+            lines += ["", heading, "", f"Command: `python benchmarks/results.py --work runs/results --part {name}`."]
+            lines += rest if rest[:1] == [""] else ["", *rest]
+            if name == "quickstart":
+                lines += ["", "![held-out scores of the quickstart](quickstart.png)", ""]
+                lines += ["Picture: `python benchmarks/picture.py`."]
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evomerge.errors import InputError, nearest
+from evomerge.errors import InputError, beside, nearest
 
 MAX_NODES = 200_000
 # What takes PyYAML a few seconds to read.
@@ -98,10 +98,7 @@ def read_text(path: str | Path, error: type[InputError] = InputError) -> str:
             raise error(f"{path}: has more than {MAX_BYTES:,} bytes, expected at most that of a YAML file; refused")
         return data.decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, beside)
-        hint = f'; did you mean "{path.parent / near}"?' if near else ""
-        raise error(f"{path}: no such file{hint}") from None
+        raise error(f"{path}: no such file{beside(path)}") from None
     except IsADirectoryError:
         raise error(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError as e:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class EvoMergeError(Exception):
@@ -70,6 +71,15 @@ def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice that looks most like `value`, or None when nothing is near."""
     found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def beside(path: Path) -> str:
+    """Words that end a message about a path that is not there: the nearest name beside it, where there is one."""
+    try:
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()])
+    except OSError:  # no such folder, or one that may not be looked into
+        return ""
+    return f'; did you mean "{path.parent / near}"?' if near else ""
 
 
 def choose(value: str, choices: Sequence[str]) -> str:

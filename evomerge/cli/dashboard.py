@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import socketserver
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import TYPE_CHECKING
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
@@ -42,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the storage, print the address, serve until interrupted."""
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: expected a port from 0 to 65535")
+    from evomerge.cli.dashboard_server import open_server
     from evomerge.study.database import shown
     from evomerge.study.place import storage_url
 
@@ -155,33 +153,3 @@ def study_names(url: str) -> list[str]:
     if not names:
         raise StudyError(f"storage {shown(url)}: holds no study yet")
     return sorted(names)
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Handler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: the page polls every few seconds."""
-
-
-def open_server(url: str, host: str, port: int, folders: Sequence[Path] = ()) -> WSGIServer:
-    """optuna-dashboard on a storage, bound and not yet serving; InputError where the address is taken.
-
-    Args:
-        folders: Where pictures of its studies lie.
-    """
-    import bottle
-    import optuna_dashboard
-
-    from evomerge.study.display import Folders
-    from evomerge.study.opening import open_tables
-
-    storage = open_tables(url)
-    store = Folders(folders, lambda artifact: bottle.HTTPError(404, f"artifact {artifact}: is not on this machine"))
-    app = optuna_dashboard.wsgi(storage, artifact_store=store)
-    try:
-        return make_server(host, port, app, server_class=_Server, handler_class=_Handler)
-    except OSError as e:
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({e.strerror}); try --port 0") from None

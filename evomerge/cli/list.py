@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read every study, print a row each."""
     from evomerge.cli.output import say
-    from evomerge.errors import InputError, StudyError
+    from evomerge.errors import InputError, StudyError, beside
     from evomerge.study.place import storage_url
     from evomerge.study.store import Store
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         urls = [storage_url(args.storage)]
     else:
         if args.runs != RUNS and not args.runs.is_dir():
-            raise InputError(f"{args.runs}: no such folder")
+            raise InputError(f"{args.runs}: no such folder{beside(args.runs)}")
         folders = [args.runs, *sorted(p for p in args.runs.iterdir() if p.is_dir())] if args.runs.is_dir() else []
         urls = [f"sqlite:///{file.resolve()}" for folder in folders for file in databases(folder)]
     rows = []

@@ -47,7 +47,9 @@ class CommandEvaluator(ItemEvaluator):
         self._hidden = [v for n, v in self._own.items() if file.config.env[n].startswith("$") and len(v) > 3]
         self._keeper = Keeper()
         if file.config.scratch is not None and not Path(file.config.scratch).expanduser().is_dir():
-            raise EvaluatorError(f"{file.file}: scratch = {file.config.scratch}: no such folder")
+            raise EvaluatorError(
+                f"{file.file}: scratch = {file.config.scratch}: no such folder; expected one that exists"
+            )
         self._program()
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evomerge import presets
 from evomerge.config import Document, Frozen, load_yaml, plain, validate
-from evomerge.errors import EvaluatorError, choose
+from evomerge.errors import EvaluatorError, beside, choose
 from evomerge.evaluation.goals import SCORE, Constraint, measured, named_twice
 from evomerge.evaluation.placeholders import PLACEHOLDERS, named
 
@@ -61,9 +61,9 @@ class SplitConfig(Frozen):
     """One split: the share of the items that falls into it, and how many of those are used per task.
 
     Attributes:
-        share: Of all items of a task.
-        items: Exactly so many; a task that has fewer is refused.
-        limit: At most so many.
+        share: Share of all items; what the three leave is used by none.
+        items: Exactly so many of each task; one that has fewer is refused.
+        limit: At most so many of each task.
     """
 
     share: float = Field(gt=0, lt=1)
@@ -78,7 +78,13 @@ class SplitConfig(Frozen):
 
 
 class Splits(Frozen):
-    """How items are divided, by a hash of their content: an item's split never depends on the other items."""
+    """How items are divided, by a hash of their content: an item's split never depends on the other items.
+
+    Attributes:
+        search: Items that candidates are scored on while the search runs.
+        select: Items on which the best few are scored again, to choose the winner.
+        test: Items that measure winner, base and sources at the end, once.
+    """
 
     search: SplitConfig = SplitConfig(share=0.3)
     select: SplitConfig = SplitConfig(share=0.2)
@@ -101,7 +107,29 @@ class EvaluatorConfig(Frozen):
     """An evaluator: what scores a model. lm-eval's options have lm-eval's own names.
 
     Attributes:
+        kind: What scores: `lm_eval` (its tasks), `python` (a function) or `command` (a program in any environment).
+        tasks: What is measured: names, or mappings of the keys of a task.
+        split_seed: Another number divides the items into search, select and test anew. Studies to be compared share
+            it.
+        splits: Which share of the items is searched on, which chooses the winner, which measures it.
         include_path: Folder of task YAMLs, relative to this file (lm-eval's `--include_path`).
+        num_fewshot: lm-eval's: examples put before each question; default: the task's.
+        gen_kwargs: lm-eval's: options of generation, such as {max_gen_toks: 256}; default: the task's.
+        apply_chat_template: lm-eval's: format prompts by the tokenizer's chat template; any text counts as true.
+        fewshot_as_multiturn: lm-eval's: with apply_chat_template, examples are turns of the conversation.
+        system_instruction: lm-eval's: text of the system's turn.
+        batch_size: Items scored side by side; "auto": as many as memory holds on a GPU, one size that suits a CPU
+            else.
+        max_batch_size: The most that batch_size: "auto" may choose.
+        max_length: Tokens of prompt and answer at most; default: what the model takes.
+        add_bos_token: lm-eval's: whether prompts begin with the tokenizer's first token; default: as the tokenizer
+            does.
+        seed: Seed of few-shot examples and of sampling, the same for every candidate.
+        device: Where candidates are scored ("cpu", "cuda"); default: the worker's GPU where it has one.
+        dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
+        confirm_run_unsafe_code: Whether tasks that run generated code may do so.
+        trust_remote_code: Whether datasets and models may bring Python code that is run. Leave it off for what is
+            not yours.
         function: For `kind: python`: `file.py:function`, relative to this file.
         command: For `kind: command`: the program and its arguments; see `evaluation.command`.
         env: For `kind: command`: variables for it; `$NAME` as a value is that of another variable.
@@ -110,9 +138,6 @@ class EvaluatorConfig(Frozen):
         items: For `kind: python` and `command`: JSONL file of items to be scored, relative to this file.
         timeout: Seconds that one candidate may take to be built and scored (each block of a race by itself); of a
             command, that it may run.
-        dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
-        seed: Seed of few-shot examples and of sampling, the same for every candidate.
-        confirm_run_unsafe_code: Whether tasks that run generated code may do so.
         objectives: What the search is after: "score", tasks, "depth" (of paths), TASK.length. Where tasks are named and
             the score is not, it is the mean of those tasks.
         constraints: What a model must keep to be chosen.
@@ -323,7 +348,7 @@ class EvaluatorFile:
         """A file or folder that the YAML names; raises EvaluatorError where it is missing."""
         path = self._places.get(key, self.folder / relative)
         if not path.exists():
-            raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path})")
+            raise EvaluatorError(f"{self.file}: {key} = {relative}: no such file or folder ({path}){beside(path)}")
         return path
 
     def fingerprint(self) -> dict[str, Any]:

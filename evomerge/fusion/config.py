@@ -109,6 +109,7 @@ class FunctionConfig(Frozen):
             exp(-CE).
         per: What the sources are compared over: each "token", "sequence" (document) or "block" (documents side by side
             up to `block_tokens`, as FuseLLM packs them).
+        block_tokens: Of "block": tokens of one; FuseLLM has 2048.
         compare: "bytes": nats per byte of text, which is fair to every tokenizer; "tokens": nats per token of their
             own, and averages weighted by softmax(exp(-CE)), as published.
         include_target: Whether the target, as it is before, is one of the sources.
@@ -123,7 +124,14 @@ class FunctionConfig(Frozen):
 
 
 class LoraConfig(Frozen):
-    """Train a low-rank adapter and merge it into the target at the end; names as in PEFT."""
+    """Train a low-rank adapter and merge it into the target at the end; names as in PEFT.
+
+    Attributes:
+        r: Rank of the adapter.
+        lora_alpha: The adapter is scaled by lora_alpha / r.
+        lora_dropout: Share of the adapter's inputs that is dropped in training.
+        target_modules: Names of the linear layers that get one; "all-linear": all of them but the head.
+    """
 
     r: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
@@ -142,10 +150,22 @@ class TrainingConfig(Frozen):
         renormalize: Of "ce" and "kl": whether what is kept of a source's distribution is brought to a sum of one, as
             published; else what it leaves is the probability of all other tokens together.
         alm_temperature: Of "alm": likelihoods are compared to the power of 1 / this.
+        num_train_epochs: Passes over the corpus.
+        max_steps: Instead of num_train_epochs: so many updates.
+        per_device_train_batch_size: Documents of one process in one pass.
+        gradient_accumulation_steps: Passes whose gradients make one update.
+        gradient_checkpointing: Less memory for activations, about a third more time.
+        learning_rate: Largest learning rate of AdamW.
+        lr_scheduler_type: How it falls: transformers' names (cosine, linear, constant, ...).
+        warmup_steps: Updates until it is reached; below 1: a share of all of them.
+        weight_decay: AdamW's weight decay.
+        adam_beta1, adam_beta2: AdamW's decays of the mean of gradients, and of that of their squares.
+        max_grad_norm: Gradients of a larger norm are scaled down to it.
+        bf16: Whether passes compute in bfloat16; "auto": on GPUs that have it.
+        dtype: Of the weights while they are trained; bf16 computes in that type whatever this is.
         evaluations: How often bits per byte are measured, and a checkpoint is kept, in a run.
         early_stopping_patience: Stop after so many measurements without a better one; None: never. The best checkpoint
             is taken in any case.
-        dtype: Of the weights while they are trained; bf16 computes in that type whatever this is.
         lora: Train an adapter instead of all weights.
         processes: Processes that train one target together, by accelerate's launcher.
         arguments: More of transformers' TrainingArguments, by their own names.
@@ -182,10 +202,18 @@ class SearchConfig(Frozen):
     Attributes:
         space: A search space's file or preset, over the targets; its models are replaced.
         evaluator: Default: the fusion's.
+        budget: Candidates, or a time ("30m").
+        sampler: Optimizer by name; auto: the space's default.
+        population: Candidates per generation; default: the sampler's.
         sigma: First step size, as a share of each range: small, for targets of one pivot lie close together.
         restarts: What follows where the sampler has converged; default: its own.
         objectives: What it is after, instead of the evaluator's objectives (`--objective`).
         warm_start: Output folder of a search over targets of the same names to begin from; relative to the file.
+        patience: Stop where the cost of so many candidates brought no better one; default: never.
+        fidelity: `race`: candidates stop early where they cannot matter; `full`: each on all items; `auto`: race
+            where items allow it.
+        estimates: Of candidates that stopped: `auto`: an item-response model's where better; `plain`: by difference.
+        controls: Whether each task vector alone, and random search, are searched at equal budget.
         starts: Which merges are tried first: SCE, VaRM, and VaRM's weights by place; where the space has not the
             method, the weights nearest to it.
     """
@@ -207,7 +235,11 @@ class SearchConfig(Frozen):
 
 
 class ThenConfig(Frozen):
-    """What follows."""
+    """What follows.
+
+    Attributes:
+        search: A search over the targets; `then: search` alone takes every default.
+    """
 
     search: SearchConfig
 
@@ -216,11 +248,21 @@ class FusionConfig(Frozen):
     """A fusion as a file gives it.
 
     Attributes:
+        kind: Says that the file is a fusion.
+        name: What the fusion is called; default: the file's name.
         target: The model that learns: results have its architecture, tokenizer and chat template. FuseChat's pivot.
         sources: Models of any architecture and tokenizer, which it learns from.
+        corpus: The text to learn from; a path alone stands for {path: PATH}.
+        teachers: How sources read the corpus, and what is kept of it.
+        alignment: How other tokenizers' positions and tokens are brought to the target's.
+        fusion: How several sources become one teacher.
+        training: How the target learns.
         evaluator: Measures models, sources and results, beside bits per byte; a file or preset, as for a search.
         then: What follows; `search` over the targets of a pairwise fusion.
         preferences: Instead of learning from distributions: from answers (FuseChat-3.0).
+        seed: Seed of the order of documents, of dropout and of sampled answers.
+        out_dtype: Type that results are saved in; default: the target's own.
+        trust_remote_code: Whether models may bring Python code that is run. Leave it off for what is not yours.
     """
 
     kind: Literal["fuse"]

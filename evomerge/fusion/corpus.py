@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, choose
+from evomerge.errors import InputError, beside, choose
 from evomerge.fusion.config import CorpusConfig
 from evomerge.fusion.documents import Document, Message
 
@@ -46,7 +46,7 @@ def locate(path: str, root: Path | None) -> Path:
     for found in (Path(path), *([root / path] if root is not None else [])):
         if found.exists():
             return found
-    raise CorpusError(f"corpus {path}: no such file or folder")
+    raise CorpusError(f"corpus {path}: no such file or folder{beside((root or Path()) / path)}")
 
 
 def check_split(config: CorpusConfig, *places: Path) -> None:
@@ -92,7 +92,7 @@ def read_corpus(where: Path, config: CorpusConfig) -> Iterator[Document]:
     if problems:
         raise CorpusError("\n".join(problems))
     if not count:
-        raise CorpusError(f"{where}: holds no document")
+        raise CorpusError(f"{where}: holds no document; expected at least one")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:

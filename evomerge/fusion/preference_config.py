@@ -13,6 +13,10 @@ class StageConfig(Frozen):
     """One of the two trainings on preferences; names are TRL's and transformers'.
 
     Attributes:
+        learning_rate: Largest learning rate of AdamW.
+        num_train_epochs: Passes over the stage's questions.
+        per_device_train_batch_size: Answers (of DPO: pairs) in one pass.
+        gradient_accumulation_steps: Passes whose gradients make one update.
         beta: Of DPO alone: how far from where it began the target may go.
         arguments: More of TRL's SFTConfig or DPOConfig, by their own names.
     """
@@ -38,6 +42,8 @@ class PreferenceConfig(Frozen):
         sft_share: Share of the questions whose best answers are learned; the others make the pairs.
         margin: Both answers of a pair are of one source: its best and its worst, more than so far apart.
         include_target: Whether the target, as it is before, answers too.
+        sft: First training: on the best answers.
+        dpo: Second training: the best answer of a pair is preferred to the worst.
     """
 
     score: str

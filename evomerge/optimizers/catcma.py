@@ -11,7 +11,8 @@ import numpy as np
 from evomerge.optimizers.coordinates import STEP, bins, first_steps, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, ranks
 from evomerge.optimizers.protocol import Behaviour, Told
-from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
+from evomerge.optimizers.restarts import Run, Schedule, Stagnation
+from evomerge.optimizers.table import BIPOP, NONE
 from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from evomerge.optimizers.coordinates import STEP, bins, first_steps, from_unit, to_unit
 from evomerge.optimizers.generation import Generation, losses
 from evomerge.optimizers.protocol import Behaviour, Told, Worth
-from evomerge.optimizers.restarts import BIPOP, NONE, Run, Schedule, Stagnation
+from evomerge.optimizers.restarts import Run, Schedule, Stagnation
+from evomerge.optimizers.table import BIPOP, NONE
 from evomerge.optimizers.warm_start import promising
 from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.optimizers.protocol import Worth
+from evomerge.optimizers.table import IPOP, NONE
 
-NONE, IPOP, BIPOP = "none", "ipop", "bipop"
-RESTARTS = (NONE, IPOP, BIPOP)
 # First and last part of the window whose medians are compared (Hansen 2009).
 PART = 0.3
 

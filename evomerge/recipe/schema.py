@@ -23,7 +23,12 @@ Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
 
 class InputModel(Frozen):
-    """One entry of `models:`: every layer of a source, with its parameters."""
+    """One entry of `models:`: every layer of a source, with its parameters.
+
+    Attributes:
+        model: A folder, a hub id (`org/name@revision`) or `zoo:NAME`; `+` adds a LoRA adapter.
+        parameters: Of this model: they go before the recipe's.
+    """
 
     model: Reference
     parameters: Parameters | None = None
@@ -33,6 +38,11 @@ class InputSlice(Frozen):
     """One source of a slice: layers `layer_range[0]` up to, without, `layer_range[1]`.
 
     A range of no layers ([0, 0]) in the first or last slice names whose embeddings, or final norm and head, are taken.
+
+    Attributes:
+        model: A folder, a hub id (`org/name@revision`) or `zoo:NAME`; `+` adds a LoRA adapter.
+        layer_range: First layer, and the one behind the last: [0, 4] are four layers.
+        parameters: Of this model in this slice: they go before the slice's.
     """
 
     model: Reference
@@ -55,7 +65,10 @@ class OutputSlice(Frozen):
     """A run of output layers and the sources they are merged from.
 
     Attributes:
+        sources: Models and their layers that are merged into this run, all of equally many layers.
+        base_model: Base of this slice; default: the recipe's, with the same range of layers.
         residual_weight: A key of mergekit's schema that it does nothing with, nor do we; kept for exchange.
+        parameters: Of this slice: they go before the recipe's.
     """
 
     sources: list[InputSlice] = Field(min_length=1)
@@ -72,7 +85,13 @@ class OutputSlice(Frozen):
 
 
 class Module(Frozen):
-    """A recipe for one module of a composite model (the text decoder of a vision-language model)."""
+    """A recipe for one module of a composite model (the text decoder of a vision-language model).
+
+    Attributes:
+        slices: Runs of layers of this module; one of `slices` and `models` is given.
+        models: The sources of this module, all layers of each.
+        parameters: Of this module: they go before the recipe's.
+    """
 
     slices: list[OutputSlice] | None = None
     models: list[InputModel] | None = None
@@ -102,7 +121,24 @@ class Extras(Frozen):
 
 
 class Recipe(Frozen):
-    """One merge, in mergekit's schema."""
+    """One merge, in mergekit's schema.
+
+    Attributes:
+        merge_method: Name of the merge method.
+        models: The sources, all layers of each; one of `models`, `slices` and `modules` is given.
+        slices: Instead: runs of layers, put one behind the other.
+        modules: Instead, of composite models: a recipe for each module that is merged, by its name.
+        base_model: What task vectors are differences to; its configuration is the merge's.
+        parameters: Parameters of the method for the whole recipe: numbers, gradients (lists over the layers) or
+            filters.
+        dtype: mergekit's arithmetic type; here sums are in float32 whatever it says, in float64 for `float64`.
+        out_dtype: Type that the checkpoint is saved in; default: dtype, else the models' own.
+        tokenizer_source: Whose vocabulary the merge has: `union`, `base` or a model. Short for `tokenizer:
+            {source}`.
+        tokenizer: Vocabulary and embeddings in detail; not together with tokenizer_source.
+        chat_template: `auto` (the one that most models have), a format's name, or the text of a Jinja template.
+        evomerge: What mergekit has no key for; it leaves the key alone.
+    """
 
     merge_method: str
     models: list[InputModel] | None = None

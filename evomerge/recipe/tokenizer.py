@@ -15,7 +15,14 @@ MOST_PADDING = 65536
 
 
 class ModelToken(Frozen):
-    """The embedding that another token, or a row, has in one of the models."""
+    """The embedding that another token, or a row, has in one of the models.
+
+    Attributes:
+        kind: Says that the embedding is another token's.
+        model: Whose embedding is taken.
+        token_id: Number of its row; one of token and token_id is given.
+        token: The token itself.
+    """
 
     kind: Literal["model_token"]
     model: Reference
@@ -30,7 +37,11 @@ class ModelToken(Frozen):
 
 
 class ZeroToken(Frozen):
-    """An embedding of zeros."""
+    """An embedding of zeros.
+
+    Attributes:
+        kind: Says that the embedding is zeros.
+    """
 
     kind: Literal["zero"]
 
@@ -62,6 +73,7 @@ class TokenEmbedding(Frozen):
 
     Attributes:
         source: A model (its embedding of this token), another token of a model, or zero. None: as for any token.
+        force: Take it in every model, also in those that have the token.
     """
 
     source: _TokenSource | None = None

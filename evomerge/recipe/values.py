@@ -48,7 +48,12 @@ _Value = Annotated[
 
 
 class Condition(Frozen):
-    """One entry of a filtered parameter: the first whose `filter` is a substring of the tensor's name applies."""
+    """One entry of a filtered parameter: the first whose `filter` is a substring of the tensor's name applies.
+
+    Attributes:
+        filter: A part of a tensor's name; "*" or none fits every name.
+        value: What such tensors have: a number, a word, true or false, or a gradient.
+    """
 
     filter: str | None = None
     value: _Value

@@ -28,7 +28,24 @@ KINDS = ("parameter", "dataflow", "hybrid")
 
 
 class SpaceConfig(Frozen):
-    """A parameter space as a file gives it; `bind` makes it one for models of a known depth."""
+    """A parameter space as a file gives it; `bind` makes it one for models of a known depth.
+
+    Attributes:
+        name: What the space is called in a study's name; default: the file's name.
+        kind: `parameter`: a merge of weights. `dataflow` and `hybrid` are mappings of other keys.
+        method: A merge method, or a list of them: which one is then searched too.
+        base_model: The model that the sources were fine-tuned from; methods over task vectors need it.
+        sources: The models to merge, fine-tunes of one base: references, or mappings of the keys of a source.
+        granularity: How finely models are cut into parts with values of their own; without it one part, the whole
+            model.
+        parameters: Parameters of the methods by name, each a range or a fixed value; those left out keep the
+            method's default.
+        dtype: Arithmetic type of recipes, as mergekit has it; sums are in float32 whatever it says, float64 for
+            `float64`.
+        out_dtype: Type that a checkpoint is saved in; default: dtype, else the sources' own.
+        tokenizer_source: Whose vocabulary a merge has: `union`, `base` or a model; default: the base's (or first
+            source's).
+    """
 
     name: str = ""
     kind: str = "parameter"

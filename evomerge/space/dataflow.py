@@ -32,6 +32,8 @@ class Depth(Frozen):
     """How many layers a path may have.
 
     Attributes:
+        low: Fewest layers of a path.
+        high: Most layers of a path; default: as many as the encoding can give.
         objective: Whether fewer layers are an objective beside the score.
     """
 
@@ -60,15 +62,21 @@ class DataflowConfig(Frozen):
     """A data-flow space as a file gives it; `bind_models` makes it one for models of known shapes.
 
     Attributes:
-        sources: Whose layers paths pass; the search starts from the first one's own path.
+        name: What the space is called in a study's name; default: the file's name.
+        kind: Says that the file is about paths over layers.
         base_model: Measured beside the sources, nothing more.
+        sources: Whose layers paths pass; the search starts from the first one's own path.
         encoding: `compact`: swaps, repeats, skips and insertions on top of the first source's path; `slots`: that of
             arXiv 2403.13187, all layers in order, some times over, each in or out.
+        scale: What the residual stream is multiplied by where a hop begins: bounds, or 1 for none.
+        depth: How many layers a path may have.
         embeddings, head: Names of the sources that may give them; default all. Tied heads go with the embeddings.
         repetitions: slots: how often all layers stand in a row.
         repeats: compact: how often a position may be passed.
         insertions: compact: how many layers (groups) may be put in beside.
         layer_groups, layers_per_group: compact: a position is a group of consecutive layers; default one layer.
+        dtype: Arithmetic type of recipes, as mergekit has it.
+        out_dtype: Type that a checkpoint is saved in; default: dtype, else the sources' own.
     """
 
     name: str = ""

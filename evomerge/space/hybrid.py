@@ -25,6 +25,8 @@ class HybridConfig(Frozen):
     """A parameter space and a data-flow space over its winner and the sources.
 
     Attributes:
+        name: What the space is called in a study's name; default: the file's name.
+        kind: Says that the file has two stages.
         share: Of the budget, for the parameter stage.
         parameter: The first stage.
         paths: The second stage (`dataflow:` in the file), with the reference "merged" for the winner; by default over

@@ -20,6 +20,9 @@ class Range(Frozen):
     """One parameter of a method: bounds to search in, or a fixed `value` (a plain number, true/false or word in YAML).
 
     Attributes:
+        value: One fixed value, not searched; in YAML simply the number, word, true or false itself.
+        low: Smallest value that is tried.
+        high: Largest value that is tried.
         init: Where the search starts; default the middle of the range.
         log: Search the logarithm (low above 0).
         per: What has a value of its own: source, layers (each group), modules. Empty or "global": one value for all.

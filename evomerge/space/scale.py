@@ -21,6 +21,9 @@ class Scale(Frozen):
     """Bounds of what the residual stream is multiplied by where a hop begins, or a fixed `value` (1: as it is).
 
     Attributes:
+        value: 1: the residual stream as it is, no scales; in YAML simply `scale: 1`.
+        low: Smallest scale that is tried, above 0.
+        high: Largest scale that is tried.
         init: Where the search starts.
         step: Scales of early hops are low + k x step, so that candidates share the beginnings of their paths; null: all
             are continuous.

@@ -18,7 +18,12 @@ NAME = re.compile(r"[\w.+-]+")
 
 
 class Source(Frozen):
-    """A model to merge: its reference and the short name that parameters bear."""
+    """A model to merge: its reference and the short name that parameters bear.
+
+    Attributes:
+        model: A folder, a hub id (`org/name@revision`) or `zoo:NAME`; `+` adds a LoRA adapter.
+        name: Short name in parameters, tables and reports; default: the last part of the reference.
+    """
 
     model: str
     name: str = ""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evomerge.cli.dashboard import open_server
+from evomerge.cli.dashboard_server import open_server
 from evomerge.score import State
 from evomerge.study.display import FOLDER
 from evomerge.study.store import Store

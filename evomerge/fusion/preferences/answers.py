@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, beside
 from evomerge.functions import load_function
 from evomerge.fusion.config import FusionError
 from evomerge.fusion.documents import Document, Message
@@ -257,5 +257,5 @@ def load_score(config: PreferenceConfig, root: Path, file: Path) -> Callable[...
     path, _, name = config.score.rpartition(":")
     where = f"{file}: preferences.score = {config.score}"
     if not (root / path).is_file():
-        raise FusionError(f"{where}: no such file ({root / path})")
+        raise FusionError(f"{where}: no such file ({root / path}){beside(root / path)}")
     return load_function(root / path, name, where, FusionError)
