@@ -6,9 +6,13 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.hub_uploads import Uploads
 
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
 _FILE = re.compile(r"/(?P<cdn>cdn/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
@@ -20,6 +24,7 @@ class Hub:
     Attributes:
         sent: Bytes that were sent of each weights file, by "OWNER/NAME/FILE".
         ranges: Whether range requests are answered by a part.
+        uploads: What takes uploads, and knows whose tokens may write where.
     """
 
     def __init__(self, root: Path) -> None:
@@ -35,11 +40,18 @@ class Hub:
             def do_GET(self) -> None:
                 hub._answer(self, body=True)
 
+            def do_POST(self) -> None:
+                hub._took(self, hub.uploads.post)
+
+            def do_PUT(self) -> None:
+                hub._took(self, hub.uploads.put)
+
             def log_message(self, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.uploads = Uploads(root, self.url)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -51,13 +63,29 @@ class Hub:
         files = sorted((self.root / repo).iterdir())
         return hashlib.sha1("".join(f"{f.name} {_digest(f)}\n" for f in files).encode()).hexdigest()
 
+    def _took(self, request: BaseHTTPRequestHandler, take: Callable[[BaseHTTPRequestHandler], tuple[int, Any]]) -> None:
+        try:
+            status, found = take(request)
+        except ConnectionAbortedError:  # the network is gone: no answer at all
+            request.close_connection = True
+            return
+        self._send(request, status, json.dumps(found).encode(), {"Content-Type": "application/json"}, True)
+
     def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
+        known = self.uploads.get(request, path)
+        if known is not None:
+            found = json.dumps(known[1]).encode()
+            return self._send(request, known[0], found, {"Content-Type": "application/json"}, body)
         asked = _INFO.fullmatch(path) or _FILE.fullmatch(path)
         if asked is None or not (self.root / asked["repo"]).is_dir():
             return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        if asked["repo"] in self.uploads.private and self.uploads.account(request) is None:
+            return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
         commit = self.commit(asked["repo"])
         if asked["revision"] not in ("main", commit):
+            if self.uploads.folder(asked["repo"], asked["revision"]).is_dir() and "what" in asked.groupdict():
+                return self._send(request, 200, b"[]", {"Content-Type": "application/json"}, body)
             return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         if "what" in asked.groupdict():
             files = sorted((self.root / asked["repo"]).iterdir())

@@ -6,7 +6,7 @@ import argparse
 import gc
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Build the checkpoint that a recipe describes. The recipe is mergekit's YAML, of one document or of several that build on
-each other; the result is a plain Hugging Face folder (safetensors, config, tokenizer) with the recipe beside it. The
-same recipe and sources give the same bytes.
+each other; the result is a plain Hugging Face folder (safetensors, config, tokenizer) with the recipe and a model
+card beside it. The same recipe and sources give the same bytes.
 
   evomerge merge runs/quickstart-quickstart-0/recipe.yaml my-model"""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -40,6 +40,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--shard-size", type=size, default=5_000_000_000, metavar="SIZE", help="largest weights file (default: 5GB)"
     )
     parser.add_argument("--seed", type=_seed, metavar="N", help="seed of random masks (default: the recipe's, else 0)")
+    parser.add_argument(
+        "--no-model-card", dest="card", action="store_false", help="write no README.md (a model card for the Hugging Face "
+        "hub) beside the weights",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -112,10 +116,19 @@ def _build(args: argparse.Namespace, opened: OpenChain, planned: list[PlannedSte
                 planned=planned,
                 shard_bytes=args.shard_size,
                 progress=advance,
+                beside=lambda contents: _card(args.out, opened.chain, contents) if args.card else {},
             )
     except CandidateError as e:
         # A search goes on without such a candidate; here the one recipe or source that was given cannot be used.
         raise InputError(str(e)) from None
+
+
+def _card(out: Path, chain: Chain, contents: Mapping[str, str]) -> dict[str, Path | str]:
+    from evomerge.publishing.lineage import lineage
+    from evomerge.publishing.merged import merge_card
+
+    recipe = chain.final if len(chain.steps) == 1 else chain
+    return {"README.md": merge_card(chain, contents, lineage(recipe, contents, ask="named"), out.resolve().name)}
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What goes with a checkpoint to the Hugging Face hub: lineage, licences, the front matter of its card, the way there."""
