@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from tests.hub_uploads import Uploads
 
-_INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+_INFO = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?(?P<inside>/.+)?"
+)
 _FILE = re.compile(r"/(?P<cdn>cdn/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -58,9 +60,9 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def commit(self, repo: str) -> str:
+    def commit(self, repo: str, branch: str = "main") -> str:
         """The revision that a model is at: changes with its files."""
-        files = sorted((self.root / repo).iterdir())
+        files = sorted(self.uploads.folder(repo, branch).iterdir())
         return hashlib.sha1("".join(f"{f.name} {_digest(f)}\n" for f in files).encode()).hexdigest()
 
     def _took(self, request: BaseHTTPRequestHandler, take: Callable[[BaseHTTPRequestHandler], tuple[int, Any]]) -> None:
@@ -82,18 +84,23 @@ class Hub:
             return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
         if asked["repo"] in self.uploads.private and self.uploads.account(request) is None:
             return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        commit = self.commit(asked["repo"])
-        if asked["revision"] not in ("main", commit):
-            if self.uploads.folder(asked["repo"], asked["revision"]).is_dir() and "what" in asked.groupdict():
-                return self._send(request, 200, b"[]", {"Content-Type": "application/json"}, body)
+        branch = revision = asked["revision"] or "main"
+        folder = self.uploads.folder(asked["repo"], branch)
+        for known_branch in self.uploads.all_branches(asked["repo"]):
+            if revision == self.commit(asked["repo"], known_branch):
+                branch, folder = known_branch, self.uploads.folder(asked["repo"], known_branch)
+        if not folder.is_dir():
             return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        commit = self.commit(asked["repo"], branch)
+        if asked.groupdict().get("inside"):  # no model here has folders
+            return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
         if "what" in asked.groupdict():
-            files = sorted((self.root / asked["repo"]).iterdir())
+            files = sorted(folder.iterdir())
             tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
             info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
             found = json.dumps(tree if asked["what"] == "tree" else info).encode()
             return self._send(request, 200, found, {"Content-Type": "application/json"}, body)
-        file = self.root / asked["repo"] / asked["name"]
+        file = folder / asked["name"]
         if not file.is_file():
             return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
         size, tag = file.stat().st_size, f'"{_digest(file)}"'

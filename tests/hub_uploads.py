@@ -1,7 +1,7 @@
 """The hub's side of an upload: accounts, repositories, the upload mode of each file, LFS storage, commits, cards.
 
-What a client must send is what huggingface_hub 2.4 sends; what it gets is what the real hub answers, as far as that client
-reads it. Only LFS is offered, no Xet storage.
+What a client must send is what huggingface_hub 2.4 sends; what it gets is what the real hub answers, as far as that
+client reads it. Only LFS is offered, no Xet storage.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ class Uploads:
 
     def folder(self, repo: str, revision: str) -> Path:
         return self.root / repo if revision == "main" else self.branches / repo / revision
+
+    def all_branches(self, repo: str) -> list[str]:
+        made = self.branches / repo
+        return ["main", *sorted(f.name for f in made.iterdir())] if made.is_dir() else ["main"]
 
     def account(self, request: BaseHTTPRequestHandler) -> Account | None:
         return self.accounts.get((request.headers.get("Authorization") or "").removeprefix("Bearer "))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from evomerge.study.store import Store, Study
 
 DESCRIPTION = """\
-Write a study's winner, or any other candidate, as a plain checkpoint with its recipe and a model card in the Hugging Face
-hub's format; with --push, to the hub too. Or every candidate and the result of every item as Parquet.
+Write a study's winner, or any other candidate, as a plain checkpoint with its recipe and a model card in the format of
+the Hugging Face hub; with --push, to the hub too. Or every candidate and the result of every item as Parquet.
 
   evomerge export quickstart-quickstart-0 my-model
   evomerge export quickstart-quickstart-0 my-model --trial 17
@@ -45,8 +45,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     hub = parser.add_argument_group("the Hugging Face hub (docs/publishing.md)")
     hub.add_argument(
         "--push", metavar="OWNER/NAME", help="upload the checkpoint to this repository too, which is made where it is "
-        "missing; needs a token that may write (hf auth login, or HF_TOKEN). Where OUT has this candidate already it is "
-        "uploaded as it lies there",
+        "missing; needs a token that may write (hf auth login, or HF_TOKEN). Where OUT holds this candidate already, "
+        "that is uploaded as it is",
     )  # fmt: skip
     hub.add_argument("--private", action="store_true", help="a repository that is made is private")
     hub.add_argument("--revision", metavar="BRANCH", help="upload to this branch, made where it is missing")

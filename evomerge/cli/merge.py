@@ -41,8 +41,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     parser.add_argument("--seed", type=_seed, metavar="N", help="seed of random masks (default: the recipe's, else 0)")
     parser.add_argument(
-        "--no-model-card", dest="card", action="store_false", help="write no README.md (a model card for the Hugging Face "
-        "hub) beside the weights",
+        "--no-model-card", dest="card", action="store_false",
+        help="write no README.md (a model card for the Hugging Face hub) beside the weights",
     )  # fmt: skip
     parser.set_defaults(run=run)
 

@@ -123,7 +123,7 @@ class OpenChain:
         Args:
             engine: Makes the engine of a step.
             planned: What `plan` gave, where it has been asked already.
-            beside: As `Engine.write` takes it, from the content hashes of the whole chain; beside the final model alone.
+            beside: As `Engine.write` takes it, from the content hashes of the whole chain; for the final model alone.
             options: As `Engine.write` takes them.
 
         Raises:

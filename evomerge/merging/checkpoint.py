@@ -42,8 +42,8 @@ def write_checkpoint(
 
     Args:
         fill: Merges tensors into the memory given for each, which is the file's own, and says of each when it is done.
-        last: Gives recipe.yaml, which has the content hash of each source, and what else lies beside the weights, by name:
-            the file to copy, or the text to write; asked last, so that the hashes may be worked out beside the merge.
+        last: Gives recipe.yaml, which has the content hash of each source, and what else lies beside the weights, by
+            name: the file to copy, or the text to write. Asked last: the hashes may be worked out beside the merge.
         shard_bytes: Largest size of one weights file.
 
     Raises:

@@ -170,7 +170,7 @@ class Engine:
             progress: Called with the bytes of each tensor that is done.
             recipe_text: Gives what recipe.yaml is to say, from the content hashes of the recipe's models; None writes
                 the recipe with them.
-            beside: Gives more small files from the same hashes, by name: the file to copy, or the text to write (a card).
+            beside: Gives more small files (a card) from the same hashes, by name: a file to copy, or a text to write.
 
         Raises:
             RecipeError, SourceError: the recipe cannot be built, or its sources are not the ones it was found with.

@@ -2,11 +2,12 @@
 
 No legal advice: the table says what kind a licence is of, by the Hub's identifier, and the words say what to read.
 
-Identifiers: https://huggingface.co/docs/hub/repositories-licenses. What kinds they are of is taken from: software and data
-licences, https://choosealicense.com/appendix (its column "same license") and https://www.gnu.org/licenses/license-list;
-Creative Commons, the deeds at https://creativecommons.org/licenses; OpenRAIL, https://www.licenses.ai (use restrictions
-pass on to derived models); Llama, https://www.llama.com/license and Gemma, https://ai.google.dev/gemma/terms (terms and
-use policy pass on, Llama's with a name to carry); those for research alone say so in their name or first section.
+Identifiers: https://huggingface.co/docs/hub/repositories-licenses. What kinds they are of is taken from: software and
+data licences, https://choosealicense.com/appendix (its column "same license") and
+https://www.gnu.org/licenses/license-list; Creative Commons, the deeds at https://creativecommons.org/licenses;
+OpenRAIL, https://www.licenses.ai (restrictions of use pass on to derived models); Llama, https://www.llama.com/license,
+and Gemma, https://ai.google.dev/gemma/terms (terms and use policy pass on, Llama's with a name to carry); those for
+research alone say so in their name or first section.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ TERMS = "terms of its own"
 
 _OF_KIND: Mapping[tuple[str, ...], str] = {
     (): (
-        "apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear cc0-1.0 cc-by-2.0 "
-        "cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ms-pl odc-by "
-        "postgresql ncsa unlicense zlib pddl"
+        "apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear cc0-1.0 "
+        "cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc "
+        "ms-pl odc-by postgresql ncsa unlicense zlib pddl"
     ),
     (SAME,): (
         "agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr mpl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 osl-3.0 "
@@ -79,13 +80,14 @@ class Stated:
 
 
 def conflicts(models: Sequence[Stated]) -> tuple[Conflict, ...]:
-    """What to look at before something made from these models is passed on; nothing where all state one plain licence."""
+    """What to look at before something made from these models is passed on; of one plain licence for all nothing."""
     direct = [m for m in models if m.child is None]
     found: list[Conflict] = []
     unknown = [m.name for m in direct if m.licence is None]
     if unknown:
-        words = "states no licence that could be found" if len(unknown) == 1 else "state no licence that could be found"
-        found.append(Conflict("unknown", tuple(unknown), f"{_list(unknown)} {words}: without one nothing is permitted."))
+        says = "states" if len(unknown) == 1 else "state"
+        words = f"{_list(unknown)} {says} no licence that could be found: without one nothing is permitted."
+        found.append(Conflict("unknown", tuple(unknown), words))
     stated: dict[Licence, list[str]] = {}
     for m in direct:
         if m.licence is not None:

@@ -138,6 +138,8 @@ def lineage_of(roles: Mapping[str, str], contents: Mapping[str, str], ask: Ask =
         contents: SHA-256 by reference.
     """
     reader = _Reader(Cards(asking=ask != "nobody"), ancestors=ask == "all")
+    for reference in roles:  # all of them first: one may be what another was made from
+        reader.fetch(reference)
     origins: list[Origin] = []
     for reference, role in roles.items():
         for found in reader.named(reference, role, contents.get(reference)):
@@ -152,10 +154,8 @@ def model_name(reference: str) -> str:
 
     A model with an adapter is named by both.
     """
-    if local_folder(reference, None):
-        return _name(reference)
     try:
-        parsed = ModelReference.parse(reference)
+        parsed = _parsed(reference)
     except ValueError:
         return _name(reference)
     return _name(parsed.path) + (f"+{_name(parsed.lora)}" if parsed.lora else "")
@@ -181,11 +181,16 @@ class _Reader:
         self._ancestors = ancestors
         self._read = 0
 
+    def fetch(self, reference: str) -> None:
+        """See to it that the local cache has the cards of a model that a recipe names."""
+        parsed = _parsed(reference)
+        self._cards.read(parsed.path, parsed.revision)
+        if parsed.lora is not None:
+            self._cards.read(parsed.lora, parsed.lora_revision)
+
     def named(self, reference: str, role: str, content: str | None) -> Iterator[Origin]:
         """A model that a recipe names; with an adapter on it they are two."""
-        parsed = ModelReference(reference)
-        if local_folder(reference, None) is None:
-            parsed = ModelReference.parse(reference)
+        parsed = _parsed(reference)
         if parsed.lora is None:
             yield self._origin(parsed.path, role, parsed.revision, content)
             return
@@ -206,6 +211,11 @@ class _Reader:
             found = self._cards.read(path, ask=self._ancestors)
             parents = tuple(self._parents(found, (*below, path)))
             yield Origin(_name(path), card.said_by, None, found, None, parents)
+
+
+def _parsed(reference: str) -> ModelReference:
+    """A reference in its parts; a folder may have a + or @ in its name."""
+    return ModelReference(reference) if local_folder(reference, None) else ModelReference.parse(reference)
 
 
 def _ancestry(origin: Origin) -> Iterator[Stated]:

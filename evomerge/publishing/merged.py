@@ -23,8 +23,9 @@ def merge_card(chain: Chain, contents: Mapping[str, str], lineage: Lineage, name
     return f"""{front_matter(lineage, name=name)}
 # {name}
 
-{made(shown)} Made by evomerge {__version__} (`evomerge merge`). Nothing was measured: there is no evidence here of what this
-model is worth. `evomerge evaluate` scores it.
+{made(shown)} Made by evomerge {__version__} (`evomerge merge`).
+
+Nothing was measured: there is no evidence here of what this model is worth. `evomerge evaluate` scores it.
 
 {lineage.section()}
 

@@ -1,14 +1,16 @@
 """A checkpoint's way to the Hugging Face hub: everything that can be refused is asked first, then its files go up.
 
-huggingface_hub's own client does the work, with its own settings: HF_TOKEN or the token of `hf auth login`, HF_ENDPOINT,
-HF_HUB_OFFLINE, HF_HUB_DISABLE_XET. Nothing here sees the token, and what the client raises is not passed on as it is: it
-may have addresses with signatures in them.
+huggingface_hub's own client does the work, with its own settings: HF_TOKEN or the token of `hf auth login`,
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_DISABLE_XET. Nothing here passes the token on, nor what the client raises as it is:
+that may have addresses with signatures in it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +20,23 @@ from typing import TYPE_CHECKING, NoReturn
 from evomerge.errors import EvoMergeError, InputError
 from evomerge.merging.small_files import GENERATION, PROCESSORS
 from evomerge.merging.tokens.files import FILES as TOKENIZER_FILES
-from evomerge.sources import INDEX, SINGLE
+from evomerge.publishing.sections import public
+from evomerge.recipe import load_chain
+from evomerge.sources import INDEX, SINGLE, read_object
 from evomerge.sources.cards import README
-from evomerge.sources.folder import REVISION
+from evomerge.sources.folder import HUB_ID, REVISION
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+RECIPE = "recipe.yaml"
 # What goes up beside the weights, where it is there: a checkpoint's own files, and what a licence asks to be passed on.
 SMALL = (
-    "config.json", GENERATION, *TOKENIZER_FILES, *PROCESSORS, "recipe.yaml", README, "path.png",
+    "config.json", GENERATION, *TOKENIZER_FILES, *PROCESSORS, RECIPE, README, "path.png",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md",
 )  # fmt: skip
+# Where older versions of transformers noted what a file was loaded from.
+_PLACES = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
 # Weights of an earlier push that this one does not replace would be loaded in its place, or lie there for nothing.
 _STALE = [SINGLE, INDEX, "model-*-of-*.safetensors"]
 
@@ -55,7 +62,7 @@ class Destination:
         try:
             validate_repo_id(self.repo)
         except HFValidationError as e:
-            raise InputError(f"--push {self.repo}: is no name of a repository on the Hugging Face hub: {_line(e)}") from None
+            raise InputError(f"--push {self.repo}: is no name of a repository of the hub's: {_line(e)}") from None
         if "/" not in self.repo:
             raise InputError(f"--push {self.repo}: expected OWNER/NAME, as in me/{self.repo}")
         if self.branch is not None and not REVISION.fullmatch(self.branch):
@@ -78,8 +85,9 @@ class Pushed:
 
 
 def prepare(to: Destination) -> None:
-    """Make sure that a push would be taken, before anything is built for it: the repository (and branch) is made where it
-    is missing, since only the hub knows who may make and write one.
+    """Make sure that a push would be taken, before anything is built for it.
+
+    The repository (and branch) is made where it is missing: only the hub knows who may make one and write to it.
 
     Raises:
         InputError: offline, no token or a wrong one, no right to write there.
@@ -91,8 +99,8 @@ def prepare(to: Destination) -> None:
         raise InputError(f"--push {to.repo}: HF_HUB_OFFLINE forbids the network; unset it, or leave --push out")
     if get_token() is None:
         raise InputError(
-            f"--push {to.repo}: no token of the Hugging Face hub: log in once (hf auth login), or set HF_TOKEN, to one that "
-            "may write"
+            f"--push {to.repo}: there is no token of the hub's: log in once (hf auth login), or set HF_TOKEN, with one "
+            "that may write"
         )
     api = HfApi()
     with _told(f"--push {to.repo}: "):
@@ -101,8 +109,8 @@ def prepare(to: Destination) -> None:
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise InputError(
-            f'--push {to.repo}: the token ("{token.get("displayName", "?")}" of {name}) may only read; make one that may '
-            f"write: {constants.ENDPOINT}/settings/tokens"
+            f'--push {to.repo}: the token ("{token.get("displayName", "?")}" of {name}) may only read; make one that '
+            f"may write: {constants.ENDPOINT}/settings/tokens"
         )
     with _told(f"--push {to.repo}: ", name):
         api.create_repo(to.repo, private=to.private, exist_ok=True)
@@ -114,6 +122,8 @@ def prepare(to: Destination) -> None:
 
 def push(to: Destination, folder: Path, message: str, description: str) -> Pushed:
     """Upload a checkpoint: the files of `files_of`, and nothing else that lies in the folder.
+
+    They go up as they are, but for places on this machine's disk, which recipe.yaml and configurations may name.
 
     Weights that an earlier push left there and this one does not replace are removed in the same commit; other files
     stay.
@@ -133,12 +143,38 @@ def push(to: Destination, folder: Path, message: str, description: str) -> Pushe
         disable_progress_bars()
     api = HfApi()
     again = f"; {folder} is whole, and the same command uploads it without building it again"
-    with _told(f"--push {to.repo}: ", after=again):
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch, _told(f"--push {to.repo}: ", after=again):
         done = api.upload_folder(
-            repo_id=to.repo, folder_path=folder, allow_patterns=list(names), delete_patterns=_stale(api, to),
+            repo_id=to.repo, folder_path=_staged(folder, names, Path(scratch)), delete_patterns=_stale(api, to),
             commit_message=message, commit_description=description, revision=to.branch,
         )  # fmt: skip
     return Pushed(f"{api.endpoint}/{to.repo}", done.oid, names)
+
+
+def _staged(folder: Path, names: Sequence[str], scratch: Path) -> Path:
+    """A folder of links to what goes up; files that say where something lies on this machine go up without that."""
+    changed = dict(_without_paths(folder))
+    for name in names:
+        if name in changed:
+            (scratch / name).write_text(changed[name], encoding="utf-8")
+        else:
+            (scratch / name).symlink_to((folder / name).resolve())
+    return scratch
+
+
+def _without_paths(folder: Path) -> Iterator[tuple[str, str]]:
+    """Files as they may be published, where that is not how they lie there: places on somebody's disk are private."""
+    recipe = folder / RECIPE
+    if recipe.is_file():
+        chain = load_chain(recipe)
+        shown = public(chain)
+        if shown != chain:
+            yield RECIPE, shown.to_yaml()
+    for name, key in _PLACES.items():
+        data = read_object(folder, name) if (folder / name).is_file() else {}
+        if isinstance(data.get(key), str) and not HUB_ID.fullmatch(data[key]):
+            del data[key]
+            yield name, json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _stale(api: HfApi, to: Destination) -> list[str] | None:
@@ -181,10 +217,10 @@ def _raise(error: Exception, before: str, who: str | None, after: str) -> NoRetu
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    if type(error) is ValueError:  # the client's own words, of a card that the hub does not take
+        raise InputError(f"{before}refused: {_line(error)}{after}") from None
     http = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
     if http is None:
-        if isinstance(error, ValueError):  # the client's own, of a card that the hub does not take
-            raise InputError(f"{before}refused: {_line(error)}{after}") from None
         cause = _chain(error)[-1]
         raise EvoMergeError(
             f"{before}the hub at {constants.ENDPOINT} cannot be reached, or broke off ({type(cause).__name__}){after}"
@@ -204,11 +240,8 @@ def _raise(error: Exception, before: str, who: str | None, after: str) -> NoRetu
 
 def _without_xet(error: Exception) -> str:
     """What helps where large files go to a hub that has no Xet storage: the client tries nothing else by itself."""
-    from huggingface_hub.utils import is_xet_available
-
-    if not is_xet_available() or not any("xet" in f"{type(e).__module__} {e}".lower() for e in _chain(error)):
-        return ""
-    return "; for a hub without Xet storage set HF_HUB_DISABLE_XET=1"
+    found = any("xet" in f"{type(e).__module__} {e}".lower() for e in _chain(error))
+    return "; for a hub without Xet storage set HF_HUB_DISABLE_XET=1" if found else ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -229,6 +262,4 @@ def _line(words: object) -> str:
 
 
 def _from_environment() -> bool:
-    import os
-
     return bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"))

@@ -37,8 +37,8 @@ def rebuild_section(recipe: Recipe | Chain, recipe_hash: str) -> str:
     yaml_of = "mergekit's" if isinstance(recipe, Recipe) else "mergekit-multi's"
     return f"""## Rebuild it
 
-The checkpoint is a plain one: `transformers` loads it, evomerge is not needed. `recipe.yaml`, beside this file, rebuilds
-the weights bit for bit from the same sources (recipe hash `{recipe_hash}`):
+The checkpoint is a plain one: `transformers` loads it, evomerge is not needed. `recipe.yaml`, beside this file,
+rebuilds the weights bit for bit from the same sources (recipe hash `{recipe_hash}`):
 
 ```
 pip install evomerge

@@ -1,4 +1,4 @@
-"""The model card of any candidate of a study: the winner's evidence, or, of others, what their scores are and are not."""
+"""The model card of any candidate of a study: the winner's evidence; of others, what their scores are and are not."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _SEARCH = (
     "The search score is no held-out evidence: candidates were proposed and selected by their results on these very "
     "items, so that it is too good, the best candidates' most."
 )
-_SELECT = "The select items chose the winner among the best few; what was not chosen may look a little too bad on them."
-_NO_TEST = "It was not measured on the test items: nothing here says what it is worth on items that it was not picked by."
+_SELECT = "The select items chose the winner among the best few: what was not chosen may look a little too bad there."
+_NO_TEST = "It was not measured on the test items: nothing here tells what it is worth on items that had no part in it."
 
 
 def candidate_card(
-    record: Record, number_: int, recipe: Recipe | Chain, path: RecipePath | None, of: Lineage, test: Score | None = None
-) -> str:
+    record: Record, number_: int, recipe: Recipe | Chain, path: RecipePath | None, of: Lineage,
+    test: Score | None = None,
+) -> str:  # fmt: skip
     """README.md of a candidate; of the winner that is the search's own card, from what the study keeps.
 
     Args:
@@ -47,7 +48,7 @@ def candidate_card(
     return f"""{front}
 # {name}
 
-{made(recipe)} {_standing(record, trial)} (evomerge {__version__})
+{made(recipe)} {_standing(record, trial)} Made by evomerge {__version__}.
 {path_section(recipe, record.names, picture=path is not None)}
 ## Scores
 
@@ -75,8 +76,9 @@ def _standing(record: Record, trial: Trial) -> str:
     kind = f"the control `{which}` of the search `{study}`" if which else f"the search `{study}`"
     if which and record.phase == "chosen":
         kind = f"`{which}`, a stage of the search `{study}`"
-    words = f"It is candidate {trial.number} of {kind}, and "
-    return words + (f"not its winner, which is candidate {winner}." if winner is not None else "that has no winner yet.")
+    if winner is None:
+        return f"It is candidate {trial.number} of {kind}, which has no winner yet."
+    return f"It is candidate {trial.number} of {kind}, and not its winner, which is candidate {winner}."
 
 
 def _table(record: Record, trial: Trial, select: Score | None, test: Score | None) -> str:
@@ -120,7 +122,7 @@ def _words(record: Record, trial: Trial, select: Score | None, test: Score | Non
         words.append(_NO_TEST)
     else:
         words.append(
-            "The test items were read for it when it was the winner; the search has gone on since. Its sources on the same "
-            "items stand in the card of the study's winner."
+            "The test items were read for it when it was the winner; the search has gone on since. Its sources on the "
+            "same items stand in the card of the study's winner."
         )
     return "\n\n".join(words)

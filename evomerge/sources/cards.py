@@ -21,6 +21,8 @@ from evomerge.sources.source import ZOO
 README = "README.md"
 # Of the zoo, whose models are evomerge's own.
 OWN_LICENCE = "apache-2.0"
+# Seconds that a hub has for its first word.
+_PATIENCE = 5.0
 # A card is read so far: its YAML stands in front, some kilobytes at most.
 _READ = 200_000
 _LONGEST = 200  # characters of anything that a card says
@@ -114,20 +116,22 @@ class Cards:
         return replace(found, hub_id=named, commit=commit)
 
     def _asked(self, repo: str, revision: str | None) -> Path | None:
-        from huggingface_hub import constants, hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its reference
 
         if not self._asking or constants.HF_HUB_OFFLINE:
             return None
         try:
-            return Path(hf_hub_download(repo, README, revision=revision))
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: the hub is out of reach
+            # The client's download tries again and again where nobody answers, for half a minute.
+            url = hf_hub_url(repo, README, revision=revision)
+            status = get_session().head(url, headers=build_hf_headers(), timeout=_PATIENCE).status_code
+        except Exception:  # no connection, of which there are many kinds
             self._asking = False
-        except (EntryNotFoundError, HfHubHTTPError):
-            pass  # no card, no such model, a private or gated one
-        except Exception:  # whatever else the client raises: a card is not worth stopping for
-            self._asking = False
-        return None
+            return None
+        try:
+            return Path(hf_hub_download(repo, README, revision=revision)) if status < 400 else None
+        except Exception:  # HTTP, cache, connection: a card is not worth stopping for
+            return None
 
 
 def _of_folder(folder: Path) -> Card:
