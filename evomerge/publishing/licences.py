@@ -109,7 +109,8 @@ def common(models: Sequence[Stated]) -> Licence | None:
     if len(stated) != 1 or _ancestors(models):
         return None
     (found,) = stated
-    return found
+    # The Hub wants a name with one that is a model's own.
+    return None if found is not None and found.id == "other" and not found.name else found
 
 
 def _of(licence: Licence, names: Sequence[str], others: Sequence[Licence]) -> list[Conflict]:

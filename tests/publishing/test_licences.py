@@ -40,7 +40,7 @@ def test_one_licence_for_all_is_the_merges() -> None:
 def test_what_two_licences_bring(one: str, other: str, expected: set[str]) -> None:
     models = stated(a=one, b=other)
     assert kinds(models) == kinds(models[::-1]) == expected
-    assert (common(models) is None) == (one != other)
+    assert (common(models) is None) == (one != other or one == "other")
 
 
 def test_copyleft_beside_a_permissive_licence_is_told_from_one_that_cannot_be() -> None:
