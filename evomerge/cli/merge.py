@@ -116,19 +116,19 @@ def _build(args: argparse.Namespace, opened: OpenChain, planned: list[PlannedSte
                 planned=planned,
                 shard_bytes=args.shard_size,
                 progress=advance,
-                beside=lambda contents: _card(args.out, opened.chain, contents) if args.card else {},
+                beside=lambda contents: _card(opened.chain, contents) if args.card else {},
             )
     except CandidateError as e:
         # A search goes on without such a candidate; here the one recipe or source that was given cannot be used.
         raise InputError(str(e)) from None
 
 
-def _card(out: Path, chain: Chain, contents: Mapping[str, str]) -> dict[str, Path | str]:
+def _card(chain: Chain, contents: Mapping[str, str]) -> dict[str, Path | str]:
     from evomerge.publishing.lineage import lineage
     from evomerge.publishing.merged import merge_card
 
     recipe = chain.final if len(chain.steps) == 1 else chain
-    return {"README.md": merge_card(chain, contents, lineage(recipe, contents, ask="named"), out.resolve().name)}
+    return {"README.md": merge_card(chain, contents, lineage(recipe, contents, ask="named"))}
 
 
 @contextmanager
