@@ -98,6 +98,7 @@ class Hub:
             files = sorted(folder.iterdir())
             tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
             info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
+            info["private"] = asked["repo"] in self.uploads.private
             found = json.dumps(tree if asked["what"] == "tree" else info).encode()
             return self._send(request, 200, found, {"Content-Type": "application/json"}, body)
         file = folder / asked["name"]

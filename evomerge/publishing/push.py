@@ -114,10 +114,25 @@ def prepare(to: Destination) -> None:
         )
     with _told(f"--push {to.repo}: ", name):
         api.create_repo(to.repo, private=to.private, exist_ok=True)
-        # A repository that is there already says nothing of the right to write in it.
-        api.auth_check(to.repo, write=True)
+        _check_writable(api, to.repo)
+        if to.private and api.model_info(to.repo).private is False:
+            raise InputError(
+                f"--push {to.repo}: --private: the repository is there and public; make it private on its page, or "
+                "give another name"
+            )
         if to.branch is not None:
             api.create_branch(to.repo, branch=to.branch, exist_ok=True)
+
+
+def _check_writable(api: HfApi, repo: str) -> None:
+    """Ask whether a repository may be written to: that it is there says nothing of it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.auth_check(repo, write=True)
+    except HfHubHTTPError as e:
+        if e.response.status_code != 404:  # a hub that cannot be asked this says it when it gets the files
+            raise
 
 
 def push(to: Destination, folder: Path, message: str, description: str) -> Pushed:
@@ -195,7 +210,7 @@ def files_of(folder: Path) -> tuple[str, ...]:
             weights = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError) as e:
             raise InputError(f"{folder / INDEX}: cannot be read ({type(e).__name__})") from None
-    missing = [name for name in weights if not (folder / name).is_file()]
+    missing = [name for name in weights if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder}: is no whole checkpoint: it lacks {missing[0]}; write it again (--overwrite)")
     index = [INDEX] if (folder / INDEX).is_file() else []

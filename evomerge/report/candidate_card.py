@@ -25,25 +25,25 @@ _NO_TEST = "It was not measured on the test items: nothing here tells what it is
 
 
 def candidate_card(
-    record: Record, number_: int, recipe: Recipe | Chain, path: RecipePath | None, of: Lineage,
+    record: Record, trial_number: int, recipe: Recipe | Chain, path: RecipePath | None, of: Lineage,
     test: Score | None = None,
 ) -> str:  # fmt: skip
     """README.md of a candidate; of the winner that is the search's own card, from what the study keeps.
 
     Args:
         record: The study.
-        number_: Which candidate.
+        trial_number: Which candidate.
         recipe: How it is made, with the content of its sources.
         path: It as a path over layers; None for a merge.
         of: Where its sources come from.
         test: Its result on the test items, where the study has one though it is no winner (any more).
     """
     outcome = record.outcome
-    if outcome is not None and record.won and outcome.best.number == number_:
+    if outcome is not None and record.won and outcome.best.number == trial_number:
         return model_card(replace(outcome, recipe=recipe, recipe_hash=recipe.hash(), path=path), of)
-    trial = next(t for t in record.trials if t.number == number_)
-    name = f"{record.name}, candidate {number_}"
-    select = record.finalists.get(number_)
+    trial = next(t for t in record.trials if t.number == trial_number)
+    name = f"{record.name}, candidate {trial_number}"
+    select = record.finalists.get(trial_number)
     front = front_matter(of, name=name, results=held_out_results(test) if test is not None else ())
     return f"""{front}
 # {name}
@@ -67,7 +67,7 @@ def _standing(record: Record, trial: Trial) -> str:
     winner = record.best.number if record.won and record.best is not None else None
     study, _, which = record.name.partition("/")
     if winner == trial.number:
-        if record.phase == "chosen":
+        if which and record.phase == "chosen":
             return (
                 f"It is the winner of `{which}`, a stage of the search `{study}`, which goes on from it: chosen on the "
                 "select items, and not measured on the test items, which are for the last stage's winner."

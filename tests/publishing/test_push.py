@@ -95,6 +95,14 @@ def test_a_repository_that_is_there(push, served: Hub) -> None:
     assert {"adapter.safetensors", "notes.md", "model.safetensors"} <= {p.name for p in there.iterdir()}
 
 
+def test_what_is_to_be_private_goes_into_no_public_repository(push, served: Hub, tmp_path: Path) -> None:
+    (served.root / "me" / "open").mkdir(parents=True)
+    assert "the repository is there and public" in message(push("me/open", "--private", check=False))
+    assert not (tmp_path / "made").exists()
+    push("me/closed", "--private")
+    push("me/closed", "--private")
+
+
 def test_a_branch_is_made(push, served: Hub, tmp_path: Path) -> None:
     push("me/model", "--revision", "second")
     assert served.uploads.commits[0]["revision"] == "second"
