@@ -99,7 +99,10 @@ def _checkpoint(args: argparse.Namespace, store: Store, study: Study, folder: Pa
         if not there:
             found.write(args.out, overwrite=args.overwrite, beside=beside)
         elif not (args.out / README).exists():
-            (args.out / README).write_text(str(beside()[README]), encoding="utf-8")
+            from evomerge.report.outputs import write_atomically
+
+            text = str(beside()[README])
+            write_atomically(args.out / README, lambda part: part.write_text(text, encoding="utf-8"))
     facts: dict[str, Any] = {
         "study": study.name,
         "trial": found.number,

@@ -78,6 +78,10 @@ def test_the_same_command_uploads_what_is_there(push, served: Hub, tmp_path: Pat
     there = {p.name for p in (served.root / "me" / "model").iterdir()}
     assert not there & {".env", "notes.txt", "sub"}
     assert "Said by hand" in (served.root / "me" / "model" / "README.md").read_text()
+    (out / "README.md").unlink()
+    push()
+    assert "Said by hand" not in (out / "README.md").read_text()
+    assert (served.root / "me" / "model" / "README.md").read_bytes() == (out / "README.md").read_bytes()
     push("me/model", "--overwrite")  # builds it again
     assert (out / "model.safetensors").stat().st_mtime_ns > written and not (out / "LICENSE").exists()
 
