@@ -6,11 +6,17 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-_INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+from tests.hub_uploads import Uploads
+
+_INFO = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?(?P<inside>/.+)?"
+)
 _FILE = re.compile(r"/(?P<cdn>cdn/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -20,6 +26,7 @@ class Hub:
     Attributes:
         sent: Bytes that were sent of each weights file, by "OWNER/NAME/FILE".
         ranges: Whether range requests are answered by a part.
+        uploads: What takes uploads, and knows whose tokens may write where.
     """
 
     def __init__(self, root: Path) -> None:
@@ -35,37 +42,66 @@ class Hub:
             def do_GET(self) -> None:
                 hub._answer(self, body=True)
 
+            def do_POST(self) -> None:
+                hub._took(self, hub.uploads.post)
+
+            def do_PUT(self) -> None:
+                hub._took(self, hub.uploads.put)
+
             def log_message(self, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.uploads = Uploads(root, self.url)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
-    def commit(self, repo: str) -> str:
+    def commit(self, repo: str, branch: str = "main") -> str:
         """The revision that a model is at: changes with its files."""
-        files = sorted((self.root / repo).iterdir())
+        files = sorted(self.uploads.folder(repo, branch).iterdir())
         return hashlib.sha1("".join(f"{f.name} {_digest(f)}\n" for f in files).encode()).hexdigest()
+
+    def _took(self, request: BaseHTTPRequestHandler, take: Callable[[BaseHTTPRequestHandler], tuple[int, Any]]) -> None:
+        try:
+            status, found = take(request)
+        except ConnectionAbortedError:  # the network is gone: no answer at all
+            request.close_connection = True
+            return
+        self._send(request, status, json.dumps(found).encode(), {"Content-Type": "application/json"}, True)
 
     def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
+        known = self.uploads.get(request, path)
+        if known is not None:
+            found = json.dumps(known[1]).encode()
+            return self._send(request, known[0], found, {"Content-Type": "application/json"}, body)
         asked = _INFO.fullmatch(path) or _FILE.fullmatch(path)
         if asked is None or not (self.root / asked["repo"]).is_dir():
             return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        commit = self.commit(asked["repo"])
-        if asked["revision"] not in ("main", commit):
+        if asked["repo"] in self.uploads.private and self.uploads.account(request) is None:
+            return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        branch = revision = asked["revision"] or "main"
+        folder = self.uploads.folder(asked["repo"], branch)
+        for known_branch in self.uploads.all_branches(asked["repo"]):
+            if revision == self.commit(asked["repo"], known_branch):
+                branch, folder = known_branch, self.uploads.folder(asked["repo"], known_branch)
+        if not folder.is_dir():
             return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        commit = self.commit(asked["repo"], branch)
+        if asked.groupdict().get("inside"):  # no model here has folders
+            return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
         if "what" in asked.groupdict():
-            files = sorted((self.root / asked["repo"]).iterdir())
+            files = sorted(folder.iterdir())
             tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
             info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
+            info["private"] = asked["repo"] in self.uploads.private
             found = json.dumps(tree if asked["what"] == "tree" else info).encode()
             return self._send(request, 200, found, {"Content-Type": "application/json"}, body)
-        file = self.root / asked["repo"] / asked["name"]
+        file = folder / asked["name"]
         if not file.is_file():
             return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
         size, tag = file.stat().st_size, f'"{_digest(file)}"'

@@ -184,6 +184,7 @@ def merge(
     device: str = "cpu",
     threads: int | None = None,
     seed: int | None = None,
+    card: bool = True,
 ) -> Built:
     """Build the checkpoint that a recipe describes: `evomerge merge`. The same recipe and sources give the same bytes.
 
@@ -196,12 +197,14 @@ def merge(
         device: Where the arithmetic runs: "cpu", "cuda", ...
         threads: On the CPU; None: every usable core.
         seed: Of random masks; default the recipe's, else 0.
+        card: Write a model card (README.md) beside the weights.
 
     Raises:
         InputError: the recipe, a source or `out` is wrong; nothing is written.
         EvoMergeError: a source changed meanwhile, or a disk is full.
     """
     from evomerge.merging.build import build
+    from evomerge.publishing.merged import card_beside
     from evomerge.recipe import Step, load_chain, parse_chain
 
     root = None
@@ -215,7 +218,8 @@ def merge(
         chain, root = load_chain(recipe), Path(recipe).parent
     if seed is not None:
         chain = chain.with_extras(seed=seed)
-    return build(chain, Path(out), root=root, overwrite=overwrite, device=device, threads=threads)
+    beside = card_beside if card else None
+    return build(chain, Path(out), root=root, overwrite=overwrite, device=device, threads=threads, beside=beside)
 
 
 def fuse(

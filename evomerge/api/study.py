@@ -205,16 +205,38 @@ class Study:
         write_report(self._record, place)
         return place
 
-    def export(self, out: str | Path, trial: int | None = None, *, overwrite: bool = False) -> Path:
-        """Write a candidate as a plain checkpoint; by default the winner. See `evomerge export`.
+    def export(
+        self,
+        out: str | Path,
+        trial: int | None = None,
+        *,
+        overwrite: bool = False,
+        push: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+    ) -> Path:
+        """Write a candidate as a plain checkpoint with its card; by default the winner. See `evomerge export`.
+
+        Args:
+            push: OWNER/NAME of a repository of the hub, to upload it to; made where it is missing, `private` or not.
+            revision: Branch to upload to, made where it is missing; default main.
 
         Raises:
             StudyError: no such candidate, no winner yet, or the sources are gone.
-            InputError: `out` cannot be written.
+            InputError: `out` cannot be written, or the hub refuses.
+            EvoMergeError: the hub cannot be reached; what was written is whole.
         """
-        from evomerge.pipeline.export import export
+        from evomerge.api.exporting import export_checkpoint
 
-        export(self._store.open(self.name), Path(out), trial, overwrite=overwrite)
+        to = None
+        if push is not None:
+            from evomerge.publishing.push import Destination
+
+            to = Destination(push, True if private else None, revision)
+        elif private or revision:
+            raise InputError("private and revision are about push, which is missing")
+        study = self._store.open(self.name)
+        export_checkpoint(self._store, study, self.folder, Path(out), trial, overwrite=overwrite, to=to)
         return Path(out)
 
     def optuna(self) -> optuna.Study:

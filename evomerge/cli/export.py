@@ -1,22 +1,28 @@
-"""`evomerge export STUDY OUT`: a candidate as a plain checkpoint, or the study's results as Parquet."""
+"""`evomerge export STUDY OUT`: a candidate as a plain checkpoint with its card, or the study's results as Parquet."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
-from evomerge.cli.output import emit
+from evomerge.cli.output import emit, say
+from evomerge.errors import InputError
 from evomerge.study.finding import RUNS, open_study
 
+if TYPE_CHECKING:
+    from evomerge.publishing.push import Destination
+    from evomerge.study.store import Store, Study
+
 DESCRIPTION = """\
-Write a study's winner, or any other candidate, as a plain checkpoint with its recipe; or every candidate and the result
-of every item as Parquet.
+Write a study's winner, or any other candidate, as a plain checkpoint with its recipe and a model card in the format of
+the Hugging Face hub; with --push, to the hub too. Or every candidate and the result of every item as Parquet.
 
   evomerge export quickstart-quickstart-0 my-model
   evomerge export quickstart-quickstart-0 my-model --trial 17
   evomerge export hybrid-quickstart-0/parameter merged             a hybrid's first stage, or a control
+  evomerge export quickstart-quickstart-0 my-model --push me/my-model --private
   evomerge export quickstart-quickstart-0 results --format parquet"""
 
 
@@ -29,41 +35,77 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument("--format", choices=("checkpoint", "parquet"), default="checkpoint", help="default: checkpoint")
     parser.add_argument("--storage", metavar="URL", help="database of the study (default: found by its name)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
+    hub = parser.add_argument_group("the Hugging Face hub (docs/publishing.md)")
+    hub.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload the checkpoint to this repository too, which is made where it is "
+        "missing; needs a token that may write (hf auth login, or HF_TOKEN). Where OUT holds this candidate already, "
+        "that is uploaded as it is",
+    )  # fmt: skip
+    hub.add_argument("--private", action="store_true", help="a repository that is made is private")
+    hub.add_argument("--revision", metavar="BRANCH", help="upload to this branch, made where it is missing")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the study, write what was asked for."""
-    from evomerge.errors import InputError
-
-    store, name, _ = open_study(args.study, args.storage)
+    _check(args)
+    store, name, folder = open_study(args.study, args.storage)
     study = store.open(name)
     if args.format == "parquet":
-        if args.trial is not None:
-            raise InputError("--trial chooses a checkpoint; --format parquet writes every candidate")
         written = _parquet(study, args.out, args.overwrite)
         emit(args, {"study": name, "files": written}, "\n".join(written))
         return 0
+    return _checkpoint(args, store, study, folder)
 
-    from evomerge.pipeline import export
 
-    done = export(study, args.out, args.trial, overwrite=args.overwrite)
-    words = f"{args.out}: candidate {done.number} of {name}"
-    facts: dict[str, Any] = {"study": name, "trial": done.number, "out": str(args.out)}
-    if done.path is not None:
-        from evomerge.report.outputs import write_atomically
-        from evomerge.report.path import path_text, write_path_png
+def _check(args: argparse.Namespace) -> None:
+    if args.format == "parquet":
+        for option in ("trial", "push"):
+            if getattr(args, option) is not None:
+                raise InputError(f"--{option} is about a checkpoint; --format parquet writes every candidate's results")
+    for option in ("private", "revision"):
+        if getattr(args, option) and args.push is None:
+            raise InputError(f"--{option} is about --push OWNER/NAME, which is missing")
 
-        path = done.path
-        write_atomically(args.out / "path.png", lambda part: write_path_png(path, done.names, done.depths, part))
-        facts["path"] = path_text(path, done.names)
+
+def _checkpoint(args: argparse.Namespace, store: Store, study: Study, folder: Path | None) -> int:
+    from evomerge.api.exporting import export_checkpoint
+
+    to = _destination(args)
+    done = export_checkpoint(store, study, folder, args.out, args.trial, overwrite=args.overwrite, to=to)
+    made = done.made
+    facts: dict[str, Any] = {
+        "study": study.name,
+        "trial": made.number,
+        "out": str(args.out),
+        "recipe_hash": made.signed.hash(),
+        "lineage": done.of.to_dict(),
+    }
+    words = f"{args.out}: candidate {made.number} of {study.name}{', as it was there' if done.there else ''}"
+    if made.path is not None:
+        from evomerge.report.path import path_text
+
+        facts["path"] = path_text(made.path, made.names)
         words += f"\n{facts['path']} (path.png)"
+    for conflict in done.of.conflicts:
+        say(args, f"licence: {conflict.text}")
+    if done.pushed is not None:
+        pushed = done.pushed
+        facts["pushed"] = {"repo": args.push, "url": pushed.url, "commit": pushed.commit, "files": list(pushed.files)}
+        words += f"\n{pushed.url}: {len(pushed.files)} files, commit {pushed.commit[:12]}"
     emit(args, facts, words)
     return 0
 
 
+def _destination(args: argparse.Namespace) -> Destination | None:
+    if args.push is None:
+        return None
+    from evomerge.publishing.push import Destination
+
+    return Destination(args.push, True if args.private else None, args.revision)
+
+
 def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:
-    from evomerge.errors import InputError
     from evomerge.evaluation import SPLITS
     from evomerge.report.frames import items_frame, trials_frame
     from evomerge.report.outputs import write_atomically

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Build the checkpoint that a recipe describes. The recipe is mergekit's YAML, of one document or of several that build on
-each other; the result is a plain Hugging Face folder (safetensors, config, tokenizer) with the recipe beside it. The
-same recipe and sources give the same bytes.
+each other; the result is a plain Hugging Face folder (safetensors, config, tokenizer) with the recipe and a model
+card beside it. The same recipe and sources give the same bytes.
 
   evomerge merge runs/quickstart-quickstart-0/recipe.yaml my-model"""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -36,6 +36,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "--shard-size", type=size, default=5_000_000_000, metavar="SIZE", help="largest weights file (default: 5GB)"
     )
     parser.add_argument("--seed", type=_seed, metavar="N", help="seed of random masks (default: the recipe's, else 0)")
+    parser.add_argument(
+        "--no-model-card", dest="card", action="store_false",
+        help="write no README.md (a model card for the Hugging Face hub) beside the weights",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; raises RecipeError or SourceError before any work where something does not fit."""
     from evomerge.cli.output import say
     from evomerge.merging.build import build
+    from evomerge.publishing.merged import card_beside
     from evomerge.recipe import load_chain
 
     chain = load_chain(args.recipe)
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         chain, args.out, root=args.recipe.parent, overwrite=args.overwrite, device=args.device, threads=args.threads,
         shard_bytes=args.shard_size, checked=lambda: say(args, _words(chain)), progress=progress,
+        beside=card_beside if args.card else None,
     )  # fmt: skip
     result = {
         "out": args.out,

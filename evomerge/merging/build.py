@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5_000_000_000
 # Is given the number of bytes that will be written, and gives what is called with every so many that are.
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
+# Small files by name: the file to copy, or the text to write.
+Beside = Callable[[Chain, Mapping[str, str]], Mapping[str, Path | str]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def build(
     shard_bytes: int = SHARD_BYTES,
     checked: Callable[[], None] = lambda: None,
     progress: Progress = _unseen,
+    beside: Beside | None = None,
 ) -> Built:
     """Build a recipe, or a chain of them, into a folder. The same recipe and sources give the same bytes.
 
@@ -73,6 +76,7 @@ def build(
         shard_bytes: Size of a weights file at most.
         checked: Is called when everything that can be checked has been, before time is spent.
         progress: Shows the bytes written.
+        beside: Gives more small files to write with it, of the chain and the content hashes of its models.
 
     Raises:
         InputError: what is wrong with the recipe, a source, the device or `out`; nothing is written.
@@ -90,8 +94,9 @@ def build(
         try:
             with progress(sum(step.plan.bytes_written for step in planned)) as advance:
                 opened.write(
-                    out, overwrite=overwrite, engine=engine, planned=planned, shard_bytes=shard_bytes, progress=advance
-                )
+                    out, overwrite=overwrite, engine=engine, planned=planned, shard_bytes=shard_bytes, progress=advance,
+                    beside=None if beside is None else lambda contents: beside(opened.chain, contents),
+                )  # fmt: skip
         except CandidateError as e:
             # A search goes on without such a candidate; here the one recipe or source that was given cannot be used.
             raise InputError(str(e)) from None

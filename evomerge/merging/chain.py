@@ -113,6 +113,7 @@ class OpenChain:
         overwrite: bool = False,
         engine: Callable[[Planner], Engine] | None = None,
         planned: Sequence[PlannedStep] | None = None,
+        beside: Callable[[Mapping[str, str]], Mapping[str, Path | str]] | None = None,
         **options: Any,
     ) -> None:
         """Build the chain into a folder: the final model, with the whole chain as its recipe.yaml.
@@ -122,6 +123,7 @@ class OpenChain:
         Args:
             engine: Makes the engine of a step.
             planned: What `plan` gave, where it has been asked already.
+            beside: As `Engine.write` takes it, from the content hashes of the whole chain; for the final model alone.
             options: As `Engine.write` takes them.
 
         Raises:
@@ -137,6 +139,9 @@ class OpenChain:
 
         def text(_: Mapping[str, str]) -> str:
             return self.chain.with_hashes(self.hashes(steps)).to_yaml()
+
+        def files(_: Mapping[str, str]) -> Mapping[str, Path | str]:
+            return beside(self.hashes(steps)) if beside else {}
 
         make = engine or default
         out = Path(out)
@@ -158,7 +163,8 @@ class OpenChain:
                 fresh = any(self.chain.used(r) for r in step.recipe.references())
                 planner = Planner(self._sources_of(step, made), self._root) if fresh else planned_step.planner
                 if number == len(steps) - 1:
-                    make(planner).write(step.recipe, out, overwrite=overwrite, recipe_text=text, **options)
+                    final = make(planner)
+                    final.write(step.recipe, out, overwrite=overwrite, recipe_text=text, beside=files, **options)
                     break
                 place = folder / str(number)
                 make(planner).write(step.recipe, place, **options)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -33,7 +33,7 @@ Fill = Callable[[Sequence[tuple[TensorPlan, Tensor]], Callable[[TensorPlan], Non
 def write_checkpoint(
     plan: Plan,
     fill: Fill,
-    recipe_text: Callable[[], str],
+    last: Callable[[], Mapping[str, Path | str]],
     out: Path,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -42,8 +42,8 @@ def write_checkpoint(
 
     Args:
         fill: Merges tensors into the memory given for each, which is the file's own, and says of each when it is done.
-        recipe_text: Gives what recipe.yaml says, the content hash of each source included; asked last, so that they may
-            be worked out beside the merge.
+        last: Gives recipe.yaml, which has the content hash of each source, and what else lies beside the weights, by
+            name: the file to copy, or the text to write. Asked last: the hashes may be worked out beside the merge.
         shard_bytes: Largest size of one weights file.
 
     Raises:
@@ -62,7 +62,7 @@ def write_checkpoint(
         # What takes long comes before anything has a name: a process killed until here leaves nothing.
         for shard in shards:
             shard.sync()
-        others: dict[str, Path | str] = {**small_files(plan), RECIPE: recipe_text()}
+        others: dict[str, Path | str] = {**small_files(plan), **last()}
         with _atomic(target) as folder:
             _save(folder, groups, shards)
             write_small_files(others, folder)

@@ -16,7 +16,7 @@ from torch import Tensor
 from evomerge.errors import CandidateError, RecipeError, SourceError
 from evomerge.header import TensorInfo
 from evomerge.merging import adapters
-from evomerge.merging.checkpoint import write_checkpoint
+from evomerge.merging.checkpoint import RECIPE, write_checkpoint
 from evomerge.merging.chunks import CUDA_CHUNK, Chunks, one_torch_thread, side_by_side
 from evomerge.merging.draws import stream_key
 from evomerge.merging.group import Group
@@ -159,6 +159,7 @@ class Engine:
         shard_bytes: int = SHARD_BYTES,
         progress: Callable[[int], None] | None = None,
         recipe_text: Callable[[Mapping[str, str]], str] | None = None,
+        beside: Callable[[Mapping[str, str]], Mapping[str, Path | str]] | None = None,
     ) -> None:
         """Write a plain checkpoint: weights, configuration, tokenizer, and the recipe with its sources' hashes.
 
@@ -169,6 +170,7 @@ class Engine:
             progress: Called with the bytes of each tensor that is done.
             recipe_text: Gives what recipe.yaml is to say, from the content hashes of the recipe's models; None writes
                 the recipe with them.
+            beside: Gives more small files (a card) from the same hashes, by name: a file to copy, or a text to write.
 
         Raises:
             RecipeError, SourceError: the recipe cannot be built, or its sources are not the ones it was found with.
@@ -193,14 +195,15 @@ class Engine:
 
                 self._fill(plan, targets, done)
 
-            def text() -> str:
+            def last() -> dict[str, Path | str]:
                 found = self._as_named(recipe, hashing.result())
                 for source in self._named(recipe).values():
                     source.check_unchanged()
                 found |= {s.named: s.content_hash() for s in plan.statistics.values()}
-                return recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
+                text = recipe_text(found) if recipe_text else recipe.with_extras(sources=dict(found)).to_yaml()
+                return {**(beside(found) if beside else {}), RECIPE: text}
 
-            write_checkpoint(plan, fill, text, Path(out), overwrite, shard_bytes)
+            write_checkpoint(plan, fill, last, Path(out), overwrite, shard_bytes)
 
     def forget(self) -> None:
         """Give back what is kept on a GPU between candidates, and keep half as much from now on."""

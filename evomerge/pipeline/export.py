@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import StudyError
+from evomerge.errors import EvoMergeError, StudyError
 from evomerge.pipeline.models import opened, shape_of
 from evomerge.pipeline.plan import SPACE_NOTE, STEPS_NOTE, chained
-from evomerge.recipe import Chain, Recipe
+from evomerge.recipe import Chain, Recipe, load_chain
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import Source
 from evomerge.space import DataflowConfig, HybridConfig, SpaceConfig, stored_space
 from evomerge.study.store import Study
+
+RECIPE = "recipe.yaml"
+# Small files by name: the file to copy, or the text to write.
+Beside = Callable[[], Mapping[str, Path | str]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,27 @@ class Rebuilt:
     def depths(self) -> dict[str, int]:
         """Number of layers of each source, by reference."""
         return {r: s.num_layers for r, s in self.sources.items()}
+
+    def write(self, out: Path, *, overwrite: bool = False, beside: Beside | None = None) -> None:
+        """Build it into a folder.
+
+        Args:
+            beside: Gives more small files to write with it, by name: the file to copy, or the text to write (a card).
+
+        Raises:
+            InputError: the sources have changed, or the folder cannot be written.
+        """
+        write_checkpoint(self.sources, self.plain, self.signed, out, overwrite, beside)
+
+    def lies_in(self, out: Path) -> bool:
+        """Whether a folder holds this very candidate, whole: checkpoints get their names when they are complete."""
+        try:
+            chain = load_chain(out / RECIPE)
+        except (EvoMergeError, OSError):
+            return False
+        signed = self.signed if isinstance(self.signed, Recipe) else self.signed.final
+        same = chain.hash() == self.signed.hash() and chain.final.evomerge.provenance == signed.evomerge.provenance
+        return same and (out / "config.json").is_file() and any(out.glob("*.safetensors"))
 
 
 def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:
@@ -80,7 +105,7 @@ def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool
         InputError: no such candidate, no winner yet, or the sources are gone or have changed.
     """
     found = rebuilt(study, trial)
-    write_checkpoint(found.sources, found.plain, found.signed, out, overwrite)
+    found.write(out, overwrite=overwrite)
     return found
 
 
@@ -111,17 +136,21 @@ def _sources(config: SpaceConfig | DataflowConfig, steps: Mapping[str, Mapping[s
 
 
 def write_checkpoint(
-    sources: Mapping[str, Source], recipe: Recipe, signed: Recipe | Chain, out: Path, overwrite: bool
-) -> None:
+    sources: Mapping[str, Source], recipe: Recipe, signed: Recipe | Chain, out: Path, overwrite: bool,
+    beside: Beside | None = None,
+) -> None:  # fmt: skip
     """Build a recipe into a folder.
 
     Args:
         signed: What its recipe.yaml is to say: the recipe with where it is from, or a chain that ends in it.
+        beside: See `Rebuilt.write`.
     """
     from evomerge.merging.engine import Engine
 
     engine = Engine({r: sources[r] for r in recipe.references() if r in sources})
+    # A card is made from the signed recipe, which has the contents.
+    more = (lambda _: beside()) if beside is not None else None
     if isinstance(signed, Recipe):
-        engine.write(signed, out, overwrite=overwrite)
+        engine.write(signed, out, overwrite=overwrite, beside=more)
     else:
-        engine.write(recipe, out, overwrite=overwrite, recipe_text=lambda _: signed.to_yaml())
+        engine.write(recipe, out, overwrite=overwrite, recipe_text=lambda _: signed.to_yaml(), beside=more)

@@ -44,6 +44,8 @@ RESTARTS, NONE = "restarts", "none"
 SPACE_NOTE, STEPS_NOTE = "space", "steps"
 # And what items of its splits have in common.
 OVERLAPS_NOTE = "overlaps"
+# What the evaluator is called; its fingerprint says what it is.
+EVALUATOR_NOTE = "evaluator"
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ class Plan:
         """Keep with the study what `export` needs to build its candidates again."""
         kept = config.model_dump(mode="json", exclude_unset=True) | {"name": config.name, "kind": config.kind}
         study.note(SPACE_NOTE, kept)
+        study.note(EVALUATOR_NOTE, self.evaluator.name)
         if self.first is not None and self.first.model in config.references():
             step = {"name": self.first.name, "recipe": self.first.recipe.to_dict()}
             study.note(STEPS_NOTE, {self.first.model: step})

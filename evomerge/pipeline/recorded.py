@@ -15,7 +15,7 @@ from evomerge.evaluation.config import SPLITS, EvaluatorConfig, Split
 from evomerge.pipeline.export import rebuilt
 from evomerge.pipeline.goals import objectives_of
 from evomerge.pipeline.hybrid import FIRST
-from evomerge.pipeline.plan import OVERLAPS_NOTE, SPACE_NOTE
+from evomerge.pipeline.plan import EVALUATOR_NOTE, OVERLAPS_NOTE, SPACE_NOTE
 from evomerge.recipe import Chain, Recipe, load_chain
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Score, State, Trial, cost
@@ -26,6 +26,7 @@ from evomerge.study.goals import Goals, Limit
 from evomerge.study.leases import driver_of, root
 from evomerge.study.outcome import Aims, Measured, Outcome, Role
 from evomerge.study.record import Phase, Record
+from evomerge.study.status import ENDED_NOTE
 from evomerge.study.store import Store, Study
 
 Scores = Mapping[Split, Mapping[str, Score]]
@@ -209,9 +210,11 @@ def _outcome(store: Store, record: Record, scores: Scores) -> Outcome | None:
     layers = candidates.layer_evaluations(list(record.ended))
     return Outcome(
         study=record.name, storage=record.storage, seed=int(record.fingerprint.get("seed", 0)),
-        space=record.config.name if record.config is not None else "", evaluator="", trials=record.trials, best=best,
+        space=record.config.name if record.config is not None else "",
+        evaluator=str(record.notes.get(EVALUATOR_NOTE, "")), trials=record.trials, best=best,
         recipe=recipe, recipe_hash=record.recipe.hash() if record.recipe is not None else "",
-        measured=tuple(measured), looks=len(record.notes.get("looked", [])), stopped="",
+        measured=tuple(measured), looks=len(record.notes.get("looked", [])),
+        stopped=str(record.notes.get(ENDED_NOTE) or ""),
         seconds=float(record.notes.get("seconds", 0.0)), model=(record.out or Path()) / "model",
         lines={n: s.value for n, (_, s) in record.lines.items()}, names=record.names,
         first_stage=len(first), layers=layers,

@@ -14,7 +14,9 @@ import yaml
 from evomerge import __version__
 from evomerge.comparison import interval
 from evomerge.fusion.config import MAPPED, FusionConfig
-from evomerge.report.model_card import common_licence, model_name, source_line, table_line
+from evomerge.publishing.front import front_matter, result
+from evomerge.publishing.lineage import Lineage, lineage_of, model_name
+from evomerge.publishing.sections import table_line
 from evomerge.report.outputs import write_atomically, write_outputs
 from evomerge.report.result import to_dict
 from evomerge.report.table import verdict
@@ -115,11 +117,9 @@ def _card(fused: Fused, shown: Model | None, *, weights: bool) -> str:
     Args:
         shown: Which model; None: all that were made.
     """
-    front = yaml.safe_dump(_front(fused, shown), sort_keys=False, allow_unicode=True)
+    of = _lineage(fused)
     config = fused.config
-    return f"""---
-{front}---
-
+    return f"""{_front(fused, shown, of)}
 # {config.name}{f": {shown.name}" if len(fused.trainings) > 1 and weights and shown else ""}
 
 {_made(fused, shown)}
@@ -131,11 +131,7 @@ its tokenizer.{_score_words(fused)}
 
 {_table(fused)}
 {_search_words(fused)}
-## Where it comes from
-
-{_sources(fused)}
-
-The licence of a fusion follows from the licences of its sources and of its text: all of them apply.
+{of.section("a fusion", "its sources and of its text")}
 
 ## How it was made
 
@@ -147,33 +143,21 @@ Made by evomerge {__version__} (`evomerge fuse`), from this file:
 """
 
 
-def _front(fused: Fused, shown: Model | None) -> dict[str, Any]:
-    references = [m.reference for m in fused.models if m.role in ("target", "source")]
-    licence = common_licence(references)
+def _front(fused: Fused, shown: Model | None, of: Lineage) -> str:
+    merged = shown is not None and shown.role == "merged"
     target = next(m for m in fused.models if m.role == "target")
-    front: dict[str, Any] = {
-        "base_model": model_name(target.reference),
-        "base_model_relation": "merge" if shown is not None and shown.role == "merged" else "finetune",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["evomerge", "knowledge-fusion", "distillation"]
-        + (["merge"] if shown is not None and shown.role == "merged" else []),
-    }
-    if licence:
-        front["license"] = licence
-    if shown is None:
-        return front
+    named = {o.name: o.card.hub_id for o in of.origins}
+    hub_id = named.get(model_name(target.reference))
     results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": f"{domain} (held-out documents)", "type": domain},
-            "metrics": [{"type": "bits_per_byte", "value": round(value, 6), "name": "bits per byte"}],
-        }
-        for domain, value in shown.bits_per_byte.items()
+        result(domain, "bits_per_byte", value, f"{domain} (held-out documents)")
+        for domain, value in (shown.bits_per_byte.items() if shown is not None else ())
         if domain != _MEAN
     ]
-    front["model-index"] = [{"name": fused.config.name, "results": results}]
-    return front
+    return front_matter(
+        of, name=fused.config.name, results=results, relation="merge" if merged else "finetune",
+        base_model=[hub_id] if hub_id else [],
+        tags=["evomerge", "knowledge-fusion", "distillation", *(["merge"] if merged else [])],
+    )  # fmt: skip
 
 
 def _made(fused: Fused, shown: Model | None) -> str:
@@ -314,13 +298,11 @@ def _verdict(search: Outcome) -> str:
     return re.sub(r"(?<![\w.+-])base(?![\w+-])", "base (the target before)", words)
 
 
-def _sources(fused: Fused) -> str:
-    lines = []
-    for m in fused.models:
-        if m.role in ("target", "source"):
-            role = "the model that learned" if m.role == "target" else "a source"
-            lines.append(source_line(m.reference, f", {role} ({m.architecture})", m.content))
-    return "\n".join(lines)
+def _lineage(fused: Fused) -> Lineage:
+    words = {"target": "the model that learned", "source": "a source"}
+    models = [m for m in fused.models if m.role in words]
+    roles = {m.reference: f"{words[m.role]}; {m.architecture}" for m in models}
+    return lineage_of(roles, {m.reference: m.content for m in models}, "named")
 
 
 def _role(m: Model) -> str:

@@ -1,76 +1,46 @@
-"""The model card: README.md of the merged checkpoint, with Hugging Face's YAML front matter."""
+"""The model card of a search's winner: README.md of the merged checkpoint, with Hugging Face's YAML front matter."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from evomerge import __version__
 from evomerge.comparison import BOOTSTRAP, MCNEMAR
+from evomerge.publishing.front import front_matter, result
+from evomerge.publishing.lineage import Lineage, lineage
+from evomerge.publishing.sections import made, rebuild_section, table_line
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
 from evomerge.report.result import Row, rows
 from evomerge.report.table import against, archive_text, caption, columns, number, span
-from evomerge.score import State
+from evomerge.score import Score, State
 from evomerge.study.outcome import Outcome
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-OWN_LICENCE = "apache-2.0"  # of the zoo
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from huggingface_hub import EvalResult
+
 # Candidates of an archive that a card lists.
 SHOWN = 12
 
 
-def model_card(outcome: Outcome) -> str:
+def model_card(outcome: Outcome, of: Lineage | None = None) -> str:
     """The card's text: YAML front matter, then Markdown.
 
-    Front matter: `base_model` (every model of the recipe), `base_model_relation: merge`, `license` (only where every
-    source states the same one), `tags`, and `model-index` with the held-out result of each task.
+    Front matter: `base_model` (the Hub's models among its sources), `base_model_relation: merge`, `license` (only where
+    every source states the same one), `tags`, and `model-index` with the held-out result of each task.
+
+    Args:
+        of: Where its sources come from; default: as far as the files on this machine tell.
     """
-    front = yaml.safe_dump(_front(outcome), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(outcome)}"
-
-
-def _front(outcome: Outcome) -> dict[str, Any]:
-    references = outcome.recipe.references()
-    front: dict[str, Any] = {
-        "base_model": [model_name(r) for r in references],
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["merge", "evomerge", "mergekit"],
-    }
-    licence = common_licence(references)
-    if licence:
-        front["license"] = licence
-    front["model-index"] = [{"name": outcome.study, "results": _results(outcome)}]
-    return front
-
-
-def _results(outcome: Outcome) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": f"{task.task} (held-out items)", "type": task.task, "split": "test"},
-            "metrics": [{"type": task.metric.split(",")[0], "value": round(task.shown, 6), "name": task.metric}],
-        }
-        for task in outcome.winner.test.tasks
-    ]
-
-
-def _body(outcome: Outcome) -> str:
-    recipe = outcome.recipe
-    # Folders by their name alone: where they lie on somebody's disk is private. recipe.yaml has the full paths.
-    public = recipe.with_references({r: model_name(r) for r in recipe.references()})
+    of = of or lineage(outcome.recipe)
+    name = outcome.study
+    front = front_matter(of, name=name, results=held_out_results(outcome.winner.test))
     counts = [t.state for t in outcome.trials]
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
     also = ", ".join(f"{n} of them {what}" for n, what in ended if n)
-    sources = "\n".join(_source_line(outcome, r) for r in recipe.references())
     notes = "\n\n".join(caption(outcome).splitlines())
     candidates = f"{len(counts)} candidates" + (f" ({also})" if also else "")
     if outcome.first_stage:
@@ -78,11 +48,13 @@ def _body(outcome: Outcome) -> str:
     chosen = "by its score on the search items"
     if outcome.winner.select is not None:
         chosen = "by its score on items kept for this choice, neither the search's nor the held-out ones"
-    yaml_of = "mergekit's" if isinstance(recipe, Recipe) else "mergekit-multi's"
-    return f"""# {outcome.study}
+    evaluator = f"evaluator `{outcome.evaluator}`, " if outcome.evaluator else ""
+    stopped = f"; ended by: {outcome.stopped}" if outcome.stopped else ""
+    return f"""{front}
+# {name}
 
-{_made(recipe)} The recipe was found by evolutionary search (evomerge {__version__}).
-{_path_section(outcome)}
+{made(outcome.recipe)} The recipe was found by evolutionary search (evomerge {__version__}).{_control(name)}
+{path_section(outcome.recipe, outcome.names, picture=outcome.path is not None)}
 ## Held-out results
 
 On {outcome.winner.test.items:,} items that the search never saw; in the same run, on the same items, its sources.
@@ -92,34 +64,32 @@ Intervals are 95 %; the difference is this model minus the other, paired by item
 
 {notes}
 
-## Sources
+{of.section()}
 
-{sources}
-
-The licence of a merge follows from the licences of its sources: all of them apply.
-
-## Rebuild it
-
-`recipe.yaml`, beside this file, rebuilds the weights bit for bit from the same sources (recipe hash
-`{outcome.recipe_hash}`):
-
-```
-pip install evomerge
-evomerge merge recipe.yaml OUT
-```
-
-It is {yaml_of} YAML:
-
-```yaml
-{public.to_yaml().rstrip()}
-```
+{rebuild_section(outcome.recipe, outcome.recipe_hash)}
 
 ## How it was found
 
-- search space `{outcome.space}`, evaluator `{outcome.evaluator}`, seed {outcome.seed}
-- {candidates} in {_duration(outcome.seconds)}; ended by: {outcome.stopped}
+- search space `{outcome.space}`, {evaluator}seed {outcome.seed}
+- {candidates} in {_duration(outcome.seconds)}{stopped}
 - chosen: candidate {outcome.best.number}, {chosen}
 {_archive_section(outcome)}"""
+
+
+def held_out_results(test: Score) -> list[EvalResult]:
+    """Results on the test items, as `model-index` has them."""
+    return [result(t.task, t.metric, t.shown, f"{t.task} (held-out items)", "test") for t in test.tasks]
+
+
+def _control(study: str) -> str:
+    """That a search was made for comparison alone, where it was."""
+    main, _, which = study.partition("/")
+    if not which:
+        return ""
+    return (
+        f" It is the winner of a control, `{which}`: searched at the same budget as `{main}`, to compare that study's "
+        "winner with."
+    )
 
 
 def _archive_section(outcome: Outcome) -> str:
@@ -151,30 +121,18 @@ def _tests(outcome: Outcome) -> str:
     return f"{' or '.join(used) or 'no test'}, corrected for all comparisons (Holm)"
 
 
-def _made(recipe: Recipe | Chain) -> str:
-    """How the model was made, in a sentence or two."""
-    if isinstance(recipe, Recipe):
-        words = _step(recipe)
-        return f"{words[0].upper()}{words[1:]}."
-    parts = [f"`{step.name}` is {_step(step.recipe)}" for step in recipe.steps[:-1]]
-    return f"Made in {len(recipe.steps)} steps: {'; '.join(parts)}; the model is {_step(recipe.final)}."
+def path_section(recipe: Recipe | Chain, names: Mapping[str, str], *, picture: bool) -> str:
+    """The path in words; nothing for a merge of weights.
 
-
-def _step(recipe: Recipe) -> str:
-    path = RecipePath.read(recipe)
-    if path is None:
-        return f"merged from {len(recipe.merged_models())} models by `{recipe.merge_method}`"
-    number = len(path.models)
-    return f"a path of {len(path.hops)} layers over those of {number} model{'s' if number > 1 else ''}"
-
-
-def _path_section(outcome: Outcome) -> str:
-    """The path in words and, where it is drawn, the picture; nothing for a merge of weights."""
-    path = RecipePath.read(_steps(outcome.recipe)[-1])
+    Args:
+        names: Short names of its sources by reference.
+        picture: Whether path.png lies beside the card.
+    """
+    path = RecipePath.read(recipe if isinstance(recipe, Recipe) else recipe.final)
     if path is None:
         return ""
-    words = path_text(path, outcome.names)
-    picture = "\n![the path, by layer and source](path.png)\n" if outcome.path is not None else ""
+    words = path_text(path, names)
+    shown = "\n![the path, by layer and source](path.png)\n" if picture else ""
     return f"""
 ## The path
 
@@ -182,11 +140,7 @@ Layers in the order in which the residual stream passes them; x is what it is mu
 scales are folded into the weights: the checkpoint is a plain model of this architecture.
 
 `{words}`
-{picture}"""
-
-
-def _steps(recipe: Recipe | Chain) -> list[Recipe]:
-    return [recipe] if isinstance(recipe, Recipe) else [step.recipe for step in recipe.steps]
+{shown}"""
 
 
 def _markdown(outcome: Outcome) -> str:
@@ -199,53 +153,6 @@ def _markdown(outcome: Outcome) -> str:
         cells += [number(r.tasks[t].mean) if t in r.tasks else "" for t in others]
         lines.append(table_line([f"**{c}**" if r.role == "best" and c else c for c in cells]))
     return "\n".join(lines)
-
-
-def table_line(cells: list[str]) -> str:
-    """A row of a Markdown table."""
-    escaped = [c.replace("|", "\\|") for c in cells]
-    return f"| {' | '.join(escaped)} |"
-
-
-def _source_line(outcome: Outcome, reference: str) -> str:
-    steps = _steps(outcome.recipe)
-    role = " (base)" if reference in [step.base_model for step in steps] else ""
-    content = next((c for step in steps if (c := step.evomerge.sources.get(reference))), None)
-    return source_line(reference, role, content)
-
-
-def source_line(reference: str, role: str, content: str | None) -> str:
-    """A model that something was made from, as an item of a list: its role, licence and content."""
-    licence = licence_of(reference) or "licence not stated here: see its own page"
-    return f"- `{model_name(reference)}`{role}: {licence}" + (f"; content sha256 `{content[:16]}`" if content else "")
-
-
-def model_name(reference: str) -> str:
-    """How a card names a model: a hub id or zoo:NAME as it is, a folder by its last part (paths are private)."""
-    path = reference.split("@", 1)[0].split("+", 1)[0]
-    if path.startswith("zoo:") or (_HUB_ID.fullmatch(path) and not Path(path).exists()):
-        return path
-    return Path(path).name or path
-
-
-def common_licence(references: Iterable[str]) -> str | None:
-    """The licence of what is made from models that all state the same one; None where they do not."""
-    stated = {licence_of(r) for r in references}
-    return next(iter(stated)) if len(stated) == 1 else None
-
-
-def licence_of(reference: str) -> str | None:
-    """The licence that a source states: the zoo's own, or `license:` in the README.md of a folder; None: unknown."""
-    path = reference.split("@", 1)[0].split("+", 1)[0]
-    if path.startswith("zoo:"):
-        return OWN_LICENCE
-    try:
-        found = _FRONT_MATTER.match((Path(path) / "README.md").read_text(encoding="utf-8"))
-        front = yaml.safe_load(found.group(1)) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from evomerge.errors import EvoMergeError
+from evomerge.publishing.lineage import lineage
 from evomerge.report.frames import items_frame, outcome_scores, trials_frame
 from evomerge.report.history import write_history_png
 from evomerge.report.model_card import model_card
@@ -50,7 +51,7 @@ def write_outputs(outcome: Outcome, out: Path) -> None:
     result = json.dumps(to_dict(outcome), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writers: tuple[tuple[str, Callable[[Path], object]], ...] = (
         ("recipe.yaml", _text(outcome.recipe.to_yaml())),
-        ("README.md", _text(model_card(outcome))),
+        ("README.md", _text(model_card(outcome, lineage(outcome.recipe, ask="named")))),
         ("trials.parquet", lambda part: trials_frame(outcome.trials).to_parquet(part, index=False)),
         ("items.parquet", lambda part: items_frame(outcome_scores(outcome)).to_parquet(part, index=False)),
         ("history.png", lambda part: write_history_png(outcome, part)),

@@ -20,9 +20,9 @@ from evomerge.sources.source import ZOO
 
 # Made of a hub at a time.
 _REQUESTS = 8
-_HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Of git, as far as the hub has them; no path is made from anything else.
-_REVISION = re.compile(r"(?!.*(\.\.|//))[^\s/@:?*~^\\\[][^\s@:?*~^\\\[]*")
+REVISION = re.compile(r"(?!.*(\.\.|//))[^\s/@:?*~^\\\[][^\s@:?*~^\\\[]*")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def find_folder(parsed: ModelReference, reference: str, root: Path | None) -> Fo
     for file in _places(path, root):
         if os.path.exists(file):
             raise SourceError(f'model "{reference}": {file} is a file, expected the folder of a checkpoint')
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise SourceError(f'model "{reference}": no such folder{_hint(path, root)}')
-    if parsed.revision and not _REVISION.fullmatch(parsed.revision):
+    if parsed.revision and not REVISION.fullmatch(parsed.revision):
         raise SourceError(
             f'model "{reference}": "{parsed.revision}" is no revision; expected a branch, a tag or a commit after the @'
         )

@@ -170,8 +170,13 @@ def test_the_first_stage_and_the_controls_can_be_exported_too(hybrid, here, tmp_
     here("export", out / "parameter", tmp_path / "merged")
     made = (out / "parameter" / "model" / "model.safetensors").read_bytes()
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == made
+    card = (tmp_path / "merged" / "README.md").read_text()
+    # It was never measured on the test items, so that its card claims nothing.
+    assert "the winner of `parameter`, a stage of the search `s`" in card and "model-index" not in card
     done = here("export", f"{out}/random paths", tmp_path / "random", "--json").result
     assert done["study"] == "s/random paths" and (tmp_path / "random" / "path.png").exists()
+    card = (tmp_path / "random" / "README.md").read_text()
+    assert "the winner of a control, `random paths`" in card and "](path.png)" in card and "model-index" in card
     here("export", f"{out}/parameter space", tmp_path / "control")
     assert load_recipe(tmp_path / "control" / "recipe.yaml").merge_method == "task_arithmetic"
     wrong = here("export", out / "nothing", tmp_path / "x", check=False)

@@ -9,13 +9,12 @@ from huggingface_hub import ModelCard
 
 from evomerge.recipe import Chain, Path, Step, parse_chain, parse_recipe
 from evomerge.report import model_card
-from evomerge.report.model_card import licence_of, model_name
 from evomerge.study.outcome import Outcome
 
 
 def test_front_matter_is_read_by_the_hub(outcome: Outcome) -> None:
     data = ModelCard(model_card(outcome)).data
-    assert data.base_model == ["zoo:maths", "zoo:kovesh", "zoo:base"]
+    assert data.base_model is None  # the zoo's are no models of the Hub, which refuses anything else there
     assert data["base_model_relation"] == "merge"
     assert data.library_name == "transformers" and data.license == "apache-2.0"
     assert {"merge", "evomerge"} <= set(data.tags)
@@ -38,21 +37,15 @@ def test_looks_are_said(outcome: Outcome) -> None:
     assert "have been read 2 times" in model_card(replace(outcome, looks=2))
 
 
-def test_folders_are_named_without_their_path(tmp_path: Folder) -> None:
-    assert model_name(str(tmp_path / "expert")) == "expert"
-    assert model_name("org/model@main") == "org/model"
-    assert model_name("zoo:base") == "zoo:base"
-
-
 def test_licences(tmp_path: Folder, outcome: Outcome) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# hello\n")
-    assert licence_of(str(tmp_path)) == "mit"
-    assert licence_of("org/somewhere-else") is None
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# hello\n")
     text = outcome.recipe.to_yaml().replace("zoo:maths", str(tmp_path))
     mixed = replace(outcome, recipe=parse_recipe(text))
     card = ModelCard(model_card(mixed))
     assert card.data.license is None  # two licences: none is claimed for the merge
-    assert f"`{tmp_path.name}`: mit" in card.text and "`zoo:base` (base): apache-2.0" in card.text
+    assert f"`{tmp_path.name}` (source): cc-by-nc-4.0" in card.text and "`zoo:base` (base): apache-2.0" in card.text
+    assert "The licences differ (cc-by-nc-4.0:" in card.text and "allows no commercial use" in card.text
+    assert "no legal advice" in card.text and "no legal advice" not in model_card(outcome)
 
 
 def of_path(outcome: Outcome) -> Outcome:
@@ -66,7 +59,7 @@ def of_path(outcome: Outcome) -> Outcome:
 
 def test_a_path_is_said_in_words_and_shown(outcome: Outcome) -> None:
     card = ModelCard(model_card(of_path(outcome)))
-    assert card.data.base_model == ["zoo:kovesh_lower", "maths_upper"]
+    assert "`zoo:kovesh_lower` (source)" in card.text and "`maths_upper` (source)" in card.text
     assert "A path of 4 layers over those of 2 models. The recipe was found by evolutionary search" in card.text
     assert "`embeddings kovesh_lower > kovesh_lower 0-1 > upper 2-3 x0.9 > head kovesh_lower`" in card.text
     assert "](path.png)" in card.text and "content sha256 `aaaaaaaaaaaaaaaa`" in card.text
@@ -101,7 +94,8 @@ def test_a_chain_is_said_step_by_step(outcome: Outcome) -> None:
     steps = [Step("merged", outcome.recipe), Step(None, path.recipe(("o_proj",), dtype="bfloat16"))]
     chain = Chain.of(steps).with_hashes(signed)
     card = ModelCard(model_card(replace(outcome, recipe=chain, path=path)))
-    assert card.data.base_model == ["zoo:maths", "zoo:kovesh", "zoo:base"]  # not the step
+    sources = card.text.split("## Sources")[1].split("## Licences")[0]
+    assert [line.split("`")[1] for line in sources.strip().splitlines()] == ["zoo:maths", "zoo:kovesh", "zoo:base"]
     words = "Made in 2 steps: `merged` is merged from 3 models by `task_arithmetic`; the model is a path of 3 layers"
     assert words in card.text
     assert "`embeddings merged > merged 0 > maths 1 > merged 1 > head merged`" in card.text
