@@ -6,10 +6,9 @@ GitHub and the tests read docs/ as it stands; what the site's builder spells oth
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
-from _generate import commands, errors, keys
+from _generate import commands, errors, keys, notebook
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -17,6 +16,9 @@ DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "pages"
 # A fence with more than a language behind it: what tests run, and the name of the file that it shows.
 FENCE = re.compile(r"^(`{3,})(\w+) ([^\n`]+)$", re.MULTILINE)
+# What pages show and link to, as it lies in docs/.
+BESIDE = (".png", ".svg", ".css", ".js", ".ipynb")
+NOTEBOOK = DOCS / "notebooks" / notebook.FILE
 # Files of the repository's root that are pages too.
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
@@ -29,8 +31,9 @@ def stage(out: Path = PAGES) -> None:
         pages[Path(target)] = page(text.replace("](docs/", "]("))
     for name, text in generated().items():
         pages[Path(name)] = text
-    pictures = [p for p in DOCS.rglob("*") if p.suffix in (".png", ".svg", ".css", ".js")]
-    wanted = {out / p for p in pages} | {out / p.relative_to(DOCS) for p in pictures}
+    beside = {p.relative_to(DOCS): p.read_bytes() for p in DOCS.rglob("*") if p.suffix in BESIDE}
+    beside |= {NOTEBOOK.relative_to(DOCS).with_name(n): data for n, data in notebook.page(NOTEBOOK)[1].items()}
+    wanted = {out / p for p in (*pages, *beside)}
     for old in [p for p in out.rglob("*") if p.is_file() and p not in wanted]:
         old.unlink()
     for name, text in pages.items():
@@ -38,11 +41,11 @@ def stage(out: Path = PAGES) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    for picture in pictures:
-        path = out / picture.relative_to(DOCS)
+    for name, data in beside.items():
+        path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != picture.read_bytes():
-            shutil.copyfile(picture, path)
+        if not path.is_file() or path.read_bytes() != data:
+            path.write_bytes(data)
 
 
 def sources() -> list[Path]:
@@ -60,6 +63,7 @@ def generated() -> dict[str, str]:
     )
     found["reference/optimizers.md"] = commands.optimizers_page()
     found["troubleshooting.md"] = errors.page()
+    found[str(NOTEBOOK.relative_to(DOCS).with_suffix(".md"))] = notebook.page(NOTEBOOK)[0]
     return found
 
 

@@ -39,7 +39,7 @@ def test_a_wrong_recipe_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
         evomerge.merge({**RECIPE, "merge_method": "tise"}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     evomerge.merge(RECIPE, tmp_path / "out")
-    with pytest.raises(InputError, match="out"):
+    with pytest.raises(InputError, match="is not empty"):
         evomerge.merge(RECIPE, tmp_path / "out")
     evomerge.merge(RECIPE, tmp_path / "out", overwrite=True)
 
