@@ -1,6 +1,6 @@
 """What runs one after the other: check everything, search, control searches, selection, the one test, the export."""
 
-from evomerge.pipeline.export import export, rebuilt
+from evomerge.pipeline.export import rebuilt
 from evomerge.pipeline.fusion import fuse
 from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
 from evomerge.pipeline.joining import join
@@ -8,4 +8,4 @@ from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options
 from evomerge.pipeline.plan import Plan
 
-__all__ = ["FuseOptions", "FusionPlan", "Options", "Plan", "export", "fuse", "join", "rebuilt", "search"]
+__all__ = ["FuseOptions", "FusionPlan", "Options", "Plan", "fuse", "join", "rebuilt", "search"]

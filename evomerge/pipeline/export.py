@@ -98,17 +98,6 @@ def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:
     return Rebuilt(int(number), plain, recipe, sources, path, {s.model: s.name for s in config.sources})
 
 
-def export(study: Study, out: Path, trial: int | None = None, *, overwrite: bool = False) -> Rebuilt:
-    """Write a candidate of a study as a plain checkpoint; the winner, where none is named.
-
-    Raises:
-        InputError: no such candidate, no winner yet, or the sources are gone or have changed.
-    """
-    found = rebuilt(study, trial)
-    found.write(out, overwrite=overwrite)
-    return found
-
-
 def contents_of(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig) -> dict[str, str]:
     """The content hashes of a study's models, by reference."""
     if "named" not in stored:  # the first versions kept them so

@@ -137,6 +137,7 @@ def test_its_recipe_is_merged_to_the_same_weights(study: evomerge.Study, tmp_pat
     assert (tmp_path / "again" / weights).read_bytes() == (study.folder / "model" / weights).read_bytes()
     assert built.out == tmp_path / "again" and built.bytes == (tmp_path / "again" / weights).stat().st_size
     written = study.export(tmp_path / "first", 0)
+    assert "candidate 0" in (written / "README.md").read_text()  # a card of its own
     assert (written / "config.json").is_file() and evomerge.load_recipe(written / "recipe.yaml") == study.recipe(0)
     place = study.report(tmp_path / "r.html")
     assert "mine" in place.read_text()
@@ -144,6 +145,11 @@ def test_its_recipe_is_merged_to_the_same_weights(study: evomerge.Study, tmp_pat
     (tmp_path / "other.html").write_text("mine")
     with pytest.raises(InputError, match="no report"):
         study.report(tmp_path / "other.html")
+    with pytest.raises(InputError, match="private and revision are about push"):
+        study.export(tmp_path / "second", private=True)
+    with pytest.raises(InputError, match="expected OWNER/NAME"):
+        study.export(tmp_path / "second", push="mine")
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_larger_budget_goes_on(study: evomerge.Study, evaluator: dict[str, object]) -> None:
