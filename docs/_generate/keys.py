@@ -36,13 +36,14 @@ from evomerge.space.config import SpaceConfig
 from evomerge.space.dataflow import DataflowConfig, Depth
 from evomerge.space.granularity import Granularity
 from evomerge.space.hybrid import HybridConfig
+from evomerge.space.mergekit_evolve import Genome, MergekitEvolve, Task
 from evomerge.space.range import Range
 from evomerge.space.scale import Scale
 from evomerge.space.source import Source
 
 Section = tuple[str, type[BaseModel]]
 # Mappings that are a file of their own.
-FILES = (SpaceConfig, DataflowConfig, HybridConfig, EvaluatorConfig, FusionConfig, Recipe)
+FILES = (SpaceConfig, DataflowConfig, HybridConfig, MergekitEvolve, EvaluatorConfig, FusionConfig, Recipe)
 # The pages of the reference: file, title, what stands above, and the mappings that its file is made of.
 PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
     (
@@ -50,7 +51,8 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
         "Search space",
         "What may vary: the first argument of `evomerge search`. `evomerge init` writes one with comments, `evomerge "
         "check FILE` says everything that is wrong with one. [How a search spends its budget](../search.md) and "
-        "[paths over layers](../dataflow.md) say when to use what; mergekit-evolve's files (`genome:`) are read too.",
+        "[paths over layers](../dataflow.md) say when to use what; [mergekit-evolve's files]"
+        "(mergekit-evolve.md) are read too.",
         (
             ("A merge of weights (`kind: parameter`)", SpaceConfig),
             ("`sources:` (each entry)", Source),
@@ -60,6 +62,17 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
             ("`scale:`", Scale),
             ("`depth:`", Depth),
             ("Both, one after the other (`kind: hybrid`)", HybridConfig),
+        ),
+    ),
+    (
+        "mergekit-evolve.md",
+        "mergekit-evolve's configuration",
+        "A file with a `genome:` key, which `evomerge search` takes as it is; [from mergekit-evolve]"
+        "(../mergekit-evolve.md) says what is done in another way.",
+        (
+            ("The file", MergekitEvolve),
+            ("`genome:`", Genome),
+            ("`tasks:` (each entry)", Task),
         ),
     ),
     (

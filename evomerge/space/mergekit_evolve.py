@@ -28,7 +28,13 @@ MIN_DENSITY = 0.01
 
 
 class Task(Frozen):
-    """One task of the file: an lm-eval task and metric."""
+    """One task of the file: an lm-eval task and metric.
+
+    Attributes:
+        name: Of the task; an entry that is a text is one.
+        weight: In the score. Below 0: the task is better when lower.
+        metric: As lm-eval writes it, with its filter.
+    """
 
     name: str
     weight: float = 1.0
@@ -41,7 +47,19 @@ class Task(Frozen):
 
 
 class Genome(Frozen):
-    """The part of the file that says what varies, by mergekit-evolve's names."""
+    """The part of the file that says what varies, by mergekit-evolve's names.
+
+    Attributes:
+        models: The sources; the base may be among them.
+        merge_method: linear, task_arithmetic, ties, dare_ties or slerp.
+        base_model: What the models were fine-tuned from; slerp and linear do without.
+        tokenizer_source: As in a recipe.
+        layer_granularity: Layers that share their values; 0: all of them.
+        normalize: Divide by the sum of weights; default as the method has it there (linear, ties, dare_ties: yes).
+        allow_negative_weights: Weights from -2 to 2 instead of 0 to 2.
+        filters: Parts of tensors' names that have values of their own; what none matches has another.
+        smooth: Values are gradients over the layers, and not steps.
+    """
 
     models: list[str] = Field(min_length=1)
     merge_method: str
@@ -68,7 +86,18 @@ class Genome(Frozen):
 
 
 class MergekitEvolve(Frozen):
-    """The whole file, by mergekit-evolve's names and with its defaults."""
+    """The whole file, by mergekit-evolve's names and with its defaults.
+
+    Attributes:
+        genome: What varies.
+        tasks: What makes a merge good; without them --tasks or --evaluator says it.
+        limit: At most so many items of each task are searched on.
+        num_fewshot: Examples in the prompt; default as each task has it.
+        shuffle: Changes nothing: items are drawn by a hash of their content.
+        random_init: Not taken; --seed gives another search.
+        apply_chat_template: Applied where all models have one; where the file asks for it, a model without is refused.
+        fewshot_as_multiturn: Examples are turns of the chat.
+    """
 
     genome: Genome
     tasks: list[Task] = Field(default_factory=list)
