@@ -17,7 +17,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parent / "messages"
-MARK = "<!-- messages -->"
+# What stands in its place where the page is read as a file.
+MARK = "*The table of all messages, which is made of the program, follows here on the site (`make docs`).*"
 GAP = "…"
 # What is raised for a user to read: the kinds of evomerge.errors, what becomes one in a file's or an option's check,
 # and the names under which functions are handed or make a kind.

@@ -115,9 +115,10 @@ def _space(path: Path) -> Facts:
         if migrated is None:
             return facts, space.describe()
         tasks = [t["name"] for t in migrated.evaluator.get("tasks", ())]
-        facts |= {"tasks": tasks, "changes": list(migrated.changes)}
+        changes = [*migrated.changes, *migrated.scored]
+        facts |= {"tasks": tasks, "changes": changes}
         lines = [space.describe(), f"mergekit-evolve's configuration, with tasks: {', '.join(tasks) or 'none'}"]
-        return facts, "\n".join([*lines, *(f"  {change}" for change in migrated.changes)])
+        return facts, "\n".join([*lines, *(f"  {change}" for change in changes)])
     with told_of(path):
         sources, first = open_space(config.parameter, path.parent)
         merge = sources[live_of(config.parameter)]

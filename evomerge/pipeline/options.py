@@ -116,7 +116,8 @@ class Asked:
         changes: tuple[str, ...] = ()
         required = True
         if migrated is not None:
-            changes, required = migrated.changes, migrated.asked or bool(options.tasks or options.evaluator)
+            own = not (options.tasks or options.evaluator)
+            changes, required = migrated.changes + (migrated.scored if own else ()), migrated.asked or not own
         evaluator, without = _templated(evaluator, config, root, required)
         asked = cls(config, evaluator, root, (*changes, *without))
         share = options.cluster.gpus_per_worker or 0.0

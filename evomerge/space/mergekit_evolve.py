@@ -8,7 +8,7 @@ the two heaviest of many, and items are divided into those of the search and tho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evomerge.config import Document, Frozen, validate
 from evomerge.errors import SpaceError, choose
+from evomerge.recipe.reference import Reference
 from evomerge.space.config import SpaceConfig
 from evomerge.space.granularity import TAKEN
 
@@ -23,6 +24,8 @@ METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
 NORMALIZED = ("linear", "ties", "dare_ties")
 # Shares of an evaluator that says nothing of them, which the file cannot do.
 SHARES = {"search": 0.3, "select": 0.2, "test": 0.5}
+# Metrics of lm-eval that are better when lower.
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
 MAX_WEIGHT = 2.0
 MIN_DENSITY = 0.01
 
@@ -61,10 +64,10 @@ class Genome(Frozen):
         smooth: Values are gradients over the layers, and not steps.
     """
 
-    models: list[str] = Field(min_length=1)
+    models: list[Reference] = Field(min_length=1)
     merge_method: str
-    base_model: str | None = None
-    tokenizer_source: str | None = None
+    base_model: Reference | None = None
+    tokenizer_source: Reference | None = None
     layer_granularity: int = 0
     normalize: bool | None = None
     allow_negative_weights: bool = False
@@ -128,11 +131,13 @@ class Migrated:
         asked: Whether the file itself says to apply a chat template; mergekit-evolve's default does too, and fails
             where there is none.
         changes: What is done in another way than mergekit-evolve does it, one line each.
+        scored: The same of how a merge is scored, where it is scored by this evaluator.
     """
 
     evaluator: Mapping[str, Any]
     asked: bool
     changes: tuple[str, ...]
+    scored: tuple[str, ...]
 
 
 def read(document: Document) -> SpaceConfig:
@@ -144,7 +149,7 @@ def read(document: Document) -> SpaceConfig:
     file = validate(MergekitEvolve, document, SpaceError)
     config = validate(SpaceConfig, Document(_space(file.genome), document.file), SpaceError)
     asked = "apply_chat_template" in file.model_fields_set and file.apply_chat_template
-    config._migrated = Migrated(_evaluator(file), asked, tuple(_changes(file, config)))
+    config._migrated = Migrated(_evaluator(file), asked, tuple(_changes(file, config)), tuple(_scored(file)))
     return config
 
 
@@ -194,28 +199,51 @@ def _changes(file: MergekitEvolve, config: SpaceConfig) -> Iterator[str]:
         yield f'models: "{genome.base_model}" is the base, whose task vector is zero: it gets no weight'
     again = [m for m, n in Counter(genome.models).items() if n > 1 and m in kept]
     if again:
-        yield f"models: named more than once: {', '.join(again)}; each is one source"
-    if file.tasks:
-        share = " ".join(f"{name} {part:.0%}," for name, part in SHARES.items()).rstrip(",")
-        yield (
-            f"each task's items are divided by their content: {share} (mergekit-evolve: all of them are searched on); "
-            "an evaluator's file sets other shares"
-        )
-        if len(file.tasks) > 1:
-            yield "the score is the weighted mean of the tasks (mergekit-evolve: the sum); the order is the same"
+        yield f"models: named more than once: {', '.join(again)}; each is one source (there: a gene for each)"
+    dead = [f for f in genome.filters or () if f not in _living(genome.filters or ())]
+    if dead:
+        yield f"filters: an earlier one leaves no tensor for {', '.join(dead)}; left out (there: a gene)"
+    if file.random_init:
+        yield "random_init: not taken; a search starts from the weights above, and --seed gives another one"
+
+
+def _scored(file: MergekitEvolve) -> Iterator[str]:
+    """What is scored in another way, in words."""
+    if not file.tasks:
+        return
+    share = ", ".join(f"{name} {part:.0%}" for name, part in SHARES.items())
+    yield (
+        f"each task's items are divided by their content: {share} (mergekit-evolve: all of them are searched on); "
+        "an evaluator's file sets other shares"
+    )
+    if len(file.tasks) > 1:
+        yield "the score is the weighted mean of the tasks (mergekit-evolve: the sum); the order is the same"
     if file.limit is not None:
         yield f"limit: {file.limit} items of each task are searched on, drawn by their content (lm-eval: the first)"
     if file.shuffle:
         yield "shuffle: nothing to do, items are drawn by a hash of their content"
-    if file.random_init:
-        yield "random_init: not taken; a search starts from the weights above, and --seed gives another one"
     negative = [t.name for t in file.tasks if t.weight < 0]
     if negative:
         yield f"tasks of negative weight are better when lower: {', '.join(negative)}"
+    lower = [t.name for t in file.tasks if t.weight > 0 and t.metric.split(",")[0] in LOWER]
+    if lower:
+        yield (
+            f"tasks whose metric is better when lower are searched for less of it: {', '.join(lower)} "
+            "(mergekit-evolve: for more, unless the weight is negative)"
+        )
+
+
+def _living(filters: Sequence[str]) -> list[str]:
+    """Those that some tensor can be left for: the first that occurs in a name wins."""
+    kept: list[str] = []
+    for text in filters:
+        if not any(earlier in text for earlier in kept):
+            kept.append(text)
+    return kept
 
 
 def _space(genome: Genome) -> dict[str, Any]:
-    method, base, models = genome.merge_method, genome.base_model, genome.models
+    method, base, models = genome.merge_method, genome.base_model, list(dict.fromkeys(genome.models))
     if method == "slerp":
         base = base or models[0]
     if method != "linear":
@@ -234,7 +262,7 @@ def _space(genome: Genome) -> dict[str, Any]:
     if method in ("ties", "dare_ties"):
         parameters["density"] = {"low": MIN_DENSITY, "high": 1.0, "init": 1.0}
     granularity: dict[str, Any] = {
-        "modules": {_module(text): text for text in genome.filters or ()},
+        "modules": {_module(text): text for text in _living(genome.filters or ())},
         "embeddings": "layers",
         "smooth": genome.smooth,
     }

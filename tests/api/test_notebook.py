@@ -1,4 +1,4 @@
-"""The notebook in docs: it runs from a fresh kernel, and what it stores is what it shows."""
+"""The notebook in docs: it runs from a fresh kernel, every cell shows as much as it did when it was stored."""
 
 from __future__ import annotations
 

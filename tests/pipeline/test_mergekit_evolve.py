@@ -111,6 +111,7 @@ def test_an_evaluator_or_other_models_may_stand_in_for_the_files(
     assert [s.name for s in other.config.sources] == ["maths", "sorting"] and other.config.base_model == "zoo:base"
     named = Asked.by(Options(Budget(1), space=file, evaluator="quickstart"))
     assert named.evaluator.name == "quickstart"
+    assert not [line for line in named.changes if "limit" in line or "items" in line]  # another evaluator's own
 
 
 def test_check_tells_it_too(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,7 @@ def test_its_options_are_an_evaluators() -> None:
         "weights are searched from 0 to 2, from 0.5 on", "density is searched from 0.01 to 1", "search 30%, select 20%",
         "weighted mean", "limit: 100 items", "shuffle", "random_init", "better when lower: wikitext",
     ):  # fmt: skip
-        assert sum(words in line for line in found.changes) == 1, words
+        assert sum(words in line for line in (*found.changes, *found.scored)) == 1, words
 
 
 def test_shares_are_an_evaluators_own() -> None:
@@ -182,6 +182,9 @@ def test_what_is_written_is_asked_for_and_what_is_not_is_a_default() -> None:
         ("{models: [a, b], merge_method: slerp}", 'slerp: t goes from "a" (0) to "b" (1)'),
         ("{models: [a, b, base], base_model: base, merge_method: ties}", '"base" is the base'),
         ("{models: [a, b], base_model: c, merge_method: dare_ties}", "random masks"),
+        ("{models: [a, b, a], base_model: c, merge_method: ties}", "named more than once: a; each is one source"),
+        ("{models: [a, b], merge_method: linear, filters: [attn, mlp, attn.q]}", "leaves no tensor for attn.q"),
+        ("{models: [a], base_model: c, merge_method: ties, smooth: true, layer_granularity: 1}", "smooth: final norm"),
         ("{models: [a, b], merge_method: linear, allow_negative_weights: true}", "from -2 to 2"),
     ],
 )
@@ -194,3 +197,33 @@ def test_a_task_twice_is_refused() -> None:
 
     with pytest.raises(SpaceError, match=r'"arc" is named 2 times \(acc,none, acc_norm,none\).*keep one'):
         migrated(GENOME + "tasks: [arc, {name: arc, metric: 'acc_norm,none'}]")
+
+
+def test_models_as_mergekit_writes_them_out() -> None:
+    text = (
+        "genome: {models: [{model: {path: org/a, revision: v1}}, {model: org/b, lora: {path: org/c}}], "
+        "merge_method: linear}\ntasks: [x]"
+    )
+    config = parse_space(text)
+    assert [s.model for s in config.sources] == ["org/a@v1", "org/b+org/c"]
+
+
+def test_a_model_twice_and_a_dead_filter_are_one_place_each() -> None:
+    text = "genome: {models: [a, b, a], base_model: c, merge_method: ties, filters: [attn, attn.q]}\ntasks: [x]"
+    config = parse_space(text)
+    assert isinstance(config, SpaceConfig)
+    assert [s.name for s in config.sources] == ["a", "b"] and list(config.granularity.modules) == ["attn"]
+
+
+def test_what_lm_eval_has_as_better_when_lower_is_told() -> None:
+    text = GENOME + "tasks: [{name: wikitext, metric: 'word_perplexity,none'}, {name: b, weight: -1}]"
+    assert [line for line in migrated(text).scored if "searched for less of it: wikitext" in line]
+
+
+def test_metrics_that_are_better_when_lower_are_lm_evals() -> None:
+    from lm_eval.api import metrics, registry
+
+    from evomerge.space.mergekit_evolve import LOWER
+
+    assert metrics  # which registers them
+    assert set(LOWER) == {name for name, higher in registry.HIGHER_IS_BETTER_REGISTRY.items() if not higher}
