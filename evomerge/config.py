@@ -6,6 +6,7 @@ would unfold into far more than was written (a YAML bomb).
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,12 +73,19 @@ class Document:
 
 
 def plain(value: Any) -> Any:
-    """What Python code gives instead of a file, as a file would have it: lists of tuples, texts of paths."""
+    """What Python code gives instead of a file, as a file would have it.
+
+    Lists of tuples and of numpy's arrays, texts of paths, Python's numbers of numpy's.
+    """
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    # Where nothing has loaded numpy, nothing is of its kinds.
+    numpy = sys.modules.get("numpy")
+    return value.tolist() if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) else value
 
 
 def describe(value: Any) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from evomerge import arguments
 from evomerge.api.study import Study
-from evomerge.config import plain
-from evomerge.errors import EvaluatorError, InputError, choose
+from evomerge.config import describe, plain
+from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.recipe import Chain, Recipe
 from evomerge.score import Interval, Score
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Where = str | Path
 # A search space or an evaluator: a file, a preset's name, or what such a file holds.
 Content = str | Path | Mapping[str, Any]
-Texts = str | Path | Sequence[str | Path]
+Texts = str | Path | Sequence[str | Path] | None
 
 
 @dataclass(frozen=True)
@@ -157,21 +158,23 @@ def search(
     from evomerge.report.outputs import hand_over
     from evomerge.study.workers import Cluster
 
-    if not 0 <= prefix_memory < 1e6:
-        raise InputError(f"prefix_memory = {prefix_memory!r}: expected a number of gigabytes, 0 or more")
-    options = Options(
+    # `Options` and `Cluster` check what they are given, for the command line too, and take what is Python's here.
+    options: Any = {
+        "space": space, "models": models, "base": base, "evaluator": _with_function(evaluator), "tasks": tasks,
+        "include_path": include_path, "study": study, "storage": storage, "out": out, "sampler": sampler, "seed": seed,
+        "population": population, "sigma": sigma, "restarts": restarts, "controls": controls, "patience": patience,
+        "enqueue": enqueue, "fidelity": fidelity, "starts": starts, "objectives": objectives,
+        "asynchronous": asynchronous, "estimates": estimates, "timeout": timeout,
+        "warm_start": warm_start.as_beginning() if isinstance(warm_start, Study) else warm_start,
+    }  # fmt: skip
+    asked = Options(
         budget=budget if isinstance(budget, Budget) else Budget.parse(str(budget)),
-        space=_content(space), models=_texts(models), base=None if base is None else str(base),
-        evaluator=_with_function(_content(evaluator)), tasks=_texts(tasks),
-        include_path=None if include_path is None else Path(include_path), study=study, storage=storage,
-        out=None if out is None else Path(out), cluster=Cluster(address, workers, gpus_per_worker), sampler=sampler,
-        seed=seed, population=population, sigma=sigma, restarts=restarts, controls=controls, patience=patience,
-        enqueue=[Path(r) for r in _texts(enqueue)], prefix_bytes=round(prefix_memory * 2**30), fidelity=fidelity,
-        starts=starts, objectives=_texts(objectives), asynchronous=asynchronous, warm_start=_begun(warm_start),
-        estimates=estimates, timeout=timeout,
-    )  # fmt: skip
+        cluster=Cluster(address, workers, gpus_per_worker),
+        prefix_bytes=round(arguments.number("prefix_memory", prefix_memory) * 2**30),
+        **options,
+    )
     with _watched(progress) as (watcher, stop):
-        outcome = run(options, watcher, stop)
+        outcome = run(asked, watcher, stop)
         hand_over(outcome, watcher.say)
     return Study.of(outcome)
 
@@ -207,19 +210,26 @@ def merge(
     from evomerge.publishing.merged import card_beside
     from evomerge.recipe import Step, load_chain, parse_chain
 
-    root = None
+    root, out, device = None, arguments.path("out", out), arguments.text("device", device)
+    overwrite, card = arguments.flag("overwrite", overwrite), arguments.flag("card", card)
+    if threads is not None:
+        threads = arguments.whole("threads", threads, 1)
+    if seed is not None:
+        seed = arguments.whole("seed", seed, 0, 2**63 - 1)
     if isinstance(recipe, Chain):
         chain = recipe
     elif isinstance(recipe, Recipe):
         chain = Chain.of([Step(None, recipe)])
     elif isinstance(recipe, Mapping):
-        chain = parse_chain(yaml.safe_dump(plain(recipe), sort_keys=False), "<recipe>")
-    else:
+        chain = parse_chain(_yaml(recipe), "<recipe>")
+    elif isinstance(recipe, str | Path):
         chain, root = load_chain(recipe), Path(recipe).parent
+    else:
+        raise InputError(f"recipe = {describe(recipe)}: expected a file, a mapping with its keys, or a study's recipe")
     if seed is not None:
         chain = chain.with_extras(seed=seed)
     beside = card_beside if card else None
-    return build(chain, Path(out), root=root, overwrite=overwrite, device=device, threads=threads, beside=beside)
+    return build(chain, out, root=root, overwrite=overwrite, device=device, threads=threads, beside=beside)
 
 
 def fuse(
@@ -252,7 +262,9 @@ def fuse(
     from evomerge.study.workers import Cluster
     from evomerge.watching.fusing import Fusing
 
-    options = FuseOptions(Path(fusion), Path(out), Cluster(address, workers, gpus_per_worker))
+    file, folder = arguments.path("fusion", fusion), arguments.path("out", out)
+    progress = arguments.flag("progress", progress)
+    options = FuseOptions(file, folder, Cluster(address, workers, gpus_per_worker))
     with _watched(progress) as (watcher, stop), Fusing() if progress else nullcontext() as training:
         fused = run(options, training, watcher, stop)
     write_fusion(fused)
@@ -287,20 +299,24 @@ def evaluate(
     from evomerge.comparison import interval
     from evomerge.evaluation import evaluator_for, load_evaluator
     from evomerge.pipeline.one_model import score_model
+    from evomerge.pipeline.options import content
 
-    if split not in SPLITS:
-        raise InputError(f'split = "{split}": {choose(split, SPLITS)}')
-    if tasks and evaluator is not None:
+    model, names = arguments.text("model", model), arguments.texts("tasks", tasks)
+    arguments.word("split", split, SPLITS)
+    if device is not None:
+        device = arguments.text("device", device)
+    folder = None if include_path is None else arguments.path("include_path", include_path)
+    if names and evaluator is not None:
         raise InputError("tasks and evaluator cannot both be given")
-    if include_path is not None and not tasks:
+    if folder is not None and not names:
         raise InputError("include_path needs tasks; an evaluator names its own folder, by its key include_path")
-    if tasks:
-        file = evaluator_for(_texts(tasks), "tasks", None if include_path is None else Path(include_path))
+    if names:
+        file = evaluator_for(names, "tasks", folder)
     else:
-        file = load_evaluator(_with_function(_content(evaluator)) or "quickstart")
-    answer = score_model(str(model), file, split, device, lambda text: print(text, file=sys.stderr))
+        file = load_evaluator("quickstart" if evaluator is None else content("evaluator", _with_function(evaluator)))
+    answer = score_model(model, file, split, device, lambda text: print(text, file=sys.stderr))
     assert answer.score is not None
-    return Evaluation(str(model), file.name, split, answer.score, interval(answer.score))
+    return Evaluation(model, file.name, split, answer.score, interval(answer.score))
 
 
 @contextmanager
@@ -315,6 +331,13 @@ def _watched(progress: bool | Watcher) -> Iterator[tuple[Watcher, Stop]]:
     from evomerge.watching.progress import Progress
     from evomerge.watching.signals import stoppable
 
+    progress = plain(progress)
+    methods = [name for name in vars(Watcher) if not name.startswith("_")]
+    if not isinstance(progress, bool) and (missing := [m for m in methods if not callable(getattr(progress, m, None))]):
+        raise InputError(
+            f"progress = {describe(progress)}: expected True, False, or an object with the methods of "
+            f"evomerge.study.watcher.Watcher; it lacks {', '.join(missing)}"
+        )
     shown = Progress() if progress is True else None
     watcher: Watcher = shown or (Silent() if isinstance(progress, bool) else progress)
     if threading.current_thread() is not threading.main_thread():
@@ -327,22 +350,15 @@ def _watched(progress: bool | Watcher) -> Iterator[tuple[Watcher, Stop]]:
             yield watcher, stop
 
 
-def _content(given: Content | None) -> str | Mapping[str, Any] | None:
-    return given if given is None or isinstance(given, Mapping) else str(given)
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    try:
+        return yaml.safe_dump(plain(recipe), sort_keys=False)
+    except yaml.YAMLError as e:
+        what = describe(e.args[-1] if e.args else recipe)
+        raise InputError(f"<recipe>: holds {what}; expected texts, numbers, lists and mappings alone") from None
 
 
-def _texts(given: Texts) -> list[str]:
-    """One, or several."""
-    return [str(given)] if isinstance(given, str | Path) else [str(x) for x in given]
-
-
-def _begun(given: Where | Study | None) -> str | None:
-    if not isinstance(given, Study):
-        return None if given is None else str(given)
-    return str(given.folder) if given.folder is not None and "/" not in given.name else given.name
-
-
-def _with_function(evaluator: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
+def _with_function(evaluator: Content | None) -> Content | None:
     """An evaluator whose function is named by its file: workers are other processes, which load it from there."""
     if not isinstance(evaluator, Mapping) or not callable(function := evaluator.get("function")):
         return evaluator

@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge import arguments
 from evomerge.errors import InputError, StudyError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.recipe import Chain, Recipe
 from evomerge.score import State, Trial, Value
-from evomerge.study.finding import open_study
+from evomerge.study.finding import no_candidate, open_study
 from evomerge.study.outcome import Outcome
 from evomerge.study.record import Phase, Record
 from evomerge.study.store import Store
@@ -21,6 +22,8 @@ from evomerge.study.store import Store
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
+
+    from evomerge.pipeline.warm_start import Begun
 
 
 class Study:
@@ -52,6 +55,16 @@ class Study:
         found._store, found.name, found.folder = Store(outcome.storage), outcome.study, outcome.model.parent
         found._handed = outcome
         return found
+
+    def as_beginning(self) -> Begun:
+        """Where it lies, for a search that begins from it."""
+        from evomerge.pipeline.warm_start import Begun
+
+        folder, main = self.folder, [n for n in self._store.names() if "/" not in n]
+        # The command line names a folder, which stands for the one study of the database in it.
+        if folder is None or main != [self.name] or self._store.url != f"sqlite:///{(folder / 'study.db').resolve()}":
+            return Begun(self.name, self._store.url)
+        return Begun(self.name, self._store.url, str(folder))
 
     def refresh(self) -> Study:
         """Forget what was read, for a search that goes on meanwhile; gives itself."""
@@ -140,8 +153,8 @@ class Study:
         """
         from evomerge.report.frames import items_frame
 
-        if split is not None and split not in SPLITS:
-            raise InputError(f'split = "{split}": expected one of {", ".join(SPLITS)}')
+        if split is not None:
+            arguments.word("split", split, SPLITS)
         scores = self._store.open(self.name).scores
         wanted = SPLITS if split is None else (split,)
         return items_frame([(subject, s, score) for s in wanted for subject, score in scores.read(s).items()])
@@ -250,9 +263,7 @@ class Study:
             return self.best_trial
         found = next((t for t in self._record.trials if t.number == number), None)
         if found is None:
-            raise StudyError(
-                f'study "{self.name}": no candidate {number}; it has 0 to {len(self._record.trials) - 1}'
-            )
+            raise no_candidate(self.name, number, [t.number for t in self._record.trials])
         return found
 
     def _counts(self) -> Mapping[str, int]:

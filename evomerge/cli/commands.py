@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from evomerge import __version__
+from evomerge import __version__, arguments
 from evomerge.errors import InputError, choose, nearest
 
 # In the order of --help. Adding a command is one line here and one file beside.
@@ -79,13 +79,22 @@ def add_cluster(where: argparse._ActionsContainer) -> None:
         help="processes that work side by side, on Ray; default: one per GPU, else per CPU; 0: this one alone",
     )  # fmt: skip
     where.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="GPU share of a worker: 0 (CPUs), up to 1, or several for a "
-        "model that one does not hold (default: 1 where there are any)",
+        "--gpus-per-worker", type=_share, metavar="X", help="GPU share of a worker: 0 (CPUs), up to 1, or several for "
+        "a model that one does not hold (default: 1 where there are any)",
     )  # fmt: skip
     where.add_argument(
         "--address", metavar="A", help="a Ray cluster: auto, HOST:PORT of its head, or ray://HOST:PORT from outside "
         "(default: this machine)",
     )  # fmt: skip
+
+
+def _share(text: str) -> float:
+    try:
+        return arguments.share("share", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'"{text}": expected 0, a share up to 1, or a whole number of GPUs'
+        ) from None
 
 
 def whole(text: str, low: int, high: int) -> int:

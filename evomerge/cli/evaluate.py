@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.errors import InputError
     from evomerge.evaluation import evaluator_for, load_evaluator
 
-    if args.tasks and args.evaluator:
+    if args.tasks and args.evaluator is not None:
         raise InputError("--tasks and --evaluator cannot both be given")
     if args.include_path and not args.tasks:
         raise InputError("--include-path needs --tasks; an evaluator names its own folder, by its key include_path")
-    file = load_evaluator(args.evaluator or "quickstart")
+    file = load_evaluator("quickstart" if args.evaluator is None else args.evaluator)
     if args.tasks:
         file = evaluator_for(args.tasks, include_path=args.include_path)
 

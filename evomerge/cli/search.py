@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge import arguments
 from evomerge.cli.commands import Parser, Subparsers, add_cluster, add_command, whole
 from evomerge.cli.output import emit
 from evomerge.errors import InputError
@@ -73,8 +74,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "and catcma twice as many in a race)",
     )  # fmt: skip
     how.add_argument(
-        "--sigma", type=float, help="first step, as a share of each range (default: cma and catcma .25, and of numbers "
-        "no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",
+        "--sigma", type=_sigma, help="first step, as a share of each range (default: cma and catcma .25, and of "
+        "numbers no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",
     )  # fmt: skip
     how.add_argument(
         "--restarts", choices=RESTARTS,
@@ -258,6 +259,13 @@ def _seconds(text: str) -> float:
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f'"{text}": expected a number of seconds above 0')
     return number
+
+
+def _sigma(text: str) -> float:
+    try:
+        return arguments.number("sigma", float(text), above_zero=True)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}": expected a number above 0') from None
 
 
 def _seed(text: str) -> int:

@@ -1,15 +1,8 @@
 """A model becomes a Score: by lm-eval's tasks, a Python function or a command, on one split of the items."""
 
-from evomerge.evaluation.config import (
-    EVALUATORS,
-    SPLITS,
-    EvaluatorConfig,
-    EvaluatorFile,
-    Split,
-    evaluator_for,
-    load_evaluator,
-)
+from evomerge.evaluation.config import EVALUATORS, SPLITS, EvaluatorConfig, Split
 from evomerge.evaluation.evaluator import Evaluator, SavedEvaluator, leaves_models, open_evaluator, saves_models
+from evomerge.evaluation.file import EvaluatorFile, evaluator_for, load_evaluator
 
 __all__ = [
     "EVALUATORS",

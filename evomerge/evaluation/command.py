@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import CandidateError, DiskFullError, EvaluatorError, EvoMergeError, choose
-from evomerge.evaluation.config import EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.config import Split, TaskConfig
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.finite import not_finite_weight
 from evomerge.evaluation.items import ItemEvaluator
 from evomerge.evaluation.keeper import Keeper

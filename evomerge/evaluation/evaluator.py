@@ -9,7 +9,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from evomerge.evaluation.config import EVALUATORS, EvaluatorFile, Split
+from evomerge.evaluation.config import EVALUATORS, Split
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.splits import Places
 from evomerge.score import Score
 

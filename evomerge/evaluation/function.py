@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from evomerge.errors import CandidateError, EvaluatorError
-from evomerge.evaluation.config import EvaluatorFile, Split
+from evomerge.evaluation.config import Split
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
 from evomerge.evaluation.items import ItemEvaluator
 from evomerge.evaluation.returned import kind, score_of

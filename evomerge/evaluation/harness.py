@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from evomerge.errors import CandidateError, EvaluatorError, choose, first_line
-from evomerge.evaluation.config import EvaluatorFile, Split
+from evomerge.evaluation.config import Split
 from evomerge.evaluation.evaluator import settings
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
 from evomerge.evaluation.goals import LANGUAGE, LENGTH
 from evomerge.evaluation.greedy import Drafts

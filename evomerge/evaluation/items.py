@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import EvaluatorError
-from evomerge.evaluation.config import SPLITS, EvaluatorFile, Split
+from evomerge.evaluation.config import SPLITS, Split
 from evomerge.evaluation.evaluator import settings
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.splits import Item, Places, content_id, divide
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.errors import EvaluatorError, choose, first_line
-from evomerge.evaluation.config import EvaluatorConfig, EvaluatorFile, Split, TaskConfig
+from evomerge.evaluation.config import EvaluatorConfig, Split, TaskConfig
+from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import check_language
 from evomerge.evaluation.obstacles import language_obstacles, obstacles

@@ -14,6 +14,7 @@ from evomerge.recipe import Chain, Recipe, load_chain
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import Source
 from evomerge.space import DataflowConfig, HybridConfig, SpaceConfig, stored_space
+from evomerge.study.finding import no_candidate
 from evomerge.study.store import Study
 
 RECIPE = "recipe.yaml"
@@ -81,7 +82,7 @@ def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:
         )
     trials = {t.number: t for t in study.trials()}
     if number not in trials:
-        raise StudyError(f'study "{study.name}": no candidate {number}; it has 0 to {len(trials) - 1}')
+        raise no_candidate(study.name, number, trials)
     config = stored_space(notes[SPACE_NOTE])
     assert not isinstance(config, HybridConfig)
     steps: Mapping[str, Mapping[str, Any]] = notes.get(STEPS_NOTE, {})

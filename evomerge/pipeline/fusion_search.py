@@ -126,8 +126,8 @@ class TargetSearch:
         obstacle = no_race(sampler, goals, self.evaluator.config, evaluator.items("search"))
         if options.fidelity == "race" and obstacle is not None:
             raise FusionError(f"{self._key('fidelity')} = race: {obstacle}; expected full")
-        if options.warm_start is not None:
-            self._check_warm_start(options.warm_start, fingerprint_of(space))
+        if (folder := self._warm_start()) is not None:
+            self._check_warm_start(folder, fingerprint_of(space))
 
     def _check_warm_start(self, folder: str, space: Mapping[str, Any]) -> None:
         """Raise where there is nothing to begin from: unless the search has begun, which keeps what it began from."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from evomerge.errors import CandidateError
 from evomerge.evaluation import EvaluatorFile
 from evomerge.evaluation.config import Split
+from evomerge.merging.device import check_device
 from evomerge.sources import open_source
 from evomerge.study.job import Answer, Job
 
@@ -21,9 +22,11 @@ def score_model(
         say: Is told what is done, and what is worth a line.
 
     Raises:
-        InputError: the model or the evaluator is wrong.
+        InputError: the model, the evaluator or the device is wrong.
         CandidateError: it could not be scored.
     """
+    if device is not None:
+        check_device(device)
     source = open_source(model)
 
     from evomerge.study.builder import Builder

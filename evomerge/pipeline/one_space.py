@@ -211,7 +211,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
     watcher.begin(_beginning(plan, name, study, pool, budget, scores, decode))
     if plan.warm:
         study.note(warm_start.NOTE, plan.warm)
-        watcher.say(f"it begins from the {len(plan.warm)} best candidates of {options.warm_start}")
+        watcher.say(f"it begins from the {len(plan.warm)} best candidates of {plan.warm_from}")
     if options.asynchronous:
         plan.workers = _workers(study, pool)
     plan.widened = _widened(study, race is not None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evomerge import arguments
+from evomerge.config import describe, plain
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
-from evomerge.optimizers import OPTIMIZERS
+from evomerge.optimizers import OPTIMIZERS, RESTARTS
+from evomerge.pipeline.warm_start import Begun
 from evomerge.sources import has_chat_template, open_sources
 from evomerge.space import (
     AnyConfig,
@@ -25,9 +29,87 @@ from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
+FIDELITIES = ("auto", "full", "race")
+ESTIMATES = ("auto", "plain")
 PREFIX_BYTES = 1 << 30
 # The optimizer for several objectives where the space's own takes one: by benchmarks/fronts.py, see docs/decisions.md.
 SEVERAL = "evolution"
+
+
+def content(name: str, value: Any) -> str | Mapping[str, Any]:
+    """A space or an evaluator as it is given: a file, a preset's name, or what a file would hold.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, str | Path):
+        raise InputError(
+            f"{name} = {describe(value)}: expected a file, a preset's name, or a mapping with a file's keys"
+        )
+    return str(value)
+
+
+def _budget(name: str, value: Any) -> Budget:
+    if not isinstance(value, Budget) or (value.candidates is None) == (value.seconds is None):
+        raise InputError(f"{name} = {describe(value)}: expected a number of candidates, or a time")
+    if value.candidates is not None:
+        return Budget(candidates=arguments.whole(name, value.candidates, 1))
+    return Budget(seconds=arguments.number(name, value.seconds, above_zero=True))
+
+
+def _study(name: str, value: Any) -> str:
+    """The name of a study, which is a folder's too where no other is given."""
+    found = plain(value)
+    if not isinstance(found, str) or "/" in found or found.strip() in ("", ".", ".."):
+        # What stands behind a "/" is a search that belongs to another: NAME/parameter, a control's.
+        raise InputError(f'--study {describe(found)}: expected a name without "/", and not "", "." or ".."')
+    return found
+
+
+def _begun(name: str, value: Any) -> str | Begun:
+    return value if isinstance(value, Begun) else arguments.text(name, value)
+
+
+def _paths(name: str, value: Any) -> list[Path]:
+    return [Path(x) for x in arguments.texts(name, value)]
+
+
+def _sampler(name: str, value: Any) -> str:
+    return arguments.word(name, value, ("auto", *OPTIMIZERS))
+
+
+_POSITIVE = partial(arguments.whole, low=1)
+# How each argument is checked, and whether it may be None.
+_CHECKS: Mapping[str, tuple[Callable[[str, Any], Any], bool]] = {
+    "budget": (_budget, False),
+    "space": (content, True),
+    "models": (arguments.texts, False),
+    "base": (arguments.text, True),
+    "evaluator": (content, True),
+    "tasks": (arguments.texts, False),
+    "include_path": (arguments.path, True),
+    "study": (_study, True),
+    "storage": (arguments.text, True),
+    "out": (arguments.path, True),
+    "sampler": (_sampler, False),
+    "seed": (partial(arguments.whole, low=0, high=2**31 - 1), False),
+    "population": (_POSITIVE, True),
+    "sigma": (partial(arguments.number, above_zero=True), True),
+    "restarts": (partial(arguments.word, choices=RESTARTS), True),
+    "controls": (arguments.flag, False),
+    "patience": (_POSITIVE, True),
+    "enqueue": (_paths, False),
+    "prefix_bytes": (partial(arguments.whole, low=0, high=2**63), False),
+    "fidelity": (partial(arguments.word, choices=FIDELITIES), False),
+    "starts": (arguments.flag, False),
+    "objectives": (arguments.texts, False),
+    "asynchronous": (arguments.flag, False),
+    "warm_start": (_begun, True),
+    "estimates": (partial(arguments.word, choices=ESTIMATES), False),
+    "timeout": (partial(arguments.number, above_zero=True), True),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +124,10 @@ class Options:
         restarts: What follows a run of the optimizer that has converged; None: as the study began, else "bipop".
         prefix_bytes: Memory of each worker for hidden states of paths' common beginnings (data-flow space); 0: none.
         timeout: Seconds that a candidate may take; None: as the evaluator says.
+        warm_start: Another study's output folder, its name where it is in the same database, or where it lies.
+
+    Raises:
+        InputError: one of them is nothing that it can be. Whether they fit together is seen by `Asked.by` and `Plan`.
     """
 
     budget: Budget
@@ -68,9 +154,18 @@ class Options:
     starts: bool = True
     objectives: Sequence[str] = ()
     asynchronous: bool = False
-    warm_start: str | None = None
+    warm_start: str | Begun | None = None
     estimates: str = "auto"
     timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        checked = {
+            name: check(name, value)
+            for name, (check, optional) in _CHECKS.items()
+            if not ((value := getattr(self, name)) is None and optional)
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def file(self) -> str | None:
@@ -116,7 +211,7 @@ class Asked:
         changes: tuple[str, ...] = ()
         required = True
         if migrated is not None:
-            own = not (options.tasks or options.evaluator)
+            own = not options.tasks and options.evaluator is None
             changes, required = migrated.changes + (migrated.scored if own else ()), migrated.asked or not own
         evaluator, without = _templated(evaluator, config, root, required)
         asked = cls(config, evaluator, root, (*changes, *without))
@@ -126,9 +221,7 @@ class Asked:
                 f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, '
                 "every source whole, as any layer may follow any other; expected 1 or less"
             )
-        if "/" in (name := asked.study(options)):
-            # What stands behind one is a search that belongs to another: NAME/parameter, a control's.
-            raise InputError(f'--study "{name}": expected a name without "/"')
+        _study("study", asked.study(options))
         return asked
 
     def places(self, options: Options) -> tuple[Path, str]:
@@ -142,7 +235,9 @@ class Asked:
 
     def study(self, options: Options) -> str:
         """The study's name."""
-        return options.study or f"{self.config.name}-{self.evaluator.name}-{options.seed}"
+        if options.study is not None:
+            return options.study
+        return f"{self.config.name}-{self.evaluator.name}-{options.seed}"
 
 
 def _check_timeout(evaluator: EvaluatorFile, options: Options) -> None:
@@ -161,7 +256,7 @@ def _space(options: Options) -> tuple[AnyConfig, Migrated | None]:
         return default_space(options.models, options.base), None
     if options.space is None and options.base:
         raise InputError("--base needs --models")
-    config = load_space(options.space or QUICKSTART)
+    config = load_space(QUICKSTART if options.space is None else options.space)
     migrated = config.migrated
     if options.models:
         # Paths' base is only measured beside them: the file's says nothing of other models.
@@ -171,9 +266,9 @@ def _space(options: Options) -> tuple[AnyConfig, Migrated | None]:
 
 
 def _evaluator(options: Options, migrated: Migrated | None) -> EvaluatorFile:
-    if options.tasks and options.evaluator:
+    if options.tasks and options.evaluator is not None:
         raise InputError("--tasks and --evaluator cannot both be given")
-    if options.evaluator:
+    if options.evaluator is not None:
         if options.include_path is not None:
             raise InputError("--include-path: an evaluator names its own folder, by its key include_path")
         return load_evaluator(options.evaluator)

@@ -121,7 +121,9 @@ class Plan:
         self.name = asked.study(options)
         self.out, self.storage = asked.places(options)
         self.warm: list[dict[str, Value]] = []
+        self.warm_from: str | None = None
         if options.warm_start is not None:
+            self.warm_from = warm_start.called(options.warm_start, self.storage)
             self.warm = warm_start.read(options.warm_start, self.name, self.storage, fingerprint_of(self.space))
         if writes:
             place.prepare(self.out, self.storage, [f for s in self.sources.values() for f in s.folders], self.name)
@@ -263,7 +265,7 @@ class Plan:
             "seed": options.seed,
             "enqueued": [dict(p) for p in self.enqueued] if sampler == self.sampler else [],
             **({"async": True} if options.asynchronous else {}),
-            **({"warm_start": options.warm_start} if options.warm_start and sampler == self.sampler else {}),
+            **({"warm_start": self.warm_from} if self.warm_from and sampler == self.sampler else {}),
         }
 
     def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:

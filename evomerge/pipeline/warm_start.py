@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,39 @@ FEWEST = 4
 LOOSE = ("dtype", "out_dtype", "tokenizer_source")
 
 
-def read(where: str, name: str, storage: str, space: Mapping[str, Any]) -> list[dict[str, Value]]:
+@dataclass(frozen=True)
+class Begun:
+    """A study to begin from that was opened already: from any database, and a search that belongs to another too.
+
+    Attributes:
+        name: As its database has it (NAME, NAME/WHICH).
+        storage: URL of that.
+        folder: The output folder by which the command line would name it, where that has this study alone.
+    """
+
+    name: str
+    storage: str
+    folder: str | None = None
+
+
+def called(where: str | Begun, storage: str) -> str:
+    """How messages, and the study that begins, call the one it begins from: as the command line would, where it can.
+
+    Args:
+        storage: URL of the database of the study that begins.
+    """
+    if isinstance(where, str):
+        return where
+    if where.folder is not None:
+        return where.folder
+    return where.name if where.storage == storage else f"{where.name} ({shown(where.storage)})"
+
+
+def read(where: str | Begun, name: str, storage: str, space: Mapping[str, Any]) -> list[dict[str, Value]]:
     """Parameters of the best candidates of another study, the best first; as they were when this one began.
 
     Args:
-        where: Its output folder, or its name where it is in the same database.
+        where: Its output folder, its name where it is in the same database, or the study itself.
         name: Name of the study that begins, or goes on.
         storage: URL of that one's database.
         space: That one's fingerprint of its space.
@@ -35,10 +64,10 @@ def read(where: str, name: str, storage: str, space: Mapping[str, Any]) -> list[
         InputError: there is no such study, it searched another space, or has no candidate with a score.
     """
     known = kept(name, storage)
-    return read_best(where, storage, space, f"--warm-start {where}") if known is None else known
+    return read_best(where, storage, space, f"--warm-start {called(where, storage)}") if known is None else known
 
 
-def read_best(where: str, storage: str, space: Mapping[str, Any], option: str) -> list[dict[str, Value]]:
+def read_best(where: str | Begun, storage: str, space: Mapping[str, Any], option: str) -> list[dict[str, Value]]:
     """The same as they are now.
 
     Args:
@@ -75,8 +104,10 @@ def kept(name: str, storage: str) -> list[dict[str, Value]] | None:
     return store.open(name).notes().get(NOTE) if name in store.names() else None
 
 
-def _open(where: str, storage: str, option: str) -> Study:
+def _open(where: str | Begun, storage: str, option: str) -> Study:
     """The study of an output folder, or of that name."""
+    if isinstance(where, Begun):
+        return Store(where.storage).open(where.name)
     database = Path(where) / "study.db"
     try:
         if database.is_file():

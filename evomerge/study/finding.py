@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,17 @@ def located(asked: str) -> tuple[Path, str]:
             with contextlib.suppress(StudyError):
                 return find_database(parent), part
         raise
+
+
+def no_candidate(study: str, number: object, numbers: Collection[int]) -> StudyError:
+    """The error where a study has no candidate of a number.
+
+    Args:
+        numbers: Those that it has.
+    """
+    if not numbers:
+        return StudyError(f'study "{study}": no candidate {number}; it has no candidates yet')
+    return StudyError(f'study "{study}": no candidate {number}; it has {min(numbers)} to {max(numbers)}')
 
 
 def main_study(names: list[str], asked: str) -> str:

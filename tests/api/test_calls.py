@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evomerge
@@ -61,6 +62,68 @@ def test_evaluate_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         evomerge.evaluate("zoo:maths", "quickstart", tasks=["a"])
     with pytest.raises(InputError, match='split = "dev"'):
         evomerge.evaluate("zoo:maths", split="dev")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": -1}, "seed = -1: expected a whole number from 0"),
+        ({"seed": "x"}, "seed = 'x': expected a whole number"),
+        ({"threads": 0}, "threads = 0: expected a whole number from 1"),
+        ({"device": "foo"}, "--device foo: expected cpu"),
+        ({"device": None}, r"device = nothing \(empty\): expected a text"),
+        ({"overwrite": "no"}, "overwrite = 'no': expected True or False"),
+        ({"recipe": None}, r"recipe = nothing \(empty\): expected a file, a mapping"),
+        ({"recipe": [1]}, r"recipe = \[1\]: expected a file, a mapping"),
+        ({"recipe": {}}, '<recipe>: key "merge_method" is missing'),
+        ({"recipe": {**RECIPE, "models": [object()]}}, "<recipe>: holds <object object at .*; expected texts, numbers"),
+        ({"out": None}, r"out = nothing \(empty\): expected the path"),
+    ],
+)
+def test_what_is_wrong_with_a_merge(change: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        evomerge.merge(**{"recipe": RECIPE, "out": tmp_path / "out", **change})  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_give_the_same_merge(tmp_path: Path) -> None:
+    parameters = {"weight": np.array([0.4, 0.9]), "density": np.float64(0.5)}
+    first = {"model": "zoo:maths", "parameters": {"weight": np.int64(1), "density": np.float64(0.5)}}
+    given = {**RECIPE, "models": (first, {"model": "zoo:kovesh", "parameters": parameters})}
+    built = evomerge.merge(given, tmp_path / "numpy", seed=np.int64(3), threads=np.int32(1))  # type: ignore[arg-type]
+    assert built.recipe_hash == evomerge.merge(RECIPE, tmp_path / "plain", seed=3, threads=1).recipe_hash
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fusion": {"kind": "fuse"}}, "fusion = .*: expected the path of a file"),
+        ({"out": 3}, "out = 3: expected the path"),
+        ({"workers": -1}, "workers = -1: expected a whole number"),
+        ({"progress": "no"}, "progress = 'no': expected True or False"),
+    ],
+)
+def test_what_is_wrong_with_a_fusion(change: dict[str, object], words: str, tmp_path: Path) -> None:
+    given = {"fusion": tmp_path / "fusion.yaml", "out": tmp_path / "out", **change}
+    with pytest.raises(InputError, match=words):
+        evomerge.fuse(**given)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "foo"}, "--device foo: expected cpu"),
+        ({"device": 0}, "device = 0: expected a text"),
+        ({"model": None}, r"model = nothing \(empty\): expected a text"),
+        ({"evaluator": {}}, '<evaluator>: key "tasks" is missing'),
+        ({"evaluator": 3}, "evaluator = 3: expected a file, a preset's name"),
+        ({"tasks": 3}, "tasks = 3: expected a list of texts"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        evomerge.evaluate(**{"model": "zoo:maths", **change})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -85,8 +85,8 @@ def test_trials_and_items(study: evomerge.Study) -> None:
     means = search.groupby("subject", observed=True)["result"].mean()
     for number, value in zip(trials["number"], trials["value"], strict=True):
         assert means[f"trial/{number}"] == pytest.approx(value, abs=1e-6)
-    with pytest.raises(InputError, match=r'split = "train".*search, select, test'):
-        study.items("train")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r'split = "tst".*did you mean "test"'):
+        study.items("tst")  # type: ignore[arg-type]
 
 
 def test_coefficients_are_the_winners_parameters(study: evomerge.Study) -> None:
@@ -194,8 +194,48 @@ def nowhere() -> None:
         ({"space": {**SPACE, "sources": ["zoo:math"]}}, InputError, r"zoo:math"),
         ({"budget": 0}, InputError, r"must be at least 1"),
         ({"budget": "soon"}, InputError, r'"soon".*number of candidates'),
-        ({"sampler": "cmaes"}, InputError, r"cmaes"),
-        ({"prefix_memory": -1}, InputError, r"prefix_memory = -1: expected"),
+        ({"budget": None}, InputError, r'"None".*number of candidates'),
+        ({"sampler": "catcm"}, InputError, r'sampler = "catcm": .*did you mean "catcma"'),
+        ({"sampler": None}, InputError, r"sampler = nothing \(empty\): expected"),
+        ({"fidelity": "fast"}, InputError, r'fidelity = "fast": .*Valid: auto, full, race'),
+        ({"estimates": "plane"}, InputError, r'estimates = "plane": .*did you mean "plain"'),
+        ({"restarts": "bipopp"}, InputError, r'restarts = "bipopp": .*did you mean "bipop"'),
+        ({"seed": -1}, InputError, r"seed = -1: expected a whole number from 0 to 2147483647"),
+        ({"seed": 2**31}, InputError, r"seed = 2147483648: expected a whole number"),
+        ({"seed": True}, InputError, r"seed = True: expected a whole number"),
+        ({"seed": "1"}, InputError, r"seed = '1': expected a whole number"),
+        ({"population": 0}, InputError, r"population = 0: expected a whole number from 1"),
+        ({"population": 4.5}, InputError, r"population = 4.5: expected a whole number"),
+        ({"sigma": 0}, InputError, r"sigma = 0: expected a number above 0"),
+        ({"sigma": float("nan")}, InputError, r"sigma = nan: expected a number above 0"),
+        ({"patience": 0}, InputError, r"patience = 0: expected a whole number from 1"),
+        ({"timeout": "10m"}, InputError, r"timeout = '10m': expected a number above 0"),
+        ({"timeout": 0}, InputError, r"timeout = 0: expected a number above 0"),
+        ({"workers": -1}, InputError, r"workers = -1: expected a whole number from 0"),
+        ({"workers": "two"}, InputError, r"workers = 'two': expected a whole number"),
+        ({"gpus_per_worker": -0.5}, InputError, r"gpus_per_worker = -0.5: expected 0, a share up to 1"),
+        ({"gpus_per_worker": "1"}, InputError, r"gpus_per_worker = '1': expected 0, a share up to 1"),
+        ({"address": ""}, InputError, r"address = '': expected a text"),
+        ({"prefix_memory": -1}, InputError, r"prefix_memory = -1: expected a number, 0 or more"),
+        ({"prefix_memory": "1"}, InputError, r"prefix_memory = '1': expected a number, 0 or more"),
+        ({"study": ".."}, InputError, r"study '\.\.': expected a name without"),
+        ({"study": "."}, InputError, r"study '\.': expected a name without"),
+        ({"study": ""}, InputError, r"study '': expected a name without"),
+        ({"study": "a/b"}, InputError, r"study 'a/b': expected a name without"),
+        ({"study": 3}, InputError, r"study 3: expected a name without"),
+        ({"storage": 3}, InputError, r"storage = 3: expected a text"),
+        ({"objectives": {"score": 1}}, InputError, r"objectives = .*: expected a list of texts"),
+        ({"models": ["zoo:maths", None]}, InputError, r"models\[1\] = nothing \(empty\): expected a text"),
+        ({"tasks": 3, "evaluator": None}, InputError, r"tasks = 3: expected a list of texts"),
+        ({"enqueue": [3]}, InputError, r"enqueue\[0\] = 3: expected a text"),
+        ({"include_path": 3}, InputError, r"include_path = 3: expected the path"),
+        ({"starts": "no"}, InputError, r"starts = 'no': expected True or False"),
+        ({"progress": "loud"}, InputError, r"progress = 'loud': expected True, False, or an object .*lacks say, begin"),
+        ({"warm_start": 3}, InputError, r"warm_start = 3: expected a text"),
+        ({"space": 3}, InputError, r"space = 3: expected a file, a preset's name, or a mapping"),
+        ({"evaluator": ["a"]}, InputError, r"evaluator = \['a'\]: expected a file, a preset's name, or a mapping"),
+        ({"space": {}}, SpaceError, r'<space>: key "\w+" is missing'),
+        ({"evaluator": {}}, EvaluatorError, r'<evaluator>: key "tasks" is missing'),
         ({"evaluator": {"kind": "python", "function": lambda m, t, i: 0}}, EvaluatorError, "in a Python file"),
         ({"evaluator": {"kind": "lm_eval", "taks": []}}, EvaluatorError, r'<evaluator>: unknown key "taks"'),
         ({"models": "zoo:maths", "space": None, "evaluator": None}, InputError, "needs --tasks or --evaluator"),
@@ -208,6 +248,67 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     with pytest.raises(error, match=words):
         evomerge.search(out=tmp_path / "out", **given)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_database_of_the_folder_above_is_not_written(
+    evaluator: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected a name without"):
+        evomerge.search(SPACE, evaluator=evaluator, budget=2, workers=0, progress=False, study="..")
+    assert main(["search", "--budget", "2", "--workers", "0", "--study", ".."]) == 2
+    assert [p.name for p in tmp_path.rglob("*")] == ["runs"]
+
+
+def test_numbers_of_numpy_are_plain_numbers(evaluator: dict[str, object], tmp_path: Path) -> None:
+    space = {
+        **SPACE,
+        "granularity": {**SPACE["granularity"], "layer_groups": np.int64(2)},  # type: ignore[dict-item]
+        "parameters": {"weight": {"low": np.float64(0), "high": np.float32(1.5), "init": np.float64(0.5)}},
+    }
+    given = {"space": space, "workers": np.int64(0), "seed": np.int64(3), "population": np.int32(4),
+             "sigma": np.float64(0.25), "budget": np.int64(2), "starts": np.bool_(False), "models": None}  # fmt: skip
+    found = evomerge.search(
+        evaluator={**evaluator, "split_seed": np.int64(1)}, out=tmp_path / "n", study="n", fidelity="full",
+        progress=False, **given,  # type: ignore[arg-type]
+    )  # fmt: skip
+    kept = found._store.open("n").fingerprint
+    assert kept["seed"] == 3 and kept["sampler"]["population"] == 4 and kept["evaluator"]["split_seed"] == 1
+    assert (found.coefficients()["high"] == 1.5).all()
+
+
+def test_a_study_of_another_database_is_begun_from(evaluator: dict[str, object], tmp_path: Path) -> None:
+    def go(name: str, **more: object) -> evomerge.Study:
+        return evomerge.search(
+            SPACE, evaluator=evaluator, workers=0, fidelity="full", progress=False, study=name, out=tmp_path / name,
+            **{"budget": 2, **more},  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    theirs = str(tmp_path / "theirs.db")
+    # Two of one database that no folder is named by, and a search that belongs to the second.
+    go("first", storage=theirs)
+    other = go("second", storage=theirs, seed=5, controls=True)
+    part = evomerge.Study("second/random search", theirs)
+    for name, begun in (("whole", other), ("part", part)):
+        found = go(name, warm_start=begun, budget=1, starts=False)
+        assert found.best_params == begun.best_params != {}
+        assert found._store.open(name).fingerprint["warm_start"] == f"{begun.name} (sqlite:///{theirs})"
+        assert len(go(name, warm_start=begun, starts=False).trials()) == 2  # and goes on
+
+
+def test_a_study_of_a_folder_is_begun_from_as_the_command_does(study: evomerge.Study) -> None:
+    from evomerge.pipeline.warm_start import called
+
+    begun = study.as_beginning()
+    assert begun.folder == str(study.folder) and called(begun, "sqlite:///other.db") == str(study.folder)
+
+
+def test_a_study_without_candidates_says_so() -> None:
+    from evomerge.study.finding import no_candidate
+
+    assert "no candidate 3; it has no candidates yet" in str(no_candidate("s", 3, []))
+    assert "no candidate 9; it has 0 to 4" in str(no_candidate("s", 9, range(5)))
 
 
 def test_a_function_stands_for_its_name(tmp_path: Path, evaluator: dict[str, object]) -> None:

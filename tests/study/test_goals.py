@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evomerge.errors import EvaluatorError, EvoMergeError
-from evomerge.evaluation.config import evaluator_for
+from evomerge.evaluation.file import evaluator_for
 from evomerge.evaluation.goals import Constraint
 from evomerge.optimizers.protocol import Worth
 from evomerge.score import VIOLATION, Score, State, TaskScore, Trial

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from evomerge import arguments
 from evomerge.errors import InputError
 
 # A share of a GPU as a decimal fraction: 1 / 0.1 is to be 10.
@@ -24,11 +24,22 @@ class Cluster:
         address: Ray's address ("auto", "HOST:PORT", "ray://HOST:PORT"); None starts Ray on this machine.
         workers: How many; None: one per GPU, or per CPU where there is none.
         gpus_per_worker: GPU share of each worker; None: 1 where the cluster has GPUs, else 0.
+
+    Raises:
+        InputError: one of them is none of these.
     """
 
     address: str | None = None
     workers: int | None = None
     gpus_per_worker: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            object.__setattr__(self, "address", arguments.text("address", self.address))
+        if self.workers is not None:
+            object.__setattr__(self, "workers", arguments.whole("workers", self.workers, 0, 10**6))
+        if self.gpus_per_worker is not None:
+            object.__setattr__(self, "gpus_per_worker", arguments.share("gpus_per_worker", self.gpus_per_worker))
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,11 @@ def shares(cluster: Cluster, nodes: Sequence[Node], growth: Growth) -> Shares:
         nodes: The machines that are there now.
 
     Raises:
-        InputError: the share of a GPU is none that Ray gives; more GPUs than there are, and nobody starts more; or the
-            number of workers was left to a cluster that has nothing yet.
+        InputError: more GPUs than there are, and nobody starts more; or the number of workers was left to a cluster
+            that has nothing yet.
     """
     gpus = sum(n.gpus for n in nodes)
     share = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else (1.0 if gpus else 0.0)
-    if not math.isfinite(share) or share < 0 or (share > 1 and share != int(share)):
-        raise InputError(f"--gpus-per-worker {share:g}: expected 0, a share up to 1, or a whole number of GPUs")
     room = sum(n.room(share) for n in nodes)
     where = "this machine" if growth is Growth.NONE else f"the cluster at {cluster.address or 'this job'}"
     if cluster.workers is None and growth is Growth.AUTOSCALER and room < 1:
