@@ -62,8 +62,8 @@ class Hub:
 
     def commit(self, repo: str, branch: str = "main") -> str:
         """The revision that a model is at: changes with its files."""
-        files = sorted(self.uploads.folder(repo, branch).iterdir())
-        return hashlib.sha1("".join(f"{f.name} {_digest(f)}\n" for f in files).encode()).hexdigest()
+        folder = self.uploads.folder(repo, branch)
+        return hashlib.sha1("".join(f"{n} {_digest(folder / n)}\n" for n in _names(folder)).encode()).hexdigest()
 
     def _took(self, request: BaseHTTPRequestHandler, take: Callable[[BaseHTTPRequestHandler], tuple[int, Any]]) -> None:
         try:
@@ -92,12 +92,12 @@ class Hub:
         if not folder.is_dir():
             return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         commit = self.commit(asked["repo"], branch)
-        if asked.groupdict().get("inside"):  # no model here has folders
+        if asked.groupdict().get("inside"):  # the tree is told whole
             return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
         if "what" in asked.groupdict():
-            files = sorted(folder.iterdir())
-            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _digest(f)} for f in files]
-            info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
+            files = {name: folder / name for name in _names(folder)}
+            tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": _digest(f)} for n, f in files.items()]
+            info = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": n} for n in files]}
             info["private"] = asked["repo"] in self.uploads.private
             found = json.dumps(tree if asked["what"] == "tree" else info).encode()
             return self._send(request, 200, found, {"Content-Type": "application/json"}, body)
@@ -126,6 +126,11 @@ class Hub:
         request.end_headers()
         if body:
             request.wfile.write(data)
+
+
+def _names(folder: Path) -> list[str]:
+    """Of all files in it, those in its folders too."""
+    return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
 
 
 def _digest(file: Path) -> str:

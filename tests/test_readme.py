@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,17 +102,70 @@ def test_the_guide_s_own_function_scores_models(tmp_path: Path) -> None:
     assert values["zoo:maths"] != values["zoo:base"] and all(0 < v < 1 for v in values.values())
 
 
-def test_console_blocks_name_commands_that_exist() -> None:
-    """Unmarked blocks too (they need the network or much time): their evomerge commands and options parse."""
-    blocks = [block for document in DOCUMENTS for block in BLOCK.findall(document.read_text(encoding="utf-8"))]
-    for marks, body in blocks:
-        for line in body.splitlines():
-            words = shlex.split(line.removeprefix("$ "))
-            if not line.startswith("$ ") or words[0] != "evomerge" or words[1] == "--help":
+EVERY = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ANY_BLOCK = re.compile(r"^([ \t]*)```(?:console|bash|sh|shell)\b[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+# What ends one command of a line and begins another, or is the shell's alone.
+BETWEEN = {"|", "||", "&", "&&", ";", ">", ">>", "2>", "<"}
+
+
+def evomerge_commands(text: str) -> Iterator[list[str]]:
+    """Arguments of every evomerge command in a document's console blocks: after variables, and what a job submits."""
+    for _, body in ANY_BLOCK.findall(text):
+        for line in body.replace("\\\n", " ").splitlines():
+            if not line.lstrip().startswith("$ "):
                 continue
-            if words[1] not in COMMANDS and not marks.strip().startswith("runnable"):
-                continue  # a command that is not in this tree yet; test_all_commands runs the marked ones
-            try:
-                parse(words[1:])
-            except InputError as e:
-                pytest.fail(f"{line}: {e}")
+            words = shlex.split(line.lstrip()[2:], comments=True)
+            while words:
+                end = next((i for i, w in enumerate(words) if w in BETWEEN), len(words))
+                command, words = words[:end], words[end + 1 :]
+                while command and re.fullmatch(r"[A-Za-z_]\w*=.*", command[0]):
+                    del command[0]
+                if command[:3] == ["ray", "job", "submit"] and "--" in command:
+                    command = command[command.index("--") + 1 :]
+                if command and command[0] == "evomerge":
+                    yield command[1:]
+
+
+def dead(text: str) -> list[str]:
+    """The commands of a document that the program refuses to parse, with what it says."""
+    found = []
+    for words in evomerge_commands(text):
+        try:
+            parse(words)
+        except InputError as e:
+            found.append(f"evomerge {shlex.join(words)}: {e}")
+        except SystemExit:  # --help and --version end there
+            pass
+    return found
+
+
+@pytest.mark.parametrize("document", EVERY, ids=lambda d: str(d.relative_to(ROOT)))
+def test_console_blocks_name_commands_that_exist(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unmarked blocks too (they need the network or much time): their evomerge commands and options parse."""
+    assert dead(document.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("evomerge serch --budget 8", "serch"),
+        ("evomerge search --bugdet 8", "bugdet"),
+        ("RAY_AUTH_MODE=token A=b evomerge search --gpus 1", "gpus"),
+        ("ray job submit --working-dir . -- evomerge watch x", "watch"),
+        ("hf auth login && evomerge export s out --pushto me/x", "pushto"),
+        ("evomerge merge a.yaml \\\n    out --fast", "fast"),
+        ("evomerge list # all of them", None),
+        ("evomerge export --help", None),
+        ("evomerge status s | grep x", None),
+        ("make serch", None),
+    ],
+)
+def test_a_dead_command_is_caught(line: str, wrong: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    for indent in ("", "    "):
+        block = "".join(f"{indent}{part}\n" for part in ("```console", *f"$ {line}".splitlines(), "```"))
+        found = dead(f"Some text.\n\n{block}")
+        assert len(found) == (wrong is not None) and all(wrong in f for f in found if wrong)
+
+
+def test_commands_are_found_in_documents() -> None:
+    assert sum(len(list(evomerge_commands(d.read_text(encoding="utf-8")))) for d in EVERY) > 40

@@ -58,14 +58,15 @@ def export_checkpoint(
 
     found = rebuilt(study, trial)
     there = to is not None and not overwrite and found.lies_in(out)
-    if to is not None:
-        from evomerge.publishing.push import prepare
-
-        if not there:
-            _check_free(out, overwrite)
-        prepare(to)
-    of = lineage(found.signed, ask="all")
+    pushed = None
     with ExitStack() as scratch:
+        if to is not None:
+            from evomerge.publishing.push import left_over, prepare
+
+            if not there:
+                _check_free(out, overwrite)
+            scratch.enter_context(left_over(prepare(to)))
+        of = lineage(found.signed, ask="all")
 
         def beside() -> Mapping[str, Path | str]:
             temporary = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="evomerge-")))
@@ -78,7 +79,9 @@ def export_checkpoint(
 
             text = str(beside()[README])
             write_atomically(out / README, lambda part: part.write_text(text, encoding="utf-8"))
-    return Exported(found, of, there, _push(to, out, study.name, found) if to is not None else None)
+        if to is not None:
+            pushed = _push(to, out, study.name, found)
+    return Exported(found, of, there, pushed)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -43,6 +43,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )  # fmt: skip
     hub.add_argument("--private", action="store_true", help="a repository that is made is private")
     hub.add_argument("--revision", metavar="BRANCH", help="upload to this branch, made where it is missing")
+    hub.add_argument(
+        "--replace-model", action="store_true", help="put the checkpoint in the place of a model in that repository "
+        "that evomerge did not make; without it such a repository is refused",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -63,8 +67,8 @@ def _check(args: argparse.Namespace) -> None:
         for option in ("trial", "push"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option} is about a checkpoint; --format parquet writes every candidate's results")
-    for option in ("private", "revision"):
-        if getattr(args, option) and args.push is None:
+    for option in ("private", "revision", "replace-model"):
+        if getattr(args, option.replace("-", "_")) and args.push is None:
             raise InputError(f"--{option} is about --push OWNER/NAME, which is missing")
 
 
@@ -102,7 +106,7 @@ def _destination(args: argparse.Namespace) -> Destination | None:
         return None
     from evomerge.publishing.push import Destination
 
-    return Destination(args.push, True if args.private else None, args.revision)
+    return Destination(args.push, True if args.private else None, args.revision, args.replace_model)
 
 
 def _parquet(study: Any, out: Path, overwrite: bool) -> list[str]:

@@ -7,6 +7,7 @@ that may have addresses with signatures in it.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -18,27 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from evomerge.errors import EvoMergeError, InputError
-from evomerge.merging.small_files import GENERATION, PROCESSORS
-from evomerge.merging.tokens.files import FILES as TOKENIZER_FILES
+from evomerge.publishing.repository import KEPT, OWN, RECIPE, made_by_evomerge, model_files, shown, stale
 from evomerge.publishing.sections import public
 from evomerge.recipe import load_chain
 from evomerge.sources import INDEX, SINGLE, read_object
-from evomerge.sources.cards import README
 from evomerge.sources.folder import HUB_ID, REVISION
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-RECIPE = "recipe.yaml"
-# What goes up beside the weights, where it is there: a checkpoint's own files, and what a licence asks to be passed on.
-SMALL = (
-    "config.json", GENERATION, *TOKENIZER_FILES, *PROCESSORS, RECIPE, README, "path.png",
-    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md",
-)  # fmt: skip
 # Where older versions of transformers noted what a file was loaded from.
 _PLACES = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
-# Weights of an earlier push that this one does not replace would be loaded in its place, or lie there for nothing.
-_STALE = [SINGLE, INDEX, "model-*-of-*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +40,13 @@ class Destination:
         repo: OWNER/NAME.
         private: Whether the repository is made private where it is not there yet; None: as its owner has it.
         branch: None: main.
+        replace: Whether the checkpoint may take the place of a model that evomerge did not make.
     """
 
     repo: str
     private: bool | None = None
     branch: str | None = None
+    replace: bool = False
 
     def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
@@ -84,13 +77,17 @@ class Pushed:
     files: tuple[str, ...]
 
 
-def prepare(to: Destination) -> None:
-    """Make sure that a push would be taken, before anything is built for it.
+def prepare(to: Destination) -> str:
+    """Make sure that a push would be taken and destroys nobody's model, before anything is built for it.
 
     The repository (and branch) is made where it is missing: only the hub knows who may make one and write to it.
 
+    Returns:
+        What was made on the hub, for `left_over`; empty: nothing.
+
     Raises:
-        InputError: offline, no token or a wrong one, no right to write there.
+        InputError: offline, no token or a wrong one, no right to write there; a model is there that evomerge did not
+            make.
         EvoMergeError: the hub cannot be reached, or fails.
     """
     from huggingface_hub import HfApi, constants, get_token
@@ -113,15 +110,75 @@ def prepare(to: Destination) -> None:
             f"may write: {constants.ENDPOINT}/settings/tokens"
         )
     with _told(f"--push {to.repo}: ", name):
-        api.create_repo(to.repo, private=to.private, exist_ok=True)
+        there, branch_there = _listed(api, to)
+        made = there is None and _created(api, to)
+    words = f"repository {to.repo}" if made else ""
+    with left_over(words), _told(f"--push {to.repo}: ", name):
         _check_writable(api, to.repo)
+        if not to.replace:
+            _check_ours(api, to, there or (), to.branch if branch_there else None)
         if to.private and api.model_info(to.repo).private is False:
             raise InputError(
                 f"--push {to.repo}: --private: the repository is there and public; make it private on its page, or "
                 "give another name"
             )
-        if to.branch is not None:
+        if to.branch is not None and not branch_there:
             api.create_branch(to.repo, branch=to.branch, exist_ok=True)
+            words = words or f"branch {to.branch} of {to.repo}"
+    return words
+
+
+def _listed(api: HfApi, to: Destination) -> tuple[list[str] | None, bool]:
+    """What the branch has, and whether it is there; one that is not begins as main. None: no such repository."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        try:
+            return api.list_repo_files(to.repo, revision=to.branch), True
+        except RevisionNotFoundError:
+            return api.list_repo_files(to.repo), False
+    except RepositoryNotFoundError:
+        return None, False
+
+
+def _created(api: HfApi, to: Destination) -> bool:
+    """Make the repository; False where it was there after all, and this token may not see it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(to.repo, private=to.private)
+    except HfHubHTTPError as e:
+        if e.response.status_code != 409:
+            raise
+        return False
+    return True
+
+
+def _check_ours(api: HfApi, to: Destination, there: Sequence[str], branch: str | None) -> None:
+    """Raise where another's model would be overwritten."""
+    found = model_files(there)
+    if found and not made_by_evomerge(api, to.repo, there, branch):
+        where = f"branch {branch} of the repository" if branch else "the repository"
+        raise InputError(
+            f"--push {to.repo}: {where} holds a model that evomerge did not make ({shown(found)}); give another name, "
+            "or --replace-model to put this one in its place"
+        )
+
+
+@contextmanager
+def left_over(made: str) -> Iterator[None]:
+    """Name what `prepare` made on the hub in the message of whatever fails before something is uploaded to it."""
+    try:
+        yield
+    except EvoMergeError as e:
+        if made:
+            e.args = (f"{e}; {made} was made for this push and stays, without the checkpoint", *e.args[1:])
+        raise
+    except KeyboardInterrupt as e:  # a signal's, by evomerge's own handler or Python's
+        if made:
+            before = f"{e}; " if str(e) else ""
+            e.args = (f"{before}{made} was made for this push and stays, without the checkpoint", *e.args[1:])
+        raise
 
 
 def _check_writable(api: HfApi, repo: str) -> None:
@@ -140,8 +197,7 @@ def push(to: Destination, folder: Path, message: str, description: str) -> Pushe
 
     They go up as they are, but for places on this machine's disk, which recipe.yaml and configurations may name.
 
-    Weights that an earlier push left there and this one does not replace are removed in the same commit; other files
-    stay.
+    Files of an earlier checkpoint that this one lacks are removed in the same commit (see `stale`); other files stay.
 
     Args:
         message, description: Of the commit.
@@ -159,8 +215,10 @@ def push(to: Destination, folder: Path, message: str, description: str) -> Pushe
     api = HfApi()
     again = f"; {folder} is whole, and the same command uploads it without building it again"
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch, _told(f"--push {to.repo}: ", after=again):
+        old = stale(api.list_repo_files(to.repo, revision=to.branch), names, replace=to.replace)
         done = api.upload_folder(
-            repo_id=to.repo, folder_path=_staged(folder, names, Path(scratch)), delete_patterns=_stale(api, to),
+            repo_id=to.repo, folder_path=_staged(folder, names, Path(scratch)),
+            delete_patterns=[glob.escape(name) for name in old] or None,  # exact names; None: nothing is asked twice
             commit_message=message, commit_description=description, revision=to.branch,
         )  # fmt: skip
     return Pushed(f"{api.endpoint}/{to.repo}", done.oid, names)
@@ -192,12 +250,6 @@ def _without_paths(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def _stale(api: HfApi, to: Destination) -> list[str] | None:
-    """Patterns of weights that are there; None where there are none, so that nothing is asked twice."""
-    there = api.list_repo_files(to.repo, revision=to.branch)
-    return _STALE if any("/" not in name and name.endswith((".safetensors", INDEX)) for name in there) else None
-
-
 def files_of(folder: Path) -> tuple[str, ...]:
     """Names of a checkpoint's own files, weights first.
 
@@ -214,7 +266,7 @@ def files_of(folder: Path) -> tuple[str, ...]:
     if missing:
         raise InputError(f"{folder}: is no whole checkpoint: it lacks {missing[0]}; write it again (--overwrite)")
     index = [INDEX] if (folder / INDEX).is_file() else []
-    return (*weights, *index, *(name for name in SMALL if (folder / name).is_file()))
+    return (*weights, *index, *(name for name in (*OWN, *KEPT) if (folder / name).is_file()))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,27 +53,46 @@ It is {yaml_of} YAML:
 
 
 def public(recipe: Recipe | Chain) -> Recipe | Chain:
-    """A recipe with folders by their last part alone: where they lie on somebody's disk is private."""
-    names: dict[str, str] = {}
+    """A recipe with folders by their last part alone: where they lie on somebody's disk is private.
+
+    Two folders of one name are two: of models or of statistics, the second is NAME-2. The recipe's hash stays what it
+    is, because content hashes go with the names.
+    """
+    steps = (recipe,) if isinstance(recipe, Recipe) else tuple(step.recipe for step in recipe.steps)
+    taken = set() if isinstance(recipe, Recipe) else {step.name for step in recipe.steps if step.name is not None}
+    models: dict[str, str] = {}
     for reference in recipe.references():
-        name = wanted = model_name(reference)
-        count = 2
-        while name in names.values():  # two folders of one name are two models
-            name, count = f"{wanted}-{count}", count + 1
-        names[reference] = name
-    renamed = recipe.with_references(names)
-    if isinstance(renamed, Recipe):
-        return _without_folders(renamed)
-    steps = tuple(replace(step, recipe=_without_folders(step.recipe)) for step in renamed.steps)
-    return replace(renamed, steps=steps)
+        models[reference] = _free(model_name(reference), taken)
+    folders: dict[str, str] = {}
+    for folder in dict.fromkeys(f for step in steps for f in step.evomerge.statistics.values()):
+        # What is a model's folder too has one content hash, under one name.
+        folders[folder] = models[folder] if folder in models else _free(Path(folder).name or folder, taken)
+    if isinstance(recipe, Recipe):
+        return _renamed(recipe, models, folders)
+    return replace(recipe, steps=tuple(replace(s, recipe=_renamed(s.recipe, models, folders)) for s in recipe.steps))
 
 
-def _without_folders(recipe: Recipe) -> Recipe:
-    """The same for folders of statistics, which have content hashes too."""
+def _free(wanted: str, taken: set[str]) -> str:
+    """A name that is nobody's yet; it is taken then."""
+    name, count = wanted, 2
+    while name in taken:
+        name, count = f"{wanted}-{count}", count + 1
+    taken.add(name)
+    return name
+
+
+def _renamed(recipe: Recipe, models: Mapping[str, str], folders: Mapping[str, str]) -> Recipe:
+    """A copy with other names, in which every model and every folder keeps its content hash.
+
+    The names are given in one step: an old name of one may be the new name of another.
+    """
     extras = recipe.evomerge
-    folders = {f: Path(f).name or f for f in extras.statistics.values()}
-    sources = {folders.get(r, r): content for r, content in extras.sources.items()}
-    return recipe.with_extras(sources=sources, statistics={m: folders[f] for m, f in extras.statistics.items()})
+    names = {**folders, **models}
+    bare = recipe.with_extras(sources={}, statistics={}).with_references(models)
+    return bare.with_extras(
+        sources={names.get(r, r): content for r, content in extras.sources.items()},
+        statistics={models.get(m, m): folders[f] for m, f in extras.statistics.items()},
+    )
 
 
 def table_line(cells: Iterable[str]) -> str:

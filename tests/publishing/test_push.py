@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,17 +88,121 @@ def test_the_same_command_uploads_what_is_there(push, served: Hub, tmp_path: Pat
     assert (out / "model.safetensors").stat().st_mtime_ns > written and not (out / "LICENSE").exists()
 
 
-def test_a_repository_that_is_there(push, served: Hub) -> None:
-    """Weights of an earlier push that would be loaded beside the new ones go, everything else stays."""
-    there = served.root / "team" / "model"
-    there.mkdir(parents=True)
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter.safetensors", "notes.md"):
-        (there / name).write_text("old")
+def filled(served: Hub, repo: str, **files: str) -> Path:
+    """A repository with these files."""
+    there = served.root / repo
+    for name, text in files.items():
+        file = there / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return there
+
+
+OWN_CARD = "---\ntags: [merge, evomerge]\n---\n# one\n"
+OWN_RECIPE = "merge_method: linear\nevomerge: {seed: 1}\n"
+
+
+def test_files_of_an_earlier_push_go_and_nothing_else(push, served: Hub, tmp_path: Path) -> None:
+    """What would be loaded beside, or instead of, the new files goes; a folder's files and the user's own stay."""
+    names = {
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json", "chat_template.jinja", "tokenizer.model",
+        "path.png",
+    }  # fmt: skip
+    stay = {
+        "adapter.safetensors", "notes.md", "LICENSE", "NOTICE.txt", "pytorch_model.bin", "model-x.safetensors",
+        "old/model-00001-of-00002.safetensors", "model-1/a-of-1.safetensors", "old/model.safetensors", "old/vocab.txt",
+        "model-00001-of-1/x-of-00002.safetensors",
+    }  # fmt: skip
+    there = filled(served, "team/model", **{"README.md": OWN_CARD}, **dict.fromkeys(names | stay, "old"))
     push("team/model")
-    assert sorted(served.uploads.commits[0]["deleted"]) == [
-        "model-00001-of-00002.safetensors", "model.safetensors.index.json"
-    ]  # fmt: skip
-    assert {"adapter.safetensors", "notes.md", "model.safetensors"} <= {p.name for p in there.iterdir()}
+    assert {*served.uploads.commits[0]["deleted"]} == names
+    left = {f.relative_to(there).as_posix() for f in there.rglob("*") if f.is_file()}
+    assert left == stay | {f.name for f in (tmp_path / "made").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"config.json": "{}", "model.safetensors": "x", "README.md": "# mine"}, "config.json, model.safetensors"),
+        ({"pytorch_model.bin": "x"}, "pytorch_model.bin"),
+        ({f"m-{n}.gguf": "x" for n in range(6)}, "m-0.gguf, m-1.gguf, m-2.gguf, m-3.gguf, 2 more"),
+        ({"adapter_config.json": "{}", "README.md": "---\ntags: evomerge-like\n---\n"}, "adapter_config.json"),
+        ({"config.json": "{}", "recipe.yaml": "merge_method: linear\nmodels: []\n"}, "config.json"),
+        ({"config.json": "{}", "recipe.yaml": "- evomerge: [", "README.md": "---\n- [\n---\n"}, "config.json"),
+        ({"config.json": "{}", "README.md": "---\n- evomerge\n---\n"}, "config.json"),
+    ],
+)
+def test_another_s_model_is_not_overwritten(
+    files: dict[str, str], named: str, push, served: Hub, tmp_path: Path
+) -> None:
+    filled(served, "me/theirs", **files)
+    words = message(push("me/theirs", check=False))
+    assert words.startswith(f"--push me/theirs: the repository holds a model that evomerge did not make ({named}")
+    assert "give another name, or --replace-model" in words
+    assert not (tmp_path / "made").exists() and served.uploads.commits == []
+    new = message(push("me/theirs", "--revision", "new", check=False))  # a new branch begins as main
+    assert "the repository holds a model" in new and served.uploads.all_branches("me/theirs") == ["main"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"README.md": "# nothing yet", "data/model.safetensors": "x", ".gitattributes": ""},
+        {"config.json": "{}", "model.safetensors": "x", "README.md": OWN_CARD},
+        {"config.json": "{}", "recipe.yaml": OWN_RECIPE},
+        {"config.json": "{}", "recipe.yaml": f"name: one\n{OWN_RECIPE}---\nmerge_method: linear\n"},
+    ],
+)
+def test_an_earlier_push_and_an_empty_repository_are_taken(files: dict[str, str], push, served: Hub) -> None:
+    filled(served, "me/model", **files)
+    push("me/model")
+    assert (served.root / "me" / "model" / "model.safetensors").stat().st_size > 100
+
+
+def test_a_branch_of_its_own_is_looked_at(push, served: Hub) -> None:
+    filled(served, "me/model", **{"config.json": "{}", "README.md": OWN_CARD})
+    push("me/model", "--revision", "second")
+    (served.uploads.folder("me/model", "second") / "README.md").write_text("# by hand")
+    (served.uploads.folder("me/model", "second") / "recipe.yaml").unlink()
+    words = message(push("me/model", "--revision", "second", check=False))
+    assert "branch second of the repository holds a model" in words
+    push("me/model")
+
+
+def test_another_s_model_is_replaced_where_that_is_said(push, served: Hub) -> None:
+    from transformers import AutoModelForCausalLM
+
+    old = {"adapter_config.json", "adapter_model.safetensors", "pytorch_model-00001-of-00002.bin", "merges.txt"}
+    stay = {"model-q4.gguf", "modeling_theirs.py", "LICENSE"}
+    there = filled(served, "me/theirs", **dict.fromkeys(old | stay | {"config.json"}, "{}"))
+    push("me/theirs", "--replace-model")
+    assert {*served.uploads.commits[0]["deleted"]} == old and stay <= {f.name for f in there.iterdir()}
+    AutoModelForCausalLM.from_pretrained("me/theirs")
+    push("me/theirs")  # now it is one of evomerge's
+
+
+@pytest.mark.parametrize(("repo", "more", "made"), [
+    ("me/model", (), "repository me/model"),
+    ("me/there", ("--revision", "b"), "branch b of me/there"),
+])  # fmt: skip
+def test_what_was_made_on_the_hub_for_a_push_that_fails_is_named(
+    repo: str, more: tuple[str, ...], made: str, push, served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.errors import SourceChangedError
+    from evomerge.pipeline.export import Rebuilt
+
+    def changed(*_: object, **__: object) -> None:
+        raise SourceChangedError("a file has changed")
+
+    (served.root / "me" / "there").mkdir(parents=True)
+    left = f"{made} was made for this push and stays, without the checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(Rebuilt, "write", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert message(push(repo, *more, check=False), 130) == f"interrupted: {left}"
+        patch.setattr(Rebuilt, "write", changed)
+        assert message(push(repo, *more, check=False), 1) == "a file has changed"  # it was there before this command
+        shutil.rmtree(served.uploads.folder(repo, more[1] if more else "main"))
+        assert message(push(repo, *more, check=False), 1) == f"a file has changed; {left}"
 
 
 def test_what_is_to_be_private_goes_into_no_public_repository(push, served: Hub, tmp_path: Path) -> None:
@@ -166,6 +272,7 @@ def test_the_network_goes_midway_and_the_same_command_ends_it(
     monkeypatch.setattr(lfs, "http_backoff", impatient)
     served.uploads.cut = 10_000
     words = message(push(check=False), 1)
+    assert words.endswith("; repository me/model was made for this push and stays, without the checkpoint")
     assert "broke off" in words and f"{tmp_path / 'made'} is whole, and the same command uploads it" in words
     weights = tmp_path / "made" / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -194,6 +301,7 @@ def test_a_hub_without_xet_storage_is_told_how(push, served: Hub, monkeypatch: p
     [
         (("--private",), "--private is about --push OWNER/NAME, which is missing"),
         (("--revision", "x"), "--revision is about --push"),
+        (("--replace-model",), "--replace-model is about --push"),
         (("--push", "me/x", "--format", "parquet"), "--push is about a checkpoint"),
         (("--push", "me/x", "--revision", "a..b"), "is no name of a branch"),
     ],
