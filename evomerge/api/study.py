@@ -227,12 +227,14 @@ class Study:
         push: str | None = None,
         private: bool = False,
         revision: str | None = None,
+        replace_model: bool = False,
     ) -> Path:
         """Write a candidate as a plain checkpoint with its card; by default the winner. See `evomerge export`.
 
         Args:
             push: OWNER/NAME of a repository of the hub, to upload it to; made where it is missing, `private` or not.
             revision: Branch to upload to, made where it is missing; default main.
+            replace_model: Put it in the place of a model in that repository that evomerge did not make.
 
         Raises:
             StudyError: no such candidate, no winner yet, or the sources are gone.
@@ -245,9 +247,9 @@ class Study:
         if push is not None:
             from evomerge.publishing.push import Destination
 
-            to = Destination(push, True if private else None, revision)
-        elif private or revision:
-            raise InputError("private and revision are about push, which is missing")
+            to = Destination(push, True if private else None, revision, replace_model)
+        elif private or revision or replace_model:
+            raise InputError("private, revision and replace_model are about push, which is missing")
         study = self._store.open(self.name)
         export_checkpoint(self._store, study, self.folder, Path(out), trial, overwrite=overwrite, to=to)
         return Path(out)

@@ -145,7 +145,7 @@ def test_its_recipe_is_merged_to_the_same_weights(study: evomerge.Study, tmp_pat
     (tmp_path / "other.html").write_text("mine")
     with pytest.raises(InputError, match="no report"):
         study.report(tmp_path / "other.html")
-    with pytest.raises(InputError, match="private and revision are about push"):
+    with pytest.raises(InputError, match="private, revision and replace_model are about push"):
         study.export(tmp_path / "second", private=True)
     with pytest.raises(InputError, match="expected OWNER/NAME"):
         study.export(tmp_path / "second", push="mine")
