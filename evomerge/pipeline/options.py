@@ -76,10 +76,6 @@ def _paths(name: str, value: Any) -> list[Path]:
     return [Path(x) for x in arguments.texts(name, value)]
 
 
-def _sampler(name: str, value: Any) -> str:
-    return arguments.word(name, value, ("auto", *OPTIMIZERS))
-
-
 _POSITIVE = partial(arguments.whole, low=1)
 # How each argument is checked, and whether it may be None.
 _CHECKS: Mapping[str, tuple[Callable[[str, Any], Any], bool]] = {
@@ -93,7 +89,8 @@ _CHECKS: Mapping[str, tuple[Callable[[str, Any], Any], bool]] = {
     "study": (_study, True),
     "storage": (arguments.text, True),
     "out": (arguments.path, True),
-    "sampler": (_sampler, False),
+    # Which there are is said by the optimizers, with the option or the key that named one.
+    "sampler": (arguments.text, False),
     "seed": (partial(arguments.whole, low=0, high=2**31 - 1), False),
     "population": (_POSITIVE, True),
     "sigma": (partial(arguments.number, above_zero=True), True),

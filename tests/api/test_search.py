@@ -195,7 +195,7 @@ def nowhere() -> None:
         ({"budget": 0}, InputError, r"must be at least 1"),
         ({"budget": "soon"}, InputError, r'"soon".*number of candidates'),
         ({"budget": None}, InputError, r'"None".*number of candidates'),
-        ({"sampler": "catcm"}, InputError, r'sampler = "catcm": .*did you mean "catcma"'),
+        ({"sampler": "catcm"}, InputError, r'--sampler catcm: .*did you mean "catcma"'),
         ({"sampler": None}, InputError, r"sampler = nothing \(empty\): expected"),
         ({"fidelity": "fast"}, InputError, r'fidelity = "fast": .*Valid: auto, full, race'),
         ({"estimates": "plane"}, InputError, r'estimates = "plane": .*did you mean "plain"'),
