@@ -10,7 +10,7 @@ from evomerge.errors import EvoMergeError
 from evomerge.fusion.documents import Document, Message
 from evomerge.fusion.loading import loaded
 from evomerge.fusion.teachers.cache import nats_and_bytes, read_shard, write_shard
-from evomerge.fusion.teachers.observe import _batches, observe
+from evomerge.fusion.teachers.observe import _BLOCK, _batches, _top, observe
 from evomerge.sources import open_source
 
 DOCUMENTS = [
@@ -45,6 +45,21 @@ def test_equals_the_models_own_softmax(model, zoo_readers):
                 np.take_along_axis(logprobs[positions], found.top_ids.astype(np.int64), 1), best, atol=2e-5
             )
             assert found.top_ids.dtype == np.int32 and found.top_logprobs.dtype == np.float16
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 10])
+@pytest.mark.parametrize("size", [11, _BLOCK, 12 * _BLOCK - 1, 12 * _BLOCK, 40 * _BLOCK + 1, 131 * _BLOCK + 77])
+@pytest.mark.parametrize("values", [10**9, 40], ids=["all differ", "many are equal"])
+def test_the_greatest_of_many_are_found_by_blocks(k, size, values):
+    drawn = torch.Generator().manual_seed(size + k)
+    logits = torch.randint(values, (5, size), generator=drawn).float()
+    logits[1] = torch.arange(size).float()  # all of them in one block
+    logits[2] = -logits[1]
+    logits[3, -1] = 2 * values  # behind the last whole block
+    found, places = _top(logits.clone(), k)
+    assert torch.equal(found, logits.topk(k, dim=-1).values)
+    assert torch.equal(logits.gather(1, places), found)
+    assert all(len(set(row)) == k for row in places.tolist())
 
 
 def test_only_what_is_learned_is_kept(model, zoo_readers):
