@@ -161,6 +161,20 @@ def model_name(reference: str) -> str:
     return _name(parsed.path) + (f"+{_name(parsed.lora)}" if parsed.lora else "")
 
 
+def published_reference(reference: str) -> str:
+    """How a published recipe names a model: as `model_name`, and of the hub's with the revision that was taken."""
+    try:
+        parsed = _parsed(reference)
+    except ValueError:
+        return _name(reference)
+    found = []
+    for path, revision in ((parsed.path, parsed.revision), (parsed.lora, parsed.lora_revision)):
+        if path:
+            name = _name(path)
+            found.append(f"{name}@{revision}" if revision and name == path else name)
+    return "+".join(found)
+
+
 def _name(path: str) -> str:
     if path.startswith(ZOO) or (HUB_ID.fullmatch(path) and local_folder(path, None) is None):
         return path

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.publishing.lineage import model_name
+from evomerge.publishing.lineage import published_reference
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 
@@ -62,7 +62,7 @@ def public(recipe: Recipe | Chain) -> Recipe | Chain:
     taken = set() if isinstance(recipe, Recipe) else {step.name for step in recipe.steps if step.name is not None}
     models: dict[str, str] = {}
     for reference in recipe.references():
-        models[reference] = _free(model_name(reference), taken)
+        models[reference] = _free(published_reference(reference), taken)
     folders: dict[str, str] = {}
     for folder in dict.fromkeys(f for step in steps for f in step.evomerge.statistics.values()):
         # What is a model's folder too has one content hash, under one name.

@@ -68,3 +68,14 @@ evomerge: {sources: {/disk/first: f}}
     shown = check(chain, "stats-2: s2", "model: first-2")
     assert isinstance(shown, Chain) and shown.names == ["first"]
     assert public(replace(chain)).to_yaml() == shown.to_yaml()
+
+
+def test_models_of_the_hub_keep_their_revision() -> None:
+    """Two revisions of one model are two, and both can be fetched again."""
+    text = (
+        "merge_method: linear\nmodels: [{model: org/m@v1, parameters: {weight: 1}}, "
+        "{model: org/m@v2+org/lora@main, parameters: {weight: 1}}, {model: zoo:maths, parameters: {weight: 1}}]\n"
+        "evomerge: {sources: {org/m@v1: a, org/m@v2+org/lora@main: b, zoo:maths: c}}"
+    )
+    recipe = parse_recipe(text)
+    assert public(recipe) == recipe
