@@ -6,15 +6,39 @@ fingerprint, a recipe) is what a file or the command line would have given.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.config import describe, plain
 from evomerge.errors import InputError, choose
 
 # What a count can be at most; more is a slip.
 MANY = 10**9
+
+
+def plain(value: Any) -> Any:
+    """What Python code gives instead of a file, as a file would have it.
+
+    Lists of tuples and of numpy's arrays, texts of paths, Python's numbers of numpy's.
+    """
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    # Where nothing has loaded numpy, nothing is of its kinds.
+    numpy = sys.modules.get("numpy")
+    return value.tolist() if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) else value
+
+
+def describe(value: Any) -> str:
+    """A short form of a value for messages."""
+    if value is None:
+        return "nothing (empty)"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def whole(name: str, value: Any, low: int, high: int = MANY) -> int:

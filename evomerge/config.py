@@ -6,7 +6,6 @@ would unfold into far more than was written (a YAML bomb).
 
 from __future__ import annotations
 
-import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evomerge.arguments import describe
 from evomerge.errors import InputError, beside, nearest
 
 MAX_NODES = 200_000
@@ -70,30 +70,6 @@ class Document:
         if not isinstance(self.data, dict):
             raise error(f"{self.file}: expected a mapping of keys to values, got {describe(self.data)}")
         return self.data
-
-
-def plain(value: Any) -> Any:
-    """What Python code gives instead of a file, as a file would have it.
-
-    Lists of tuples and of numpy's arrays, texts of paths, Python's numbers of numpy's.
-    """
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    # Where nothing has loaded numpy, nothing is of its kinds.
-    numpy = sys.modules.get("numpy")
-    return value.tolist() if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) else value
-
-
-def describe(value: Any) -> str:
-    """A short form of a value for messages."""
-    if value is None:
-        return "nothing (empty)"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_text(path: str | Path, error: type[InputError] = InputError) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from evomerge import arguments
 from evomerge.api.study import Study
-from evomerge.config import describe, plain
+from evomerge.arguments import describe, plain
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.recipe import Chain, Recipe

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import presets
-from evomerge.config import Document, load_yaml, plain, validate
+from evomerge.arguments import plain
+from evomerge.config import Document, load_yaml, validate
 from evomerge.errors import EvaluatorError, beside, choose
 from evomerge.evaluation.config import EvaluatorConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import arguments
-from evomerge.config import describe, plain
+from evomerge.arguments import describe
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.optimizers import OPTIMIZERS, RESTARTS
@@ -59,15 +59,6 @@ def _budget(name: str, value: Any) -> Budget:
     return Budget(seconds=arguments.number(name, value.seconds, above_zero=True))
 
 
-def _study(name: str, value: Any) -> str:
-    """The name of a study, which is a folder's too where no other is given."""
-    found = plain(value)
-    if not isinstance(found, str) or "/" in found or found.strip() in ("", ".", ".."):
-        # What stands behind a "/" is a search that belongs to another: NAME/parameter, a control's.
-        raise InputError(f'--study {describe(found)}: expected a name without "/", and not "", "." or ".."')
-    return found
-
-
 def _begun(name: str, value: Any) -> str | Begun:
     return value if isinstance(value, Begun) else arguments.text(name, value)
 
@@ -86,7 +77,7 @@ _CHECKS: Mapping[str, tuple[Callable[[str, Any], Any], bool]] = {
     "evaluator": (content, True),
     "tasks": (arguments.texts, False),
     "include_path": (arguments.path, True),
-    "study": (_study, True),
+    "study": (arguments.text, True),
     "storage": (arguments.text, True),
     "out": (arguments.path, True),
     # Which there are is said by the optimizers, with the option or the key that named one.
@@ -218,7 +209,10 @@ class Asked:
                 f'--gpus-per-worker {share:g}: space "{config.name}" has paths over layers, which run on one GPU, '
                 "every source whole, as any layer may follow any other; expected 1 or less"
             )
-        _study("study", asked.study(options))
+        name = asked.study(options)
+        if "/" in name or name.strip() in ("", ".", ".."):
+            # What stands behind a "/" is a search that belongs to another: NAME/parameter, a control's.
+            raise InputError(f'--study "{name}": expected a name without "/", and not "", "." or ".."')
         return asked
 
     def places(self, options: Options) -> tuple[Path, str]:

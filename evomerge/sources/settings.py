@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from evomerge.config import describe
+from evomerge.arguments import describe
 from evomerge.sources.defaults import completed_config
 from evomerge.sources.source import LAYER_KEYS, Source
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import presets
-from evomerge.config import Document, load_yaml, parse_yaml, plain, validate
+from evomerge.arguments import plain
+from evomerge.config import Document, load_yaml, parse_yaml, validate
 from evomerge.errors import SpaceError, choose
 from evomerge.space import mergekit_evolve
 from evomerge.space.config import KINDS, SpaceConfig
