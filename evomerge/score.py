@@ -45,8 +45,9 @@ class TaskScore:
     metric: str
     value: float
     weight: float = 1.0
-    items: tuple[str, ...] = ()
-    results: Results = field(default_factory=lambda: np.zeros(0, np.float32))
+    # Not in what is printed: thousands of hashes and numbers.
+    items: tuple[str, ...] = field(default=(), repr=False)
+    results: Results = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
     flipped: bool = False
 
     @property

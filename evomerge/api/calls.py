@@ -133,6 +133,7 @@ def search(
         objectives: What to search for, instead of the evaluator's own; several: a front.
         sampler, population, sigma, restarts: The optimizer; see docs/search.md.
         fidelity: "race", "full" or "auto".
+        estimates: What is told of candidates that stopped: "auto" or "plain".
         asynchronous: No generations: whichever worker is free gets the next candidate.
         timeout: Seconds that a candidate may take.
         patience: Stop where the cost of so many candidates brought no better one.

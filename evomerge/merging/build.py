@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Built:
     """
 
     out: Path
-    chain: Chain
+    chain: Chain = field(repr=False)
     recipe_hash: str
     sources: Mapping[str, str]
     bytes: int

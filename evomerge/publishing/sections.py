@@ -38,10 +38,9 @@ def rebuild_section(recipe: Recipe | Chain, recipe_hash: str) -> str:
     return f"""## Rebuild it
 
 The checkpoint is a plain one: `transformers` loads it, evomerge is not needed. `recipe.yaml`, beside this file,
-rebuilds the weights bit for bit from the same sources (recipe hash `{recipe_hash}`):
+rebuilds the weights bit for bit from the same sources (recipe hash `{recipe_hash}`), where evomerge is installed:
 
 ```
-pip install evomerge
 evomerge merge recipe.yaml OUT
 ```
 
