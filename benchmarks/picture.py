@@ -1,4 +1,4 @@
-"""`python benchmarks/picture.py`: the README's picture and table, from the figures in docs/results.json.
+"""`python benchmarks/picture.py`: the README's picture, from the figures in docs/results.json, which it prints.
 
 Held-out scores of the quickstart: base, sources, uniform merge, and what each of its searches found.
 """

@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--tasks and --evaluator cannot both be given")
     if args.include_path and not args.tasks:
         raise InputError("--include-path needs --tasks; an evaluator names its own folder, by its key include_path")
-    file = load_evaluator("quickstart" if args.evaluator is None else args.evaluator)
     if args.tasks:
         file = evaluator_for(args.tasks, include_path=args.include_path)
+    else:
+        file = load_evaluator("quickstart" if args.evaluator is None else args.evaluator)
 
     from evomerge.pipeline.one_model import score_model
 

@@ -200,7 +200,8 @@ def _changes(file: MergekitEvolve, config: SpaceConfig) -> Iterator[str]:
     again = [m for m, n in Counter(genome.models).items() if n > 1 and m in kept]
     if again:
         yield f"models: named more than once: {', '.join(again)}; each is one source (there: a gene for each)"
-    dead = [f for f in genome.filters or () if f not in _living(genome.filters or ())]
+    living = _living(genome.filters or ())
+    dead = [f for f in genome.filters or () if f not in living]
     if dead:
         yield f"filters: an earlier one leaves no tensor for {', '.join(dead)}; left out (there: a gene)"
     if file.random_init:

@@ -17,15 +17,9 @@ from typing import Any
 import pytest
 from _generate.pages import DOCS, ROOT, stage
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.xdist_group("browser"),
-]
-WIDTHS = (390, 1440)
+from tests.browser import MARKS, WIDTHS, chromium
+
+pytestmark = MARKS
 PAGES = (
     "index", "guides/two-fine-tunes", "how-it-works", "results", "methods", "reference/space", "reference/commands",
     "troubleshooting", "decisions",
@@ -61,12 +55,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        # Chromium will not run as root inside its own sandbox; what it opens here is our own page.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -6,21 +6,13 @@ With EVOMERGE_SCREENSHOTS=FOLDER each page is left there as PNG, as PDF too.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-# Debian's own; Playwright's download of browsers is neither needed nor wanted.
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.xdist_group("browser"),
-]
-WIDTHS = (390, 1440)
+from tests.browser import MARKS, WIDTHS, chromium
+
+pytestmark = MARKS
 # What sticks out of the page to the left or right, and is in no box that scrolls by itself.
 CUT_OFF = """() => [...document.querySelectorAll('body *')].filter(e => {
   if (e.closest('.scroll, pre, .skip, .hidden') && !e.matches('.scroll, pre')) return false;
@@ -54,12 +46,8 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        # Chromium will not run as root inside its own sandbox; what it opens here is our own page.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,35 @@
+"""Pages in a real browser: Debian's own Chromium, driven by Playwright; what their tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+# Whoever imports this is skipped without it.
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+# Playwright's download of browsers is neither needed nor wanted.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.xdist_group("browser"),
+]
+# A phone and a desk, in pixels.
+WIDTHS = (390, 1440)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    with sync_api.sync_playwright() as playwright:
+        # Chromium will not run as root inside its own sandbox; what it opens here is our own page.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
