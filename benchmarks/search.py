@@ -35,7 +35,7 @@ from benchmarks.replayed import (
     replay,
 )
 from benchmarks.surrogate import Numbers
-from evomerge.optimizers import Optimizer, make_optimizer
+from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer
 from evomerge.optimizers.protocol import Told
 from evomerge.pipeline.one_space import WIDER
 from evomerge.score import Value
@@ -84,23 +84,21 @@ class Way:
     """A way to search; the defaults are those of `evomerge search` for this space."""
 
     plain: bool = False
+    sampler: str = "auto"
     starts: bool = True
-    restarts: str = "bipop"
     race: bool = True
     drop: float = DROP
     reliability: float = RELIABILITY
     estimates: bool = True
     turning: bool = True
-    wide: bool = True
 
     def make(self, parameters: Sequence[Float], seed: int) -> Any:
         """Its optimizer."""
         if self.plain:
             return Plain(parameters, seed)
-        made: Optimizer = make_optimizer("auto", parameters, seed, restarts=self.restarts)
-        if self.race and self.wide:
-            size = WIDER * made.generation
-            made = make_optimizer("auto", parameters, seed, restarts=self.restarts, population=size)
+        made: Optimizer = make_optimizer(self.sampler, parameters, seed)
+        if self.race and OPTIMIZERS[made.name].updates:
+            made = make_optimizer(self.sampler, parameters, seed, population=WIDER * made.generation)
         for start in load_space("quickstart").bind(4).starts() if self.starts else ():  # type: ignore[union-attr]
             made.enqueue(start.params)
         return made
@@ -115,14 +113,14 @@ FULL = replace(OURS, race=False, estimates=False)
 WAYS: dict[str, Way] = {
     "plain CMA-ES": Way(plain=True, race=False, estimates=False),
     "ours": OURS,
+    "ours, with CMA-ES": replace(OURS, sampler="cma"),
     "ours, without starts": replace(OURS, starts=False),
-    "ours, without restarts": replace(OURS, restarts="none"),
     "ours, without estimates": replace(OURS, estimates=False),
     "ours, nobody raced out": replace(OURS, drop=0.0),
     "ours, order never settled": replace(OURS, reliability=2.0),
     "ours, all begin with the same items": replace(OURS, turning=False),
-    "ours, CMA-ES's own population": replace(OURS, wide=False),
     "ours, every candidate on all items": FULL,
+    "ours, with CMA-ES on all items": replace(FULL, sampler="cma"),
 }
 
 

@@ -42,6 +42,7 @@ class CatCma:
     name = "catcma"
     elitist = False
     whole = False
+    weighs = False
 
     def __init__(
         self,

@@ -90,6 +90,7 @@ class CmaEs:
     name = "cma"
     elitist = False
     whole = False
+    weighs = False
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class Evolution:
     parents = PARENTS
     elitist = True
     whole = False
+    weighs = False
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class M2N2:
     name = "m2n2"
     elitist = True
     whole = True
+    weighs = False
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class _Sampled:
     name: str
     elitist = True
     whole = False
+    weighs = False
     size = GENERATION
     # Whether the first candidate is the start.
     starts = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,13 @@ class Worth:
         values: Of each objective, higher is better, all finite; empty where it failed.
         violation: How far it misses the constraints, 0 where it keeps them; infinite where it failed. None: the search
             has no constraints.
+        error: Standard error of the value, of one objective, where it is an estimate from some of the items. None: it
+            is of all of them.
     """
 
     values: tuple[float, ...]
     violation: float | None = None
+    error: float | None = None
 
     @classmethod
     def of(cls, told: Told) -> Worth:
@@ -35,7 +38,7 @@ class Worth:
         if not isinstance(told, Worth):
             told = cls(() if told is None else told if isinstance(told, tuple) else (told,))
         if told.values and all(map(math.isfinite, told.values)) and not math.isnan(told.missed):
-            return cls(tuple(map(float, told.values)), told.violation)
+            return cls(tuple(map(float, told.values)), told.violation, told.error)
         return cls((), None if told.violation is None else math.inf)
 
     @property
@@ -83,6 +86,8 @@ class Optimizer(Protocol):
         parents: Of how many candidates it learns: the rank of those below hardly matters.
         elitist: Whether candidates of earlier generations compete for these places too.
         whole: Whether it needs all items of each candidate (its `Behaviour`), so that candidates cannot be raced.
+        weighs: Whether it weighs values by their standard errors, so that it is told estimates as they are; the others
+            want them in an order.
         done: Whether it has converged and further asks would bring nothing new.
     """
 
@@ -91,6 +96,7 @@ class Optimizer(Protocol):
     parents: int
     elitist: bool
     whole: bool
+    weighs: bool
 
     @property
     def done(self) -> bool: ...
@@ -129,4 +135,13 @@ class Optimizer(Protocol):
         Raises:
             SpaceError: a value is missing, unknown or out of bounds.
         """
+        ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """An optimizer whose proposals take long to find again, and that only learns from what it is told."""
+
+    def recall(self, params: Sequence[Mapping[str, Value]]) -> None:
+        """The next ask begins with these, which were asked in an earlier run of the same search."""
         ...

@@ -40,6 +40,7 @@ class _Archived:
     name: str
     elitist = True
     whole = True
+    weighs = False
 
     def __init__(
         self,

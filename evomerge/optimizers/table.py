@@ -49,6 +49,8 @@ OPTIMIZERS: dict[str, Entry] = {
                  restarts=True, warm=True, updates=True),
     "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too",
                     restarts=True, warm=True, updates=True),
+    "thompson": Entry("evomerge.optimizers.thompson:Thompson", False, 1,
+                      "Thompson sampling on a Gaussian process (GPyTorch)"),
     "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths",
                        several=True, starts=True),
     "tpe": Entry(f"{_OPTUNA}:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)", several=True, starts=True),

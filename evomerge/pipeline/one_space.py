@@ -297,13 +297,16 @@ def _controls(
     notes = main.notes()
     selecting = final.goals_on(pool, main, "select", goals, plan.baselines(), watcher)
     for control in control_searches(plan):
-        name, space = control.name, control.space
-        study = store.create(f"{plan.name}/{name}", space.parameters, plan.fingerprint(space, control.sampler))
+        name, space, sampler = control.name, control.space, control.sampler
+        stored = f"{plan.name}/{name}"
+        if stored in store.names():
+            sampler = plan.options.going_on(store.open(stored), sampler)
+        study = store.create(stored, space.parameters, plan.fingerprint(space, sampler))
         plan.keep(study, space.config)
         budget = Budget(candidates=max(1, round(candidates)))
         decode = plan.decode(space)
         watcher.begin(_beginning(plan, f"control: {name}", study, pool, budget, scores, decode))
-        optimizer = plan.control_optimizer(space, control.sampler)
+        optimizer = plan.control_optimizer(space, sampler)
         scoring, race = scoring_for(plan, study, pool, list(scores.values()), notes[NOTE], notes.get(ESTIMATES_NOTE))
         trials, _ = Search(
             study, optimizer, decode, plan.hash, scoring, budget, watcher, order=plan.order, race=race, goals=goals,

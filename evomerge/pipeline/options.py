@@ -13,6 +13,7 @@ from evomerge.arguments import describe
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
 from evomerge.optimizers import OPTIMIZERS, RESTARTS
+from evomerge.optimizers.table import NONE
 from evomerge.pipeline.warm_start import Begun
 from evomerge.sources import has_chat_template, open_sources
 from evomerge.space import (
@@ -26,6 +27,7 @@ from evomerge.space import (
 )
 from evomerge.study import place
 from evomerge.study.budget import Budget
+from evomerge.study.store import Study
 from evomerge.study.workers import Cluster
 
 QUICKSTART = "quickstart"
@@ -160,11 +162,20 @@ class Options:
         """What messages call the space; None where none is named."""
         return "<space>" if isinstance(self.space, Mapping) else self.space
 
-    def sampler_for(self, space: SearchSpace, objectives: int = 1) -> str:
-        """The optimizer that is meant for a space and a number of objectives."""
+    def sampler_for(self, space: SearchSpace, objectives: int = 1, constrained: bool = False) -> str:
+        """The optimizer that is meant for a space, a number of objectives, and a search with constraints or without."""
         if self.sampler != "auto":
             return self.sampler
-        return SEVERAL if objectives > 1 and not OPTIMIZERS[space.sampler].several else space.sampler
+        if objectives > 1 and not OPTIMIZERS[space.sampler].several:
+            return SEVERAL
+        # Restarts are CMA-ES's, and places in an order, which constraints make of scores, are what it learns from.
+        ranked = constrained or self.restarts not in (None, NONE)
+        return "cma" if space.sampler == "thompson" and ranked else space.sampler
+
+    def going_on(self, study: Study, default: str) -> str:
+        """The sampler of a study that goes on: what "auto" means may be another one by now."""
+        begun = str(study.fingerprint["sampler"]["name"])
+        return begun if self.sampler == "auto" and begun in OPTIMIZERS else default
 
 
 @dataclass(frozen=True)

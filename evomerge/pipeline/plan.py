@@ -105,7 +105,8 @@ class Plan:
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)
-        self.sampler = options.sampler_for(self.space, len(self.objectives))
+        constrained = bool(self.evaluator.config.constraints)
+        self.sampler = options.sampler_for(self.space, len(self.objectives), constrained)
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
@@ -230,11 +231,12 @@ class Plan:
         )
 
     def resume(self, study: Study) -> None:
-        """Go on with a study as it was begun: with the restarts that it had (before 2026-11-29: none).
+        """Go on with a study as it was begun: with its sampler and restarts (before 2026-11-29: none).
 
         Raises:
             StudyError: others were asked for.
         """
+        self.sampler = self.options.going_on(study, self.sampler)
         restarts, sampler = self.restarts(self.sampler), study.fingerprint["sampler"]
         if restarts is not None and sampler.get("name") == self.sampler:
             begun = sampler.get(RESTARTS, NONE)

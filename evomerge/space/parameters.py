@@ -95,9 +95,18 @@ class Categorical:
 Parameter = Float | Integer | Categorical
 
 
+# Of more parameters a Gaussian process of some thousand scores knows little, and takes long.
+MODELLED = 200
+
+
 def default_sampler(parameters: Sequence[Parameter]) -> str:
-    """The optimizer for a space of no structure of its own: `cma`, or `catcma` where a parameter is categorical."""
-    return "catcma" if any(isinstance(p, Categorical) for p in parameters) else "cma"
+    """The optimizer for a space of no structure of its own.
+
+    `thompson`; `catcma` where a parameter is categorical; `cma` of more than 200 parameters.
+    """
+    if any(isinstance(p, Categorical) for p in parameters):
+        return "catcma"
+    return "thompson" if len(parameters) <= MODELLED else "cma"
 
 
 def initial(parameters: Sequence[Parameter]) -> dict[str, Value]:

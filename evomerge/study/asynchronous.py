@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import StudyError
+from evomerge.optimizers.protocol import Worth
 from evomerge.score import TOLD, State, Trial, Value
 from evomerge.study.candidates import Spent, attributes_of, record_end, record_stop
 from evomerge.study.contest import SETTLED
@@ -94,6 +95,7 @@ class Asynchronous(Iterator[Ask]):
         for trial in stored:
             while len(self._ended) < int(trial.attributes[AFTER]):
                 self._tell(told[len(self._ended)], replayed=True)
+            search.recall([trial])
             (params,) = search.optimizer.ask(1)
             search.check_same(trial, params)
             if trial.state is State.RUNNING:
@@ -284,8 +286,8 @@ class Asynchronous(Iterator[Ask]):
                 seen = trial.seen or len(search.race.draw)
                 self._window.add(trial.number, search.race.draw.results(found, 0, seen))
         search.tell([dict(trial.params)], [told], [trial])
-        if isinstance(told, float):
-            self._told.append(told)
+        if not (worth := Worth.of(told)).failed:
+            self._told.append(worth.values[0])
         if self._window is not None:
             self._window.resize(search.optimizer.generation, search.optimizer.parents)
         search.watcher.finished(trial, replayed)

@@ -11,21 +11,21 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from evomerge.errors import StudyError
 from evomerge.optimizers import Optimizer
 from evomerge.optimizers.behaviours import Archiving
-from evomerge.optimizers.protocol import Told
+from evomerge.optimizers.protocol import Recalling, Told, Worth
 from evomerge.recipe import Path, Recipe
 from evomerge.score import COST, State, Trial, Value, cost
 from evomerge.study.asynchronous import IDLE_GENERATIONS, Asynchronous, check_begun
 from evomerge.study.budget import Budget
 from evomerge.study.candidates import Spent, attributes_of, behaviour, record
 from evomerge.study.contest import RACED_OUT, below
-from evomerge.study.estimator.told import worth
+from evomerge.study.estimator.told import standard_errors, worth
 from evomerge.study.goals import Goals
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
@@ -105,7 +105,9 @@ class Search:
             finished_before = number in stored and stored[number].state is not State.RUNNING
             if not finished_before and not self.budget.left(taken.units, self.spent()):
                 break
-            asked = self.optimizer.ask(self.optimizer.generation)
+            size = self.optimizer.generation
+            self.recall(stored[n] for n in itertools.takewhile(stored.__contains__, range(number, number + size)))
+            asked = self.optimizer.ask(size)
             race = self.race and self.race.turned(generations)
             generation = self._generation(asked, stored, trials, taken.units, race)
             told = self.told(generation, trials, race)
@@ -155,6 +157,9 @@ class Search:
             return [*values]
         for i, value in worth(race.draw, race.estimates, generation, earlier).items():
             values[i] = value
+        if self.optimizer.weighs:
+            errors = standard_errors(race.draw, race.estimates, generation, earlier)
+            return [v if i not in errors or v is None else Worth((v,), error=errors[i]) for i, v in enumerate(values)]
         dropped = {i: t.seen or 0 for i, t in stopped.items() if t.stopped == RACED_OUT}
         if self.optimizer.elitist:
             alive = [v for i, v in enumerate(values) if v is not None and i not in dropped]
@@ -200,6 +205,11 @@ class Search:
         self._whole(asks, waiting, ended, units + cost(ended.values()))
         self.scoring.forget([a.hash for a in asks.values()])
         return [ended[n] for n in itertools.takewhile(ended.__contains__, numbers)]
+
+    def recall(self, trials: Iterable[Trial]) -> None:
+        """Remind an optimizer of candidates of an earlier run that it is about to be asked for, in their order."""
+        if isinstance(self.optimizer, Recalling):
+            self.optimizer.recall([t.params for t in trials])
 
     def check_same(self, old: Trial, params: Mapping[str, Value]) -> None:
         """Raise where a stored candidate is not the one that this search proposes."""

@@ -81,9 +81,12 @@ def test_who_misses_a_constraint_counts_by_how_far_whatever_it_reaches(name: str
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["in turn", "asynchronous"])
-@pytest.mark.parametrize("name", [n for n in quick if not OPTIMIZERS[n].whole])
+@pytest.mark.parametrize("name", [n for n in quick if not OPTIMIZERS[n].whole and n != "thompson"])
 def test_constraints_are_debs_order(name: str, asynchronous: bool) -> None:
-    """Told apart what is reached and what is missed, it goes on as if told numbers in Deb's order."""
+    """Told apart what is reached and what is missed, it goes on as if told numbers in Deb's order.
+
+    But for what learns from the numbers themselves, and is told places in that order instead.
+    """
 
     def number(params: Mapping[str, Value]) -> float | None:
         worth = worth_of(lambda value, over: 1e6 + value)(params)

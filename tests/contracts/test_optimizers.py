@@ -239,10 +239,11 @@ def test_a_generation_that_was_cut_short_joins_the_archive(name: str) -> None:
 
 
 def test_default() -> None:
-    assert default_optimizer(FLOATS) == default_optimizer(NUMBERS) == "cma"
+    assert default_optimizer(FLOATS) == default_optimizer(NUMBERS) == "thompson"
+    assert default_optimizer([Float(f"w{i}", 0.0, 1.0, 0.5) for i in range(201)]) == "cma"
     assert default_optimizer(MIXED) == "catcma"  # a space may know better: its `sampler`
     assert make_optimizer("auto", MIXED, seed=1).name == "catcma"
-    assert make_optimizer("auto", FLOATS, seed=1).name == "cma"
+    assert make_optimizer("auto", FLOATS, seed=1).name == "thompson"
 
 
 @pytest.mark.parametrize(

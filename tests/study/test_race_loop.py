@@ -38,7 +38,7 @@ def results(recipe, task):
     """Of every item of a task: right where the merge is near enough to the optimum for it."""
     return (-2 * np.abs(np.array(weights(recipe)) - OPTIMUM).sum() > LEVELS[task]).astype(np.float32)
 
-OFTEN = ("cma", "evolution", "tpe")  # the others in the slow tier; gp is too slow, and made like tpe
+OFTEN = ("cma", "thompson", "evolution", "tpe")  # the others in the slow tier; gp is too slow, and made like tpe
 SAMPLERS = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS if n != "gp"]
 
 

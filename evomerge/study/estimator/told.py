@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from evomerge.study.candidates import best
 from evomerge.study.estimator.ability import Prior
 from evomerge.study.estimator.estimates import predicted
 from evomerge.study.estimator.model import ItemResponse, Numbers, fit
-from evomerge.study.estimator.validation import FEWEST, Choice, compare
+from evomerge.study.estimator.validation import FEWEST, PAIRED, Choice, compare
 
 # Complete candidates that a model is fitted to, the latest: more take longer and are further from those to come.
 LATEST = 48
@@ -109,6 +110,39 @@ class Estimates:
             if trial.number not in self._rows and trial.score is not None:
                 self._rows[trial.number] = self._draw.results(trial.score, 0, len(self._draw))
         return np.array([self._rows[t.number] for t in complete]).reshape(-1, len(self._draw))
+
+
+def standard_errors(
+    draw: Draw, estimates: Estimates | None, generation: Sequence[Trial], earlier: Sequence[Trial]
+) -> dict[int, float]:
+    """By place in the generation: how far off a stopped candidate's estimate may be.
+
+    The standard error of the mean difference to the best that has all items, of items drawn without replacement; where
+    an item-response model's estimates are told, times the ratio of their cross-validated error to that of differences.
+    """
+    anchor = next(iter([*best(list(generation)), *best(list(earlier))]), None)
+    ratio = 1.0
+    if estimates is not None and (kind := estimates.choice.kind) is not None:
+        ratio = estimates.choice.errors[kind] / estimates.choice.errors[PAIRED]
+    beside = None if anchor is None or anchor.score is None else draw.results(anchor.score, 0, len(draw))
+    found = {}
+    for i, trial in enumerate(generation):
+        if trial.state is not State.PRUNED or trial.part is None or not trial.seen:
+            continue
+        n = trial.seen
+        results = draw.results(trial.part, 0, n)
+        told = results if beside is None else results - beside[:n]
+        weights = draw.weights[:n] / draw.weights[:n].mean()
+        # That few items show no difference to the best may be chance: as if one in n more did.
+        variance = max(_variance(told, weights), _variance(results, weights) / n)
+        found[i] = ratio * math.sqrt(variance * (1 - n / len(draw)) / n)
+    return found
+
+
+def _variance(results: Numbers, weights: Numbers) -> float:
+    """Of what items contribute to a weighted mean (a ratio estimator's: Cochran, Sampling Techniques, 1977, ch. 6)."""
+    apart = weights * (results - float(np.average(results, weights=weights)))
+    return float((apart**2).sum()) / max(len(results) - 1, 1)
 
 
 def worth(

@@ -1,0 +1,194 @@
+"""Thompson sampling (1933; in parallel: Kandasamy et al. 2018) on a Gaussian process that knows each score's error.
+
+Most of a race's scores rest on a few items. CMA-ES can do nothing with such a score but rank it, and forgets it after
+one update; a Gaussian process weighs every score by its standard error and learns from all of them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from evomerge.optimizers.coordinates import first_steps, from_unit, to_unit
+from evomerge.optimizers.generation import Generation, losses
+from evomerge.optimizers.protocol import Behaviour, Told, Worth
+from evomerge.score import Value
+from evomerge.space.parameters import Categorical, Float, Integer, Parameter
+
+if TYPE_CHECKING:
+    from evomerge.optimizers.process import Hyperparameters, Process
+
+Numbers = npt.NDArray[np.float64]
+
+GENERATION = 8
+# Candidates around the start, before there is anything to fit a process to.
+FIRST = 16
+# A process is fitted again when there are so many times as many scores; in between it only hears of them.
+AGAIN = 1.15
+# Scores that it is fitted to, the latest: it takes the cube of their number.
+LATEST = 1000
+FLOOR = 5.0
+
+
+class Thompson:
+    """Bayesian optimisation on floats and integers, of one objective.
+
+    A generation is one candidate where the process expects most, and others each where one function drawn from it has
+    its maximum. So a place is tried as often as it is likely to be the best one, and the candidates of a generation
+    differ without knowing of each other.
+
+    Args:
+        sigma: Standard deviation of the first candidates around the start, as a share of every range; default: see
+            `first_steps`.
+        population: Candidates per generation; default 8.
+        initial: Around what the first candidates are drawn; default the parameters' own start.
+        asynchronous: Candidates are drawn by the generation, and handed out one by one.
+    """
+
+    name = "thompson"
+    elitist = False
+    whole = False
+    weighs = True
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        seed: int,
+        *,
+        population: int | None = None,
+        sigma: float | None = None,
+        initial: Mapping[str, Value] | None = None,
+        asynchronous: bool = False,
+    ) -> None:
+        self._numbers: list[Float | Integer] = [p for p in parameters if not isinstance(p, Categorical)]
+        start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
+        self.generation = population or GENERATION
+        self.parents = max(1, self.generation // 2)
+        self._seed = seed
+        self._start = self._units(start)
+        self._steps = np.array(first_steps(self._numbers, sigma))
+        self._flight: Generation[Numbers] = Generation(parameters, self.generation, asynchronous=asynchronous)
+        self._points: list[Numbers] = []
+        self._worths: list[Worth] = []
+        self._draws = 0
+        self._ahead: list[dict[str, Value]] = []
+        # Of those that an earlier run drew together, how many it had not handed out.
+        self._unknown = 0
+        self._recalled: list[dict[str, Value]] = []
+        self._process: Process | None = None
+        self._fitted: tuple[int, Hyperparameters] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Never: what it is unsure of becomes less, but does not end."""
+        return False
+
+    def enqueue(self, params: Mapping[str, Value]) -> None:
+        """See `Optimizer.enqueue`."""
+        self._flight.enqueue(params)
+
+    def recall(self, params: Sequence[Mapping[str, Value]]) -> None:
+        """See `Recalling.recall`: a model need not be fitted again to propose what is known."""
+        self._recalled = [dict(p) for p in params]
+
+    def ask(self, n: int) -> list[dict[str, Value]]:
+        """See `Optimizer.ask`."""
+        self._flight.open(n)
+        found = self._flight.take(n)
+        drawn = n - len(found)
+        recalled, self._recalled = self._recalled, []
+        if self._flight.asynchronous:
+            found += self._ahead_of(drawn, recalled[len(found) :])
+        else:
+            self._draws += bool(drawn)
+            if drawn and len(recalled) < n:
+                found += self._drawn(drawn)
+            # What is known comes in the place of what would be drawn, and is the same but for the last bits.
+            found = [*recalled, *found[len(recalled) :]]
+        # What has a grid is heard of where it really is.
+        return self._flight.ask([(p, self._units(p)) for p in found])
+
+    def _ahead_of(self, n: int, recalled: Sequence[dict[str, Value]]) -> list[dict[str, Value]]:
+        """The next ones of those that were drawn together, which are as many as a generation has."""
+        for _ in recalled:
+            if self._ahead:
+                self._ahead.pop(0)
+            elif self._unknown:
+                self._unknown -= 1
+            else:
+                self._draws += 1
+                self._unknown = self.generation - 1
+        found = list(recalled)
+        while len(found) < n:
+            if not self._ahead:
+                self._unknown = 0
+                self._draws += 1
+                self._ahead = self._drawn(self.generation)
+            found.append(self._ahead.pop(0))
+        return found
+
+    def tell(
+        self,
+        params: Sequence[Mapping[str, Value]],
+        scores: Sequence[Told],
+        behaviours: Sequence[Behaviour | None] | None = None,
+    ) -> None:
+        """See `Optimizer.tell`."""
+        points, worths = self._flight.tell(params, scores)
+        self._points += points
+        self._worths += worths
+        self._process = None
+
+    def _drawn(self, n: int) -> list[dict[str, Value]]:
+        random = np.random.default_rng([self._seed, self._draws])
+        if len(self._points) < FIRST:
+            points: Numbers = self._start + self._steps * random.standard_normal((n, len(self._start)))
+        else:
+            from evomerge.optimizers.process import one_thread
+
+            with one_thread():
+                points = self._model().maxima(n, random)
+        return [{p.name: from_unit(p, u) for p, u in zip(self._numbers, point, strict=True)} for point in points]
+
+    def _model(self) -> Process:
+        """The process of all scores, with hyperparameters of when there were as many as the last step of a ladder."""
+        from evomerge.optimizers.process import Process, fit
+
+        if self._process is None:
+            step = FIRST
+            while (higher := math.ceil(step * AGAIN)) <= len(self._points):
+                step = higher
+            if self._fitted is None or self._fitted[0] != step:
+                self._fitted = (step, fit(*self._table(step)))
+            self._process = Process(*self._table(len(self._points)), self._fitted[1])
+        return self._process
+
+    def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
+        """Points, values and standard errors of the latest of the first n."""
+        rows = slice(max(0, n - LATEST), n)
+        worths = self._worths[rows]
+        return np.array(self._points[rows]), values(worths), np.array([w.error or 0.0 for w in worths])
+
+    def _units(self, params: Mapping[str, Value]) -> Numbers:
+        return np.array([to_unit(p, float(params[p.name])) for p in self._numbers])
+
+
+def values(worths: Sequence[Worth]) -> Numbers:
+    """What candidates are worth as values for a process, shape (n,), all finite.
+
+    None counts as further below the median (of different values) than `FLOOR` times what the best is above it, and what
+    failed counts as being there: else one that is worse than anything would be most of what there is to explain. Where
+    some miss a constraint they are places in the order, as for the other optimizers.
+    """
+    if any(w.missed for w in worths if not w.failed):
+        return -losses(worths)
+    told = np.array([-math.inf if w.failed else w.values[0] for w in worths])
+    if not np.isfinite(told).any():
+        return np.zeros(len(told))
+    best, middle = told.max(), np.quantile(np.unique(told), 0.5, method="higher")
+    found: Numbers = np.maximum(told, middle - FLOOR * ((best - middle) or 1.0))
+    return found

@@ -1,0 +1,203 @@
+"""Thompson sampling: the process is what its scores make it, errors count as such, and what is known needs no fit."""
+
+from __future__ import annotations
+
+import math
+
+import gpytorch
+import numpy as np
+import pytest
+import torch
+
+from evomerge.evaluation.draw import Draw
+from evomerge.optimizers import make_optimizer, process
+from evomerge.optimizers.process import Hyperparameters, Process, fit, one_thread
+from evomerge.optimizers.protocol import Worth
+from evomerge.optimizers.thompson import FIRST, FLOOR, values
+from evomerge.score import RACE, Score, State, TaskScore, Trial
+from evomerge.space import Float
+from evomerge.study.estimator.told import standard_errors
+
+PARAMETERS = tuple(Float(f"w{i}", 0.0, 1.0, 0.5) for i in range(5))
+OPTIMUM = np.array([0.2, 0.8, 0.6, 0.3, 0.45])
+
+
+def height(params):
+    return math.exp(-3.0 * float(((np.array([params[p.name] for p in PARAMETERS]) - OPTIMUM) ** 2).sum()))
+
+
+def scores(seed, count=40):
+    random = np.random.default_rng(seed)
+    points = random.uniform(size=(count, 3))
+    errors = random.uniform(0.02, 0.3, count)
+    return points, np.sin(4 * points).sum(axis=1) + errors * random.standard_normal(count), errors
+
+
+def test_functions_have_the_posterior_s_mean_and_covariance():
+    """Against GPyTorch's own exact posterior, with the same hyperparameters, at new places."""
+    points, found, errors = scores(1)
+    hyper = Hyperparameters(np.array([0.5, 0.8, 1.3]), 0.1, 0.15)
+    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(
+        (torch.as_tensor(errors / found.std()).clamp_min(process.LEAST_ERROR) ** 2 + hyper.error**2).double()
+    ).double()
+    y = torch.as_tensor((found - found.mean()) / found.std()) - hyper.mean
+    model = process._Model(torch.as_tensor(points), y, likelihood).double()
+    model.covar_module.lengthscale = torch.as_tensor(hyper.lengths)
+    model.eval()
+    where = torch.as_tensor(np.random.default_rng(2).uniform(size=(6, 3)))
+    with torch.no_grad():
+        posterior = model(where)
+    drawn = Process(points, found, errors, hyper).functions(4001, np.random.default_rng(3))(where).numpy()
+    assert drawn.shape == (4001, 6)
+    np.testing.assert_allclose(drawn[0], posterior.mean.numpy(), atol=1e-8)
+    np.testing.assert_allclose(drawn[1:].mean(axis=0), posterior.mean.numpy(), atol=0.05)
+    # One basis of 1,024 random features for all of them: covariances are near, not exact.
+    np.testing.assert_allclose(np.cov(drawn[1:].T), posterior.covariance_matrix.numpy(), atol=0.05)
+
+
+def test_other_points_for_each_function_are_the_same_functions():
+    points, found, errors = scores(4)
+    functions = Process(points, found, errors, fit(points, found, errors)).functions(3, np.random.default_rng(5))
+    where = torch.as_tensor(np.random.default_rng(6).uniform(size=(7, 3)))
+    together = functions(where)
+    torch.testing.assert_close(functions(where.expand(3, 7, 3)), together)
+
+
+def test_fit_finds_which_parameters_matter():
+    random = np.random.default_rng(7)
+    points = random.uniform(size=(60, 4))
+    found = fit(points, np.sin(5 * points[:, 1]) + 0.3 * points[:, 3], np.full(60, 0.01))
+    assert np.argsort(found.lengths)[:2].tolist() == [1, 3]
+    assert found.error < 0.2
+
+
+def test_maxima_lie_where_the_function_is_highest():
+    random = np.random.default_rng(8)
+    points = random.uniform(size=(80, 2))
+    found = -((points - [0.3, 0.9]) ** 2).sum(axis=1)
+    errors = np.full(80, 0.001)
+    maxima = Process(points, found, errors, fit(points, found, errors)).maxima(8, np.random.default_rng(9))
+    assert ((maxima >= 0) & (maxima <= 1)).all()
+    np.testing.assert_allclose(maxima, np.tile([0.3, 0.9], (8, 1)), atol=0.15)
+
+
+def noisy(seed, error_told, noise=0.25):
+    """Mean height of the last 5 of 25 generations, of which half the scores are off by much and half exact."""
+    random = np.random.default_rng([seed, 1])
+    optimizer = make_optimizer("thompson", PARAMETERS, seed)
+    reached = []
+    for _ in range(25):
+        asked = optimizer.ask(optimizer.generation)
+        errors = np.where(random.random(len(asked)) < 0.5, noise, 0.0)
+        told = [height(p) + e * random.standard_normal() for p, e in zip(asked, errors, strict=True)]
+        optimizer.tell(asked, [Worth((t,), error=e if error_told else None) for t, e in zip(told, errors, strict=True)])
+        reached.append(np.mean([height(p) for p in asked]))
+    return float(np.mean(reached[-5:]))
+
+
+def test_scores_count_by_their_errors():
+    told, not_told = (np.array([noisy(s, known) for s in range(4)]) for known in (True, False))
+    assert told.mean() > 0.9
+    assert told.mean() > not_told.mean()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
+    def run(optimizer, generations, log):
+        for _ in range(generations):
+            asked = optimizer.ask(8)
+            optimizer.tell(asked, [height(p) for p in asked])
+            log.append(asked)
+
+    log: list = []
+    optimizer = make_optimizer("thompson", PARAMETERS, 3, asynchronous=asynchronous)
+    run(optimizer, 5, log)
+    again = make_optimizer("thompson", PARAMETERS, 3, asynchronous=asynchronous)
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "fit", None)  # whoever calls it fails
+        for asked in log:
+            again.recall(asked)
+            assert again.ask(8) == asked
+            again.tell(asked, [height(p) for p in asked])
+    with pytest.raises(TypeError), monkeypatch.context() as patched:
+        patched.setattr(process, "fit", None)
+        make = make_optimizer("thompson", PARAMETERS, 3)
+        run(make, 5, [])
+    more, same = [], []
+    run(optimizer, 2, more)
+    run(again, 2, same)
+    assert more == same
+
+
+def test_a_generation_recalled_in_part_is_the_whole_one():
+    first, second = (make_optimizer("thompson", PARAMETERS, 4) for _ in range(2))
+    for _ in range(4):
+        asked = first.ask(8)
+        second.recall(asked[:3])
+        assert second.ask(8) == asked
+        for optimizer in first, second:
+            optimizer.tell(asked, [height(p) for p in asked])
+
+
+def test_threads_change_nothing():
+    points, found, errors = scores(10, 200)
+    with one_thread():
+        hyper = fit(points, found, errors)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            np.testing.assert_array_equal(fit(points, found, errors).lengths, hyper.lengths)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_values_have_a_floor_and_failures_lie_on_it():
+    told = [Worth((v,)) for v in (0.5, 0.6, 0.7, 0.8, 0.9, -100.0)] + [Worth(())]
+    found = values(told)
+    floor = 0.6 - FLOOR * 0.3
+    np.testing.assert_allclose(found, [0.5, 0.6, 0.7, 0.8, 0.9, floor, floor])
+    np.testing.assert_array_equal(values([Worth(())] * 3), np.zeros(3))
+    np.testing.assert_allclose(values([Worth((0.4,)), Worth(())]), [0.4, 0.4 - FLOOR])
+    missed = values([Worth((5.0,), 0.3), Worth((1.0,), 0.0), Worth((9.0,), 0.1), Worth((), math.inf)])
+    assert np.argsort(missed).tolist() == [3, 0, 2, 1]
+
+
+def test_first_candidates_lie_around_the_start_within_bounds():
+    optimizer = make_optimizer("thompson", PARAMETERS, 5, sigma=0.01)
+    asked = []
+    while len(asked) < FIRST:
+        asked += (one := optimizer.ask(8))
+        optimizer.tell(one, [0.0] * 8)
+    assert all(abs(float(v) - 0.5) < 0.06 for p in asked for v in p.values())
+
+
+def test_standard_errors_cover_the_score():
+    """The interval of two standard errors around an estimate from some items holds the score of all in about 95 %."""
+    random = np.random.default_rng(11)
+    items = tuple(map(str, range(400)))
+    inside = []
+    for _ in range(120):
+        draw = Draw.of({"t": items}, {"t": 1.0}, int(random.integers(1 << 30)))
+        easy = random.uniform(0.2, 0.9, 400)
+
+        def answers(shift, easy=easy):
+            return (random.random(400) < np.clip(easy + shift, 0, 1)).astype(np.float32)
+
+        leader = answers(0.05)
+        whole = Score((TaskScore("t", "acc", float(leader.mean()), 1.0, items, leader),))
+        earlier = [Trial(0, {}, State.COMPLETE, score=whole)]
+        generation = []
+        for shift in (-0.1, -0.02, 0.0):
+            found = answers(shift)
+            seen = [int(draw.items["t"][p]) for unit in draw.units[:40] for _, p in unit]
+            part = Score((TaskScore("t", "acc", float(found[seen].mean()), 1.0, tuple(map(str, seen)), found[seen]),))
+            generation.append((found, Trial(1, {}, State.PRUNED, part=part, attributes={RACE: {"seen": 40}})))
+        errors = standard_errors(draw, None, [t for _, t in generation], earlier)
+        assert set(errors) == {0, 1, 2}
+        for i, (found, trial) in enumerate(generation):
+            estimate = leader.mean() + draw.estimate(trial.part, 40) - draw.estimate(whole, 40)
+            inside.append(abs(estimate - found.mean()) < 1.96 * errors[i])
+    assert 0.91 < np.mean(inside) < 0.99
