@@ -84,7 +84,8 @@ def optimizers_page() -> str:
     ]
     return "\n".join([
         "# Optimizers", "",
-        "`--sampler NAME`; `auto` takes `catcma` where the space has categories, `evolution` for paths, else `cma`. "
+        "`--sampler NAME`; `auto` takes `catcma` where the space has categories, `evolution` for paths, else `thompson`"
+        " (`cma` of more than 200 parameters, with constraints, and where `--restarts` is given). "
         "[What each brought](../search.md#optimizers) has the measurements.", "", *rows, "",
         "*Categories*: whether it takes spaces in which the merge method, or a word, is searched too. *Several "
         "objectives*: the outcome is then a front. *Least population*: the fewest candidates of a "

@@ -74,8 +74,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
         "and catcma twice as many in a race)",
     )  # fmt: skip
     how.add_argument(
-        "--sigma", type=_sigma, help="first step, as a share of each range (default: cma and catcma .25, and of "
-        "numbers no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",
+        "--sigma", type=_sigma, help="first step, as a share of each range (default: thompson, cma and catcma .25, "
+        "and of numbers no longer than .375; evolution and cma-me 1/6; m2n2 .07; map-elites .05)",
     )  # fmt: skip
     how.add_argument(
         "--restarts", choices=RESTARTS,
