@@ -58,7 +58,8 @@ def make_optimizer(
         asynchronous: Whether any number can be asked and told at any time.
         tasks: Number of tasks that count, of which behaviours have a value each.
         warm: The best of another search, the best first: cma and catcma begin from the normal distribution nearest to
-            them (see `warm_start`), the others are given the best half of a generation of them first.
+            them (see `warm_start`), thompson begins around the best; the others are given the best half of a generation
+            of them first.
 
     Raises:
         SpaceError: unknown name, nothing to search, a kind of parameter that it cannot take, bad options.

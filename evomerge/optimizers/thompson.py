@@ -47,6 +47,8 @@ class Thompson:
         population: Candidates per generation; default 8.
         initial: Around what the first candidates are drawn; default the parameters' own start.
         asynchronous: Candidates are drawn by the generation, and handed out one by one.
+        warm: The best of another search, the best first: the first candidates are as many of them as half a generation
+            has, and others around the best.
     """
 
     name = "thompson"
@@ -63,12 +65,16 @@ class Thompson:
         sigma: float | None = None,
         initial: Mapping[str, Value] | None = None,
         asynchronous: bool = False,
+        warm: Sequence[Mapping[str, Value]] = (),
     ) -> None:
         self._numbers: list[Float | Integer] = [p for p in parameters if not isinstance(p, Categorical)]
         start = dict(initial) if initial is not None else {p.name: p.init for p in parameters}
+        start = dict(warm[0]) if warm else start
         self.generation = population or GENERATION
         self.parents = max(1, self.generation // 2)
         self._seed = seed
+        # The best itself is enqueued by who knows of the other search.
+        self._warm = [self._units(p) for p in warm[1 : max(1, self.generation // 2)]]
         self._start = self._units(start)
         self._steps = np.array(first_steps(self._numbers, sigma))
         self._flight: Generation[Numbers] = Generation(parameters, self.generation, asynchronous=asynchronous)
@@ -147,6 +153,8 @@ class Thompson:
         random = np.random.default_rng([self._seed, self._draws])
         if len(self._points) < FIRST:
             points: Numbers = self._start + self._steps * random.standard_normal((n, len(self._start)))
+            if self._draws == 1 and self._warm:
+                points[: len(self._warm)] = self._warm[:n]
         else:
             from evomerge.optimizers.process import one_thread
 

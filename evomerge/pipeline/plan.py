@@ -237,6 +237,7 @@ class Plan:
             StudyError: others were asked for.
         """
         self.sampler = self.options.going_on(study, self.sampler)
+        restarts_of(self.sampler, self.options.restarts)
         restarts, sampler = self.restarts(self.sampler), study.fingerprint["sampler"]
         if restarts is not None and sampler.get("name") == self.sampler:
             begun = sampler.get(RESTARTS, NONE)

@@ -5,6 +5,9 @@ import shutil
 import pytest
 
 from evomerge import zoo
+from evomerge.pipeline.options import Options
+from evomerge.space import load_space
+from evomerge.study.budget import Budget
 from evomerge.study.store import Store
 from tests.study.recorded import sequence
 
@@ -19,7 +22,9 @@ def test_other_samplers_run_and_resume(here, small_evaluator, tmp_path, sampler)
 
 
 def test_a_study_goes_on_with_the_restarts_that_it_was_begun_with(here, small_evaluator, tmp_path):
-    args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--study", "s", "--out", tmp_path)
+    args = (
+        "search", "--evaluator", small_evaluator, "--workers", 0, "--sampler", "cma", "--study", "s", "--out", tmp_path
+    )  # fmt: skip
     url = f"sqlite:///{tmp_path}/study.db"
     # As studies of before there were restarts: no such key.
     here(*args, "--budget", 3, "--restarts", "none")
@@ -31,6 +36,22 @@ def test_a_study_goes_on_with_the_restarts_that_it_was_begun_with(here, small_ev
     assert "begun with --restarts none, now it is ipop" in done.stderr
     here(*args[:-3], "t", "--out", tmp_path / "t", "--budget", 3)
     assert Store(f"sqlite:///{tmp_path}/t/study.db").open("t").fingerprint["sampler"]["restarts"] == "bipop"
+
+
+def test_a_study_goes_on_with_the_sampler_that_it_was_begun_with(here, small_evaluator, tmp_path):
+    args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--study", "s", "--out", tmp_path)
+    here(*args, "--budget", 3, "--sampler", "cma")  # the default of before
+    here(*args, "--budget", 5)
+    study = Store(f"sqlite:///{tmp_path}/study.db").open("s")
+    assert study.fingerprint["sampler"]["name"] == "cma" and len(study.trials()) == 5
+    refused = here(*args, "--budget", 7, "--sampler", "thompson", check=False)
+    assert refused.returncode == 2 and "cma" in refused.stderr and "thompson" in refused.stderr
+    other = (*args[:-3], "t", "--out", tmp_path / "t")
+    here(*other, "--budget", 3)
+    done = here(*other, "--budget", 5, "--restarts", "ipop", check=False)
+    assert done.returncode == 2
+    assert 'optimizer "thompson" has no restarts, "ipop" is asked for; these have: cma, catcma' in done.stderr
+    assert Options(budget=Budget(candidates=3), restarts="bipop").sampler_for(load_space("quickstart").bind(4)) == "cma"
 
 
 def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):
@@ -61,7 +82,7 @@ def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):
     assert list(done.result["baselines"]) == names
     listed = here("list", tmp_path, "--json").result
     assert {row["complete"] for row in listed} == {4} and len(listed) == 5
-    assert {row["sampler"] for row in listed} == {"cma", "random"}
+    assert {row["sampler"] for row in listed} == {"thompson", "random"}
 
 
 def test_random_search_as_a_control_of_random_search_is_another_one(here, small_evaluator, tmp_path):

@@ -167,11 +167,14 @@ def test_a_race_has_twice_the_population_and_an_older_study_what_it_had(here, ev
     assert _widened(study, True) == 1 == study.notes()[WIDENED]
 
     def generation(widened, **more):
-        options = Options(budget=Budget(candidates=2), evaluator=str(evaluator), out=tmp_path / "three", **more)
+        options = Options(
+            budget=Budget(candidates=2), evaluator=str(evaluator), out=tmp_path / "three", **{"sampler": "cma", **more}
+        )
         plan = Plan(options)
         plan.widened = widened
         return plan.optimizer(plan.space).generation
 
     assert generation(2) == 2 * generation(1) == 24
     assert generation(2, population=5) == 5
+    assert generation(2, sampler="thompson") == generation(1, sampler="thompson") == 8
     assert generation(2, sampler="evolution") == generation(1, sampler="evolution")

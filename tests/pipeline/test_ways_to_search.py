@@ -65,7 +65,8 @@ def test_generations_are_as_large_as_there_are_workers_where_none_waits_for_anot
     def generation(workers, **options):
         plan = Plan(
             Options(
-                budget=Budget(candidates=5), evaluator=str(small_evaluator), study="s", out=tmp_path / "o", **options
+                budget=Budget(candidates=5), evaluator=str(small_evaluator), study="s", out=tmp_path / "o",
+                **{"sampler": "cma", **options},
             )
         )
         plan.workers = workers
