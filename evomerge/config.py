@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +30,21 @@ class Frozen(BaseModel):
     """Base of every model of a file: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def unchecked_copy(self, **values: Any) -> Self:
+        """A copy with other values, which nobody checks: pydantic's `model_copy`, in a fifth of its time.
+
+        For what is made by the hundred for each candidate of a search. No model of ours has fields beside its own.
+        """
+        made = object.__new__(type(self))
+        # Frozen: it cannot be written in another way. These four are all that pydantic's models consist of. Names of
+        # fields are shared where they are the same: thousands of sets are work for the garbage collector.
+        given = self.model_fields_set
+        object.__setattr__(made, "__dict__", {**self.__dict__, **values})
+        object.__setattr__(made, "__pydantic_fields_set__", given if values.keys() <= given else {*given, *values})
+        object.__setattr__(made, "__pydantic_extra__", None)
+        object.__setattr__(made, "__pydantic_private__", None)
+        return made
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_unknown_key_below_a_name_of_ones_own() -> None:
 def test_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Inner(low=1).low = 2  # type: ignore[misc]
+
+
+def test_an_unchecked_copy_is_what_pydantic_makes() -> None:
+    outer = Outer(name="a", inner=Inner(low=0.0), many=[Inner(low=1.0)])
+    for values in ({"name": "b"}, {"short": [2]}, {"inner": None, "named": {"x": Inner(low=2.0)}}, {}):
+        copy, theirs = outer.unchecked_copy(**values), outer.model_copy(update=values)
+        assert copy.__getstate__() == theirs.__getstate__(), "all that a model consists of, in its own words"
+        assert copy == theirs and copy.model_dump(exclude_unset=True) == theirs.model_dump(exclude_unset=True)
+        assert pickle.loads(pickle.dumps(copy)) == theirs and copy.model_copy() == theirs
+    assert outer == Outer(name="a", inner=Inner(low=0.0), many=[Inner(low=1.0)]), "the original is as it was"
+    assert outer.model_fields_set == {"name", "inner", "many"}
+    with pytest.raises(ValueError, match="frozen"):
+        outer.unchecked_copy(name="b").name = "c"
 
 
 def test_merge_keys_and_aliases_still_work() -> None:

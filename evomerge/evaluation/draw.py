@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,11 @@ class Draw:
         by %= len(self.units)
         return replace(self, units=self.units[by:] + self.units[:by])
 
+    @cached_property
+    def all_places(self) -> Places:
+        """All items: `places` of all units."""
+        return self.places(0, len(self.units))
+
     def places(self, start: int, end: int) -> Places:
         """The items of some units that follow each other."""
         found: dict[str, list[int]] = {}
@@ -119,11 +125,14 @@ class Draw:
         tasks = []
         for name, ids in self.items.items():
             found = [t for part in parts if (t := part.task(name)) is not None]
-            results = {i: r for t in found for i, r in zip(t.items, t.results, strict=True)}
             if found:
-                kept = tuple(i for i in ids if i in results)
-                values = np.array([results[i] for i in kept], np.float32)
                 first = found[0]
+                if len(found) == 1 and first.items == ids:  # nothing to be put in order
+                    kept, values = ids, first.results.astype(np.float32)
+                else:
+                    results = {i: r for t in found for i, r in zip(t.items, t.results, strict=True)}
+                    kept = tuple(i for i in ids if i in results)
+                    values = np.array([results[i] for i in kept], np.float32)
                 tasks.append(
                     TaskScore(
                         name, first.metric, float(values.astype(np.float64).mean()), first.weight, kept, values,

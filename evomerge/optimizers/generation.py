@@ -50,7 +50,11 @@ class Generation(Generic[T]):
         self.objectives = objectives
         self.asynchronous = asynchronous
         self.queue: list[Params] = []
-        self._out: list[_Asked[T]] = []
+        # By number, in the order of the asks, and of equal ones the numbers: so that one that is told is found at once,
+        # however many workers there are.
+        self._out: dict[int, _Asked[T]] = {}
+        self._equal: dict[frozenset[tuple[str, Value]], list[int]] = {}
+        self._asked = 0
         self._heard: list[tuple[T, Worth]] = []
         self._run = 0
         self._started = False
@@ -85,7 +89,10 @@ class Generation(Generic[T]):
 
     def ask(self, candidates: Sequence[tuple[Params, T]]) -> list[Params]:
         """Remember the candidates; what goes out are copies."""
-        self._out += [_Asked(params, kept, self._run) for params, kept in candidates]
+        for params, kept in candidates:
+            self._out[self._asked] = _Asked(params, kept, self._run)
+            self._equal.setdefault(frozenset(params.items()), []).append(self._asked)
+            self._asked += 1
         return [dict(params) for params, _ in candidates]
 
     def tell(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Worth]]:
@@ -95,11 +102,11 @@ class Generation(Generic[T]):
 
     def close(self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]) -> tuple[list[T], list[Worth]]:
         """As `tell`, of the first candidates of a generation that is not told to its end: the last that is heard."""
-        self._out, never = self._out[: len(params)], self._out[len(params) :]
+        never = {number: self._out.pop(number) for number in list(self._out)[len(params) :]}
         try:
             return self.tell(params, scores)
         finally:
-            self._out = [*self._out, *never]
+            self._out |= never
 
     def complete(
         self, params: Sequence[Mapping[str, Value]], scores: Sequence[Told]
@@ -126,10 +133,10 @@ class Generation(Generic[T]):
             raise EvoMergeError("no generation is asked for: nothing to tell")
         given = [dict(p) for p in params]
         if self.asynchronous:
-            places = self._places(given, scores)
+            numbers = self._numbers(given, scores)
         else:
-            places = list(range(len(self._out)))
-            if len(given) != len(scores) or given != [asked.params for asked in self._out]:
+            numbers = list(self._out)
+            if len(given) != len(scores) or given != [asked.params for asked in self._out.values()]:
                 raise EvoMergeError(
                     f"told {len(given)} candidates and {len(scores)} scores, expected the {self.size} asked last, "
                     "in order"
@@ -138,22 +145,31 @@ class Generation(Generic[T]):
         for worth in worths:
             if not worth.failed and len(worth.values) != self.objectives:
                 raise EvoMergeError(f"told {len(worth.values)} values of a candidate, expected {self.objectives}")
-        found = [self._out[place] for place in places]
+        found = [self._taken(number) for number in numbers]
         self._told += len(found)
-        self._out = [asked for place, asked in enumerate(self._out) if place not in set(places)]
         return list(zip(found, worths, strict=True))
 
-    def _places(self, given: Sequence[Params], scores: Sequence[Told]) -> list[int]:
+    def _taken(self, number: int) -> _Asked[T]:
+        """One that is out, and is no longer."""
+        asked = self._out.pop(number)
+        key = frozenset(asked.params.items())
+        self._equal[key].remove(number)
+        if not self._equal[key]:
+            del self._equal[key]
+        return asked
+
+    def _numbers(self, given: Sequence[Params], scores: Sequence[Told]) -> list[int]:
         """Which of those that are out are told: of twins the one that was asked first."""
         if len(given) != len(scores):
             raise EvoMergeError(f"told {len(given)} candidates and {len(scores)} scores, expected one of each")
-        places: list[int] = []
+        numbers: list[int] = []
         for params in given:
-            place = next((i for i, a in enumerate(self._out) if a.params == params and i not in places), None)
-            if place is None:
+            equal = self._equal.get(frozenset(params.items()), [])
+            number = next((n for n in equal if n not in numbers), None)
+            if number is None:
                 raise EvoMergeError(f"told {params}: not asked for, or told before")
-            places.append(place)
-        return places
+            numbers.append(number)
+        return numbers
 
 
 def losses(worths: Sequence[Worth]) -> npt.NDArray[np.float64]:

@@ -17,6 +17,8 @@ UNION, BASE = "union", "base"
 WORDS = (UNION, BASE)
 # What a name of a model can be, or be in: numbers are passed over, for most of a recipe are.
 _INSIDE = (str, dict, list)
+# The keys whose value has names for keys (of modules, of tokens), so that "parameters" may be one.
+_NAMED = (("modules",), ("tokens",))
 _WORD_KEYS = (("tokenizer_source",), ("tokenizer", "source"))
 
 
@@ -81,7 +83,12 @@ def renamed(data: Any, rename: Callable[[str], str], path: tuple[str, ...] = ())
             return data
         # Under `evomerge: sources:` (content hashes) and `statistics:` (folders) the references are the keys.
         keys = rename if path in (("evomerge", "sources"), ("evomerge", "statistics")) else str
-        return {keys(k): renamed(v, rename, (*path, k)) if isinstance(v, _INSIDE) else v for k, v in data.items()}
+        # Parameters of methods name no model, and are most of a recipe.
+        named = path[-1:] in _NAMED
+        return {
+            keys(k): renamed(v, rename, (*path, k)) if isinstance(v, _INSIDE) and (named or k != "parameters") else v
+            for k, v in data.items()
+        }
     if isinstance(data, list):
         return [renamed(v, rename, path) if isinstance(v, _INSIDE) else v for v in data]
     if isinstance(data, str) and path and path[-1] in MODEL_KEYS:

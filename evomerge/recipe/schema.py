@@ -219,7 +219,8 @@ class Recipe(Frozen):
                 by its name.
         """
         contents = {**self.evomerge.sources, **(contents or {})}
-        data = renamed(self.to_dict(), lambda reference: contents.get(reference, reference))
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"evomerge"})
+        data = renamed(said, lambda reference: contents.get(reference, reference))
         data["evomerge"] = {"seed": self.evomerge.seed if self.method.random else 0}
         if self.method.statistics:
             folders = self.evomerge.statistics.items()
@@ -227,20 +228,21 @@ class Recipe(Frozen):
         if self.tokenizer and self.tokenizer.tokens:
             # New tokens are numbered in the order in which they are written.
             data["tokenizer"]["tokens"] = [[token, to] for token, to in data["tokenizer"]["tokens"].items()]
-
-        def canonical(value: Any) -> Any:
-            if isinstance(value, float | str):
-                return value
-            if isinstance(value, dict):
-                return {k: canonical(v) for k, v in value.items() if v is not None}
-            if isinstance(value, list):
-                return [canonical(v) for v in value]
-            if isinstance(value, int) and not isinstance(value, bool):
-                return float(value)
-            return value
-
-        text = json.dumps(canonical(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(_canonical(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+# What a hash takes as it is: most of a recipe, so that no call is made for each.
+_AS_IT_IS = (float, str)
+
+
+def _canonical(value: Any) -> Any:
+    """Plain data in which equal recipes are equal: numbers are floats, and what is not given is left out."""
+    if isinstance(value, dict):
+        return {k: v if type(v) in _AS_IT_IS else _canonical(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [v if type(v) in _AS_IT_IS else _canonical(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class _Dumper(yaml.SafeDumper):

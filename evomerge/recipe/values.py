@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, SerializeAsAny, Tag
 
 from evomerge.config import Frozen
 from evomerge.errors import RecipeError, choose
@@ -35,7 +35,8 @@ def _form(value: Any) -> str | None:
 
 
 Scalar = bool | int | float | str
-# One of the forms is tried, not each in turn: a wrong value has one message.
+# One of the forms is tried, not each in turn: a wrong value has one message. What is written out is there, and needs no
+# form to be told: to ask for it took most of the time that a recipe takes to become plain data.
 _Plain = Annotated[Scalar, BeforeValidator(_plain)]
 _Value = Annotated[
     Annotated[_Plain, Tag("(scalar)")] | Annotated[list[_Plain], Tag("(gradient)")],
@@ -44,6 +45,7 @@ _Value = Annotated[
         custom_error_type="value",
         custom_error_message=_GRADIENT,
     ),
+    SerializeAsAny(),
 ]
 
 
@@ -72,6 +74,7 @@ Parameters = dict[
         | Annotated[list[Condition], Tag("(conditions)")]
         | Annotated[Condition, Tag("(condition)")],
         Discriminator(_form, custom_error_type="setting", custom_error_message=_ANY),
+        SerializeAsAny(),
     ],
 ]
 

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.methods import METHODS, Method
-from evomerge.recipe import Condition, Extras, InputModel, InputSlice, OutputSlice, Parameters, Recipe, Scalar, Setting
+from evomerge.recipe import Recipe
 from evomerge.score import Value
 from evomerge.space.config import SpaceConfig
+from evomerge.space.decode import Decoder
 from evomerge.space.grid import Grid, LayerGroup, layer_groups
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter, check, default_sampler, initial
 from evomerge.space.range import Range
 from evomerge.space.starts import Start, merge_starts
 
 METHOD = "method"
-# Of the tensors that each filter matches first (None: all others) the parameters whose values they have: one, or those
-# of all layer groups where values are interpolated over the layers.
-Layout = tuple[tuple[str | None, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Space:
         self.genes = {n: self._gene(n) for n in known if n in config.parameters and config.parameters[n].value is None}
         self.fixed = {n: config.parameters[n].value for n in known if n in config.parameters and n not in self.genes}
         self.parameters: tuple[Parameter, ...] = tuple(self._parameters())
-        self._layouts: dict[tuple[str, str, int], Layout] = {}
+        self._decoders: dict[str, Decoder] = {}  # by method, each made when it is first asked for
 
     def _gene(self, name: str) -> Gene:
         given, taken = self.config.parameters[name], self.config.taken(name)
@@ -124,84 +122,9 @@ class Space:
         """
         params = check(self.parameters, params)
         method = self.method_of(params)
-        genes = [g for g in self.genes.values() if method.parameter(g.parameter)]
-        per_source = [g for g in genes if g.axes and self._per_source(g, method)]
-        per_slice = [g for g in genes if g.axes and not self._per_source(g, method)]
-        top: Parameters = {g.parameter: _scalar(params[g.name("", "")]) for g in genes if not g.axes}
-        top |= {n: _scalar(v) for n, v in self.fixed.items() if v is not None and method.parameter(n)}
-        base = self.config.base_model if method.apart else None
-
-        def settings(genes: list[Gene], source: str, slice_: int) -> Parameters:
-            return {g.parameter: self._setting(g, source, slice_, params) for g in genes}
-
-        models: list[InputModel] | None = None
-        slices: list[OutputSlice] | None = None
-        if self.grid.slices == 1:
-            models = [
-                InputModel(model=s.model, parameters=settings(per_source, s.name, 0) or None)
-                for s in self.config.sources
-            ]
-            top |= settings(per_slice, "", 0)
-        else:
-            slices = []
-            for i, group in enumerate(self.grid.groups):
-                inputs = [
-                    InputSlice(
-                        model=s.model,
-                        layer_range=(group.first, group.end),
-                        parameters=settings(per_source, s.name, i) or None,
-                    )
-                    for s in self.config.sources
-                ]
-                if base is not None:
-                    inputs.append(InputSlice(model=base, layer_range=(group.first, group.end)))
-                slices.append(OutputSlice(sources=inputs, parameters=settings(per_slice, "", i) or None))
-        return Recipe(
-            merge_method=method.name,
-            models=models,
-            slices=slices,
-            base_model=base,
-            parameters=top or None,
-            dtype=self.config.dtype,
-            out_dtype=self.config.out_dtype,
-            tokenizer_source=self.config.tokenizer_source,
-            evomerge=Extras(seed=seed),
-        )
-
-    def _per_source(self, gene: Gene, method: Method) -> bool:
-        taken = method.parameter(gene.parameter)
-        return taken is not None and taken.per_source
-
-    def _setting(self, gene: Gene, source: str, slice_: int, params: Mapping[str, Value]) -> Setting:
-        """A parameter's value for one source and slice, with filters only where its parts differ."""
-
-        def value(names: tuple[str, ...]) -> Scalar | list[Scalar]:
-            found = [_scalar(params[name]) for name in names]
-            return found[0] if len(found) == 1 else found
-
-        layout = self._layout(gene, source, slice_)
-        if len(layout) == 1:
-            return value(layout[0][1])
-        # Without pydantic's checks, most of a candidate's time: these are the parameters' own values, checked as such.
-        return [Condition.model_construct(filter=filter_, value=value(names)) for filter_, names in layout]
-
-    def _layout(self, gene: Gene, source: str, slice_: int) -> Layout:
-        """Where the values for one source and slice stand: worked out once, for every candidate asks for it."""
-        key = (gene.parameter, source, slice_)
-        if key not in self._layouts:
-            self._layouts[key] = self._laid_out(gene, source, slice_)
-        return self._layouts[key]
-
-    def _laid_out(self, gene: Gene, source: str, slice_: int) -> Layout:
-        def over_layers(part: str) -> tuple[str, ...]:
-            groups = range(len(self.grid.groups)) if self.grid.smooth else [slice_]
-            names = tuple(gene.name(source, self.grid.position(gene.axes, g, part)) for g in groups)
-            return names if len(set(names)) > 1 else names[:1]
-
-        entries = self.grid.entries(slice_)
-        if len({self.grid.position(gene.axes, slice_, e.part) for e in entries}) == 1:
-            entries = entries[-1:]
-        return tuple((e.filter, over_layers(e.part)) for e in entries)
+        if method.name not in self._decoders:
+            self._decoders[method.name] = Decoder(self, method)
+        return self._decoders[method.name](params, seed)
 
     def encode(self, recipe: Recipe) -> dict[str, Value]:
         """The parameters of a recipe, so that decode(encode(recipe)) merges to the same model.
@@ -246,8 +169,3 @@ class Space:
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names if len(names) <= 8 else (*names[:3], "...", names[-1]))
-
-
-def _scalar(value: Value | bool) -> Scalar:
-    """Numbers of a recipe are floats, so that equal recipes read equal."""
-    return value if isinstance(value, bool | str) else float(value)

@@ -269,11 +269,15 @@ class Asynchronous(Iterator[Ask]):
         self._tell(trial, replayed=False)
         self._search.study.note("seconds", self._search.spent())
 
+    def _limit(self) -> float:
+        """What one that was raced out is below: of the last generation's worth that ended, the last of the parents."""
+        size, parents = self._search.optimizer.generation, self._search.optimizer.parents
+        recent = sorted(self._told[-size:], reverse=True)[:parents]
+        return recent[-1] if len(recent) == parents else math.inf
+
     def _tell(self, trial: Trial, replayed: bool) -> None:
         search = self._search
-        # Of the last generation's worth that ended: what the last of the parents was told with.
-        recent = sorted(self._told[-search.optimizer.generation :], reverse=True)[: search.optimizer.parents]
-        limit = recent[-1] if len(recent) == search.optimizer.parents else math.inf
+        limit = self._limit() if trial.state is State.PRUNED else math.inf
         (told,) = search.told([trial], self._ended, search.race, limit)
         self._ended.append(trial)
         self._spent.add(trial)

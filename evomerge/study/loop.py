@@ -27,6 +27,7 @@ from evomerge.study.candidates import Spent, attributes_of, behaviour, record
 from evomerge.study.contest import RACED_OUT, below
 from evomerge.study.estimator.told import standard_errors, worth
 from evomerge.study.goals import Goals
+from evomerge.study.heap import settled_heap
 from evomerge.study.raced import Raced, RacedGeneration
 from evomerge.study.scoring import Ask, Scoring
 from evomerge.study.store import Study
@@ -84,8 +85,10 @@ class Search:
                 self.scoring.remember(trial.attributes["recipe_hash"], trial.score)
         self._clock[:] = [float(self.study.notes().get("seconds", 0.0)), time.monotonic()]
         check_begun([*stored.values()], self.asynchronous, self.study.name)
-        if self.asynchronous:
-            return Asynchronous(self).run()
+        with settled_heap():
+            return Asynchronous(self).run() if self.asynchronous else self._generations(stored)
+
+    def _generations(self, stored: Mapping[int, Trial]) -> tuple[list[Trial], str]:
         trials: list[Trial] = []
         taken = Spent()
         known: set[str | None] = set()

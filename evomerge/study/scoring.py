@@ -142,6 +142,8 @@ class Scoring:
         missing = self._known.missing(ask.hash, places)
         if not missing:
             return self._known.score(ask.hash, places), None, None
+        if missing == places:  # so it is of most
+            return None, None, ask.places
         there = {t: tuple(sorted(set(at) - set(missing.get(t, ())))) for t, at in places.items()}
         there = {t: at for t, at in there.items() if at}
         if not there:
@@ -167,4 +169,4 @@ def _run(ask: Ask) -> tuple[str, str]:
 
 
 def _places(ask: Ask, known: KnownResults) -> Places:
-    return ask.places or known.draw.places(0, len(known.draw))
+    return ask.places or known.draw.all_places
