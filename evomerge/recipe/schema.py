@@ -219,7 +219,7 @@ class Recipe(Frozen):
                 by its name.
         """
         contents = {**self.evomerge.sources, **(contents or {})}
-        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"evomerge"})
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True, exclude={"evomerge"})
         data = renamed(said, lambda reference: contents.get(reference, reference))
         data["evomerge"] = {"seed": self.evomerge.seed if self.method.random else 0}
         if self.method.statistics:
@@ -228,21 +228,19 @@ class Recipe(Frozen):
         if self.tokenizer and self.tokenizer.tokens:
             # New tokens are numbered in the order in which they are written.
             data["tokenizer"]["tokens"] = [[token, to] for token, to in data["tokenizer"]["tokens"].items()]
-        text = json.dumps(_canonical(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        _equalise(data)
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-# What a hash takes as it is: most of a recipe, so that no call is made for each.
-_AS_IT_IS = (float, str)
-
-
-def _canonical(value: Any) -> Any:
-    """Plain data in which equal recipes are equal: numbers are floats, and what is not given is left out."""
-    if isinstance(value, dict):
-        return {k: v if type(v) in _AS_IT_IS else _canonical(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [v if type(v) in _AS_IT_IS else _canonical(v) for v in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _equalise(data: Any) -> None:
+    """Make floats of the whole numbers in plain data, in place: equal recipes are to be equal text."""
+    for key, value in data.items() if type(data) is dict else enumerate(data):
+        kind = type(value)
+        if kind is dict or kind is list:
+            _equalise(value)
+        elif kind is int:  # which true and false are not
+            data[key] = float(value)
 
 
 class _Dumper(yaml.SafeDumper):
