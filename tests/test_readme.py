@@ -69,7 +69,7 @@ def test_quick_commands(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 def test_all_commands(document: Path, tmp_path: Path) -> None:
     found = commands(document, slow=True)
