@@ -68,8 +68,8 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         "or a mean). Each control was searched at the budget of the main search.",
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",
         f"Measured: {', '.join(f'{name} {day}' for name, day in found.get(MEASURED, {}).items())}. Races, starts",
-        "and restarts, which searches have by themselves, came on 2026-11-28 and 29, Thompson sampling on 2026-11-30; in zoo,",
-        "dataflow, hybrid and what fusion searched, CMA-ES or evolution had all items of every candidate.",
+        "and restarts, which searches have by themselves, came on 2026-11-28 and 29, Thompson sampling on 2026-11-30;",
+        "in zoo, dataflow, hybrid and what fusion searched, CMA-ES or evolution had all items of every candidate.",
     ]
     for name, part in PARTS.items():
         if name in found:

@@ -138,10 +138,11 @@ class Way:
     budget: int
     workers: int
     evaluation: float | None = None
+    sampler: str = "auto"
 
     def make(self, parameters: Sequence[Float], seed: int) -> Optimizer:
         """Its optimizer, with the starts that `evomerge search` gives it."""
-        made = make_optimizer("auto", parameters, seed, population=self.population, asynchronous=self.asynchronous)
+        made = make_optimizer(self.sampler, parameters, seed, population=self.population, asynchronous=self.asynchronous)
         for start in load_space("quickstart").bind(4).starts():  # type: ignore[union-attr]
             made.enqueue(start.params)
         return made
@@ -173,8 +174,9 @@ def interval(differences: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--budget", type=int, default=200, help="candidates of each search that races (default: 200)")
-    parser.add_argument("--long", type=int, default=500, help="the same for those without a race (default: 500)")
+    parser.add_argument("--budget", type=int, default=120, help="candidates of each search that races (default: 120)")
+    parser.add_argument("--long", type=int, default=300, help="the same for those without a race (default: 300)")
+    parser.add_argument("--sampler", default="auto", help="default: that of `evomerge search`")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluation", type=float, default=10.0, help="seconds of a median evaluation (default: 10)")
     parser.add_argument("--processes", type=int, default=2)
@@ -188,7 +190,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes) as pool:
         for race, budget in ((True, args.budget), (False, args.long)):
             print(f"\n{'race' if race else 'all items'}, {budget} candidates' items")
-            wide = Way(False, race, args.workers, budget, args.workers)
+            wide = Way(False, race, args.workers, budget, args.workers, sampler=args.sampler)
             ways = {
                 f"generations of {args.workers}": wide,
                 "generations, lambda of its own": replace(wide, population=None),

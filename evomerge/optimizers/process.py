@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ SPREAD = 0.1  # of those around, as a share of every range
 STEPS = 50
 # Of standardised values: what no score is nearer to the truth than.
 LEAST_ERROR = 0.1
+GREATEST_ERROR = 100.0  # as good as not known
 SHORTEST = 0.025  # length scale
 
 
@@ -81,7 +82,7 @@ def _standardised(values: Numbers, errors: Numbers) -> tuple[Tensor, Tensor]:
     """Values and variances of their errors, in units of the values' own standard deviation."""
     deviation = float(values.std()) or 1.0
     y = torch.as_tensor((values - values.mean()) / deviation)
-    return y, torch.as_tensor(errors / deviation).clamp_min(LEAST_ERROR) ** 2
+    return y, torch.as_tensor(errors / deviation).nan_to_num(GREATEST_ERROR).clamp(LEAST_ERROR, GREATEST_ERROR) ** 2
 
 
 def fit(points: Numbers, values: Numbers, errors: Numbers) -> Hyperparameters:
@@ -141,11 +142,14 @@ class Process:
         self._noise = noise + hyperparameters.error**2
         self._factor = torch.linalg.cholesky(self._kernel(self._x) + torch.diag(self._noise))
 
-    def functions(self, n: int, random: np.random.Generator) -> Callable[[Tensor], Tensor]:
-        """The process's mean, and n - 1 functions drawn from it, of standardised values.
+    def functions(self, means: Sequence[bool], random: np.random.Generator) -> Callable[[Tensor], Tensor]:
+        """Functions drawn from the process, or its mean, of standardised values.
 
         A function is drawn as one of the prior, by random Fourier features, to which is added what moves it to the
         scores (Matheron's rule, Wilson et al. 2020, eq. 10): the mean is what has nothing of the prior.
+
+        Args:
+            means: Of each function, whether it is the mean.
 
         Returns:
             Of points of shape (points, parameters), or (n, points, parameters) with other points for each, values of
@@ -155,8 +159,8 @@ class Process:
         def normal(*shape: int) -> Tensor:
             return torch.as_tensor(random.standard_normal(shape))
 
-        drawn = torch.ones(n, 1, dtype=torch.float64)
-        drawn[0] = 0.0
+        n = len(means)
+        drawn = 1.0 - torch.as_tensor(means, dtype=torch.float64)[:, None]
         # The kernel's spectrum is Student's t with 5 degrees of freedom.
         heavy = torch.as_tensor(np.sqrt(5 / random.chisquare(5, (FEATURES, 1))))
         frequencies = normal(FEATURES, self._x.shape[1]) * heavy
@@ -178,9 +182,9 @@ class Process:
 
         return values
 
-    def maxima(self, n: int, random: np.random.Generator) -> Numbers:
-        """Where the process's mean has its maximum, and n - 1 functions drawn from it theirs, shape (n, parameters)."""
-        functions = self.functions(n, random)
+    def maxima(self, means: Sequence[bool], random: np.random.Generator) -> Numbers:
+        """Where functions drawn from the process, or its mean, have their maxima, shape (functions, parameters)."""
+        n, functions = len(means), self.functions(means, random)
         expected = self._kernel(self._x) @ torch.cholesky_solve(self._y[:, None], self._factor)[:, 0]
         best = (self._x * self._lengths)[expected.topk(min(TOP, len(expected))).indices]
         size = best.shape[1]

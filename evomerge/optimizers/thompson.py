@@ -37,16 +37,16 @@ FLOOR = 5.0
 class Thompson:
     """Bayesian optimisation on floats and integers, of one objective.
 
-    A generation is one candidate where the process expects most, and others each where one function drawn from it has
-    its maximum. So a place is tried as often as it is likely to be the best one, and the candidates of a generation
-    differ without knowing of each other.
+    One candidate of a generation (of eight, where it is smaller) is where the process expects most, and the others are
+    each where one function drawn from it has its maximum. So a place is tried as often as it is likely to be the best
+    one, and the candidates of a generation differ without knowing of each other.
 
     Args:
         sigma: Standard deviation of the first candidates around the start, as a share of every range; default: see
             `first_steps`.
         population: Candidates per generation; default 8.
         initial: Around what the first candidates are drawn; default the parameters' own start.
-        asynchronous: Candidates are drawn by the generation, and handed out one by one.
+        asynchronous: Whether any number is asked for at any time.
         warm: The best of another search, the best first: the first candidates are as many of them as half a generation
             has, and others around the best.
     """
@@ -80,10 +80,8 @@ class Thompson:
         self._flight: Generation[Numbers] = Generation(parameters, self.generation, asynchronous=asynchronous)
         self._points: list[Numbers] = []
         self._worths: list[Worth] = []
-        self._draws = 0
-        self._ahead: list[dict[str, Value]] = []
-        # Of those that an earlier run drew together, how many it had not handed out.
-        self._unknown = 0
+        # How often candidates were drawn, and how many: the first ones, and those by the process.
+        self._draws = self._first = self._modelled = 0
         self._recalled: list[dict[str, Value]] = []
         self._process: Process | None = None
         self._fitted: tuple[int, Hyperparameters] | None = None
@@ -105,37 +103,18 @@ class Thompson:
         """See `Optimizer.ask`."""
         self._flight.open(n)
         found = self._flight.take(n)
-        drawn = n - len(found)
         recalled, self._recalled = self._recalled, []
-        if self._flight.asynchronous:
-            found += self._ahead_of(drawn, recalled[len(found) :])
-        else:
-            self._draws += bool(drawn)
-            if drawn and len(recalled) < n:
-                found += self._drawn(drawn)
+        if drawn := n - len(found):
             # What is known comes in the place of what would be drawn, and is the same but for the last bits.
-            found = [*recalled, *found[len(recalled) :]]
+            found += self._drawn(drawn) if len(recalled) < n else []
+            self._draws += 1
+            if len(self._points) < FIRST:
+                self._first += drawn
+            else:
+                self._modelled += drawn
+        found = [*recalled, *found[len(recalled) :]]
         # What has a grid is heard of where it really is.
         return self._flight.ask([(p, self._units(p)) for p in found])
-
-    def _ahead_of(self, n: int, recalled: Sequence[dict[str, Value]]) -> list[dict[str, Value]]:
-        """The next ones of those that were drawn together, which are as many as a generation has."""
-        for _ in recalled:
-            if self._ahead:
-                self._ahead.pop(0)
-            elif self._unknown:
-                self._unknown -= 1
-            else:
-                self._draws += 1
-                self._unknown = self.generation - 1
-        found = list(recalled)
-        while len(found) < n:
-            if not self._ahead:
-                self._unknown = 0
-                self._draws += 1
-                self._ahead = self._drawn(self.generation)
-            found.append(self._ahead.pop(0))
-        return found
 
     def tell(
         self,
@@ -150,16 +129,19 @@ class Thompson:
         self._process = None
 
     def _drawn(self, n: int) -> list[dict[str, Value]]:
+        """The next candidates: a function of the seed, of how many were drawn before, and of what is told."""
         random = np.random.default_rng([self._seed, self._draws])
         if len(self._points) < FIRST:
             points: Numbers = self._start + self._steps * random.standard_normal((n, len(self._start)))
-            if self._draws == 1 and self._warm:
-                points[: len(self._warm)] = self._warm[:n]
+            for row, known in zip(points, self._warm[self._first :], strict=False):
+                row[:] = known
         else:
             from evomerge.optimizers.process import one_thread
 
+            often = max(self.generation, GENERATION)
+            means = [(self._modelled + i) % often == 0 for i in range(n)]
             with one_thread():
-                points = self._model().maxima(n, random)
+                points = self._model().maxima(means, random)
         return [{p.name: from_unit(p, u) for p, u in zip(self._numbers, point, strict=True)} for point in points]
 
     def _model(self) -> Process:
@@ -176,10 +158,13 @@ class Thompson:
         return self._process
 
     def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
-        """Points, values and standard errors of the latest of the first n."""
-        rows = slice(max(0, n - LATEST), n)
-        worths = self._worths[rows]
-        return np.array(self._points[rows]), values(worths), np.array([w.error or 0.0 for w in worths])
+        """Points, values and standard errors of the latest of the first n, and of the best that has all items."""
+        exact = [i for i in range(n) if self._worths[i].error is None and not self._worths[i].failed]
+        best = max(exact, key=lambda i: self._worths[i].key, default=n - 1)
+        rows = sorted({*range(max(0, n - LATEST), n), best})
+        worths = [self._worths[i] for i in rows]
+        errors = np.array([w.error or 0.0 for w in worths])
+        return np.array([self._points[i] for i in rows]), values(worths), errors
 
     def _units(self, params: Mapping[str, Value]) -> Numbers:
         return np.array([to_unit(p, float(params[p.name])) for p in self._numbers])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evomerge.optimizers import default_optimizer
+from evomerge.optimizers.table import AUTO
 from evomerge.pipeline.models import fits
 from evomerge.space import DataflowConfig, SearchSpace, default_space
 
@@ -34,16 +34,21 @@ def control_searches(plan: Plan) -> list[Control]:
     """
     if isinstance(plan.config, DataflowConfig):
         merged = _parameter_space(plan)
-        beside = [Control(PARAMETER_SPACE, merged, merged.sampler)] if merged is not None else []
+        beside = [Control(PARAMETER_SPACE, merged, _beside(plan, merged, AUTO))] if merged is not None else []
         return [*beside, Control("random paths", plan.space, "random")]
     searches: list[Control] = []
     names = [s.name for s in plan.config.sources]
     if len(names) > 1 and all(m.deltas and m.parameter("weight") for m in plan.config.methods):
         for name in names:
             alone = plan.bind(plan.config.only(name))
-            sampler = plan.options.sampler if plan.options.sampler != "auto" else default_optimizer(alone.parameters)
-            searches.append(Control(f"vector {name}", alone, sampler))
+            searches.append(Control(f"vector {name}", alone, _beside(plan, alone, plan.options.sampler)))
     return [*searches, Control("random search", plan.space, "random")]
+
+
+def _beside(plan: Plan, space: SearchSpace, asked: str) -> str:
+    """The sampler of a search that a plan's is compared with: its own kind, where both are over numbers."""
+    found = replace(plan.options, sampler=asked).sampler_for(space, 1, plan.constrained)
+    return plan.sampler if asked == AUTO and {found, plan.sampler} == {"cma", "thompson"} else found
 
 
 def _parameter_space(plan: Plan) -> SearchSpace | None:

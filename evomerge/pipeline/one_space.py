@@ -216,6 +216,10 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
         plan.workers = _workers(study, pool)
     plan.widened = _widened(study, race is not None)
     optimizer = plan.optimizer(plan.space, _starts(plan, study), plan.warm)
+    if not options.asynchronous and pool.size > optimizer.generation:
+        idle = pool.size - optimizer.generation
+        watcher.say(f"generations of {optimizer.generation}: {idle} of {pool.size} workers have nothing to do; "
+                    f"--async or --population {pool.size} uses them")  # fmt: skip
     trials, stopped = Search(
         study, optimizer, decode, plan.hash, scoring, budget, watcher, options.patience, plan.order,
         goals=goals, race=race, asynchronous=options.asynchronous,

@@ -173,9 +173,9 @@ class Options:
         return "cma" if space.sampler == "thompson" and ranked else space.sampler
 
     def going_on(self, study: Study, default: str) -> str:
-        """The sampler of a study that goes on: what "auto" means may be another one by now."""
+        """The sampler of a study that goes on, where none is asked for: what "auto" means may be another one by now."""
         begun = str(study.fingerprint["sampler"]["name"])
-        return begun if self.sampler == "auto" and begun in OPTIMIZERS else default
+        return begun if default != self.sampler and begun in OPTIMIZERS else default
 
 
 @dataclass(frozen=True)

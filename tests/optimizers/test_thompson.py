@@ -19,6 +19,7 @@ from evomerge.space import Float
 from evomerge.study.estimator.told import standard_errors
 
 PARAMETERS = tuple(Float(f"w{i}", 0.0, 1.0, 0.5) for i in range(5))
+MEAN_AND_MANY = [True] + [False] * 4000
 OPTIMUM = np.array([0.2, 0.8, 0.6, 0.3, 0.45])
 
 
@@ -47,7 +48,7 @@ def test_functions_have_the_posterior_s_mean_and_covariance():
     where = torch.as_tensor(np.random.default_rng(2).uniform(size=(6, 3)))
     with torch.no_grad():
         posterior = model(where)
-    drawn = Process(points, found, errors, hyper).functions(4001, np.random.default_rng(3))(where).numpy()
+    drawn = Process(points, found, errors, hyper).functions(MEAN_AND_MANY, np.random.default_rng(3))(where).numpy()
     assert drawn.shape == (4001, 6)
     np.testing.assert_allclose(drawn[0], posterior.mean.numpy(), atol=1e-8)
     np.testing.assert_allclose(drawn[1:].mean(axis=0), posterior.mean.numpy(), atol=0.05)
@@ -57,7 +58,8 @@ def test_functions_have_the_posterior_s_mean_and_covariance():
 
 def test_other_points_for_each_function_are_the_same_functions():
     points, found, errors = scores(4)
-    functions = Process(points, found, errors, fit(points, found, errors)).functions(3, np.random.default_rng(5))
+    process_ = Process(points, found, errors, fit(points, found, errors))
+    functions = process_.functions([True, False, False], np.random.default_rng(5))
     where = torch.as_tensor(np.random.default_rng(6).uniform(size=(7, 3)))
     together = functions(where)
     torch.testing.assert_close(functions(where.expand(3, 7, 3)), together)
@@ -76,7 +78,8 @@ def test_maxima_lie_where_the_function_is_highest():
     points = random.uniform(size=(80, 2))
     found = -((points - [0.3, 0.9]) ** 2).sum(axis=1)
     errors = np.full(80, 0.001)
-    maxima = Process(points, found, errors, fit(points, found, errors)).maxima(8, np.random.default_rng(9))
+    process_ = Process(points, found, errors, fit(points, found, errors))
+    maxima = process_.maxima([True] + [False] * 7, np.random.default_rng(9))
     assert ((maxima >= 0) & (maxima <= 1)).all()
     np.testing.assert_allclose(maxima, np.tile([0.3, 0.9], (8, 1)), atol=0.15)
 
@@ -127,6 +130,49 @@ def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
     run(optimizer, 2, more)
     run(again, 2, same)
     assert more == same
+
+
+def test_asynchronously_any_number_may_be_recalled():
+    """The asks after a resume are those of the run that was not interrupted, wherever it was."""
+
+    def run(optimizer, count, log, recall=()):
+        for i in range(count):
+            if i < len(recall):
+                optimizer.recall([recall[i]])
+            (asked,) = optimizer.ask(1)
+            log.append(asked)
+            if len(log) > 3:  # three are always out
+                optimizer.tell([log[-4]], [height(log[-4])])
+
+    whole: list = []
+    run(make_optimizer("thompson", PARAMETERS, 6, asynchronous=True), 34, whole)
+    assert len({tuple(p.values()) for p in whole}) > 30
+    for known in (5, 19, 20, 27):
+        again: list = []
+        run(make_optimizer("thompson", PARAMETERS, 6, asynchronous=True), 34, again, whole[:known])
+        assert again == whole
+
+
+def test_a_population_of_one_explores():
+    """One of eight candidates is where most is expected, however small a generation is."""
+    optimizer = make_optimizer("thompson", PARAMETERS, 7, population=1)
+    asked = []
+    for _ in range(40):
+        (params,) = optimizer.ask(1)
+        optimizer.tell([params], [height(params)])
+        asked.append(tuple(params.values()))
+    assert len(set(asked)) > 36
+
+
+def test_another_search_s_best_come_behind_what_is_enqueued():
+    warm = [{p.name: 0.1 * (i + 1) for p in PARAMETERS} for i in range(6)]
+    optimizer = make_optimizer("thompson", PARAMETERS, 8, warm=warm)
+    for params in [warm[0], *({p.name: 0.9 - i / 100 for p in PARAMETERS} for i in range(6))]:
+        optimizer.enqueue(params)
+    first = optimizer.ask(8)
+    optimizer.tell(first, [0.0] * 8)
+    second = optimizer.ask(8)
+    assert [[round(float(p["w0"]), 6) for p in part] for part in (first[7:], second[:2])] == [[0.2], [0.3, 0.4]]
 
 
 def test_a_generation_recalled_in_part_is_the_whole_one():

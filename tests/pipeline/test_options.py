@@ -12,7 +12,9 @@ from evomerge.study.store import Store
 from tests.study.recorded import sequence
 
 
-@pytest.mark.parametrize("sampler", ["catcma", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tpe", "random"))])
+@pytest.mark.parametrize(
+    "sampler", ["catcma", "thompson", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tpe", "random"))]
+)
 def test_other_samplers_run_and_resume(here, small_evaluator, tmp_path, sampler):
     args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--sampler", sampler, "--study", "s")
     here(*args, "--budget", 5, "--out", tmp_path / "a")

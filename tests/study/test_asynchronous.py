@@ -27,7 +27,7 @@ from tests.study.test_race_loop import ITEMS, PARAMETERS, WEIGHTS, Pool, decode
 # But "gp", which is slow, and like "tpe" in all but its model.
 SAMPLERS = [n for n, entry in OPTIMIZERS.items() if not entry.batches and n != "gp"]
 # One that learns from generations and one that breeds from whoever there is; the others are in the slow tier.
-OFTEN = ("cma", "evolution")
+OFTEN = ("cma", "thompson", "evolution")
 
 
 def often(samplers):
@@ -89,7 +89,7 @@ def test_a_search_spends_its_budget_and_no_worker_waits(url, sampler, race):
 
 
 @pytest.mark.parametrize("race", [True, False])
-@pytest.mark.parametrize("sampler", often(["cma", "catcma", "evolution", "tpe", "m2n2"]))
+@pytest.mark.parametrize("sampler", often(["cma", "thompson", "catcma", "evolution", "tpe", "m2n2"]))
 def test_killed_anywhere_nothing_is_lost_or_counted_twice(url, sampler, race):
     draw = random.Random(5)
     before = []
