@@ -142,7 +142,9 @@ class Way:
 
     def make(self, parameters: Sequence[Float], seed: int) -> Optimizer:
         """Its optimizer, with the starts that `evomerge search` gives it."""
-        made = make_optimizer(self.sampler, parameters, seed, population=self.population, asynchronous=self.asynchronous)
+        made = make_optimizer(
+            self.sampler, parameters, seed, population=self.population, asynchronous=self.asynchronous
+        )
         for start in load_space("quickstart").bind(4).starts():  # type: ignore[union-attr]
             made.enqueue(start.params)
         return made
