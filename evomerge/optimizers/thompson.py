@@ -105,9 +105,9 @@ class Thompson:
         found = self._flight.take(n)
         recalled, self._recalled = self._recalled, []
         if drawn := n - len(found):
+            self._draws += 1
             # What is known comes in the place of what would be drawn, and is the same but for the last bits.
             found += self._drawn(drawn) if len(recalled) < n else []
-            self._draws += 1
             if len(self._points) < FIRST:
                 self._first += drawn
             else:
