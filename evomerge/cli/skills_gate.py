@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     )
     parser.add_argument("--width", type=_number, default=64, metavar="N", help="hidden units of the gate (default: 64)")
     parser.add_argument("--steps", type=_number, default=300, metavar="N", help="updates (default: 300)")
-    parser.add_argument("--lr", type=_rate, default=1e-3, metavar="X", help="largest learning rate (default: 0.001)")
+    parser.add_argument("--lr", type=_rate, default=3e-3, metavar="X", help="largest learning rate (default: 0.003)")
     parser.add_argument("--batch-size", type=_number, default=16, metavar="N", help="prompts in a step (default: 16)")
     parser.add_argument(
         "--max-length", type=_number, default=1024, metavar="N", help="tokens of prompt and answer; longer ones are "

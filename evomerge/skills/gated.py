@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from evomerge.config import Document, Frozen, validate
-from evomerge.errors import SourceError
+from evomerge.config import Document, validate
+from evomerge.errors import InputError, SourceError
 from evomerge.library import Library, LibraryError, read_library
 from evomerge.merging.checkpoint import atomic_folder
 from evomerge.merging.live import live_model, load_tokenizer
 from evomerge.skills.examples import prompt_ids
+from evomerge.skills.folder import GATE, GATE_CONFIG, LIBRARY, GateConfig, is_gated
 from evomerge.skills.gate import Gate, mean_pooled
 from evomerge.skills.mixed import Mixed
 from evomerge.skills.opened import OpenLibrary, open_library
@@ -27,33 +27,7 @@ from evomerge.skills.shelf import write_index, written_base
 from evomerge.sources import read_object
 from evomerge.sources.adapter import CONFIG, WEIGHTS
 
-GATE, GATE_CONFIG, LIBRARY = "gate.safetensors", "gate_config.json", "library"
 IGNORED = -100
-
-
-class GateConfig(Frozen):
-    """gate_config.json.
-
-    Attributes:
-        version: Of the format.
-        skills: Names, in the order of the gate's outputs.
-        groups: How many parts of the model have weights of their own: 1, or the number of layers.
-        hidden_size: Of the base.
-        width: Hidden units of the gate.
-        trained: What it was trained on and how: options, losses, SHA-256 of the data.
-    """
-
-    version: int = Field(default=1, ge=1, le=1)
-    skills: tuple[str, ...] = Field(min_length=1)
-    groups: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    width: int = Field(ge=1)
-    trained: dict[str, Any] = Field(default_factory=dict)
-
-
-def is_gated(folder: str | Path) -> bool:
-    """Whether a folder holds a gated model."""
-    return (Path(folder) / GATE_CONFIG).is_file()
 
 
 class GatedModel(nn.Module):
@@ -79,6 +53,7 @@ class GatedModel(nn.Module):
         gate: The gate.
         tokenizer: The base's, padding on the left.
         skills: Names, in the order of the weights.
+        trained: What the folder says of the gate's training.
     """
 
     def __init__(
@@ -86,6 +61,7 @@ class GatedModel(nn.Module):
     ) -> None:
         super().__init__()
         self._opened, self._config = opened, config
+        self.trained = dict(config.trained)
         own = torch.float32 if dtype is None and device == "cpu" else dtype
         self.base = live_model(opened.base, dtype=own, device=device)
         self.tokenizer = load_tokenizer(opened.base)
@@ -140,7 +116,8 @@ class GatedModel(nn.Module):
         with atomic_folder(out, overwrite, needed, GATE_CONFIG) as part:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.gate.state_dict().items()}, part / GATE)
             (part / GATE).chmod(0o644)
-            text = json.dumps(self._config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+            config = self._config.model_copy(update={"trained": self.trained})
+            text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
             (part / GATE_CONFIG).write_text(text + "\n", encoding="utf-8")
             for name in self.skills:
                 (part / LIBRARY / name).mkdir(parents=True)
@@ -150,10 +127,27 @@ class GatedModel(nn.Module):
             named = library.index.base.model_copy(update={"model": written_base(self._opened.base, out / LIBRARY)})
             write_index(part / LIBRARY, library.index.model_copy(update={"base": named, "skills": kept}))
 
-    def with_config(self, config: GateConfig) -> GatedModel:
-        """The same model, whose folder says this of its gate."""
-        self._config = config
-        return self
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.base.device
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration, as transformers has it."""
+        return self.base.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The base's settings of generation."""
+        return self.base.generation_config
+
+    def tie_weights(self) -> None:
+        """Nothing: the base is loaded, and tied where it is."""
+
+    def register_forward_hook(self, hook: Any, **kwargs: Any) -> Any:
+        """Watch the passes of the base, which are all there are: `generate` does not come by `forward`."""
+        return self.base.register_forward_hook(hook, **kwargs)
 
     def forward(
         self,
@@ -169,16 +163,24 @@ class GatedModel(nn.Module):
         Args:
             input_ids, attention_mask: [rows, tokens].
             labels: What is to be said at each place, -100 where nothing is learned: mean cross entropy of the others.
-            prompt_mask: Which tokens are the prompt's, [rows, tokens]; default: those without a label, or all.
+            prompt_mask: Which tokens are the prompt's, [rows, tokens]; default: those without a label.
             pooled: z, where it is known already: [rows, hidden size].
 
         Returns:
             What the base returns; of a batch with labels its `loss`.
+
+        Raises:
+            InputError: nothing says which tokens are the prompt's: an answer must not be weighed by itself.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if pooled is None and prompt_mask is None and labels is None:
+            raise InputError(
+                "a gated model weighs its skills by the prompt, and this pass does not say which tokens that is; "
+                "expected generation (tasks of generate_until, on the select or the test split), or prompt_mask"
+            )
         if pooled is None:
-            own = mask if labels is None else mask * (labels == IGNORED)
-            pooled = self.pooled(input_ids, mask, own if prompt_mask is None else prompt_mask)
+            own = mask * (labels == IGNORED) if prompt_mask is None else prompt_mask
+            pooled = self.pooled(input_ids, mask, own)
         with self.mixed.weighed(self.gate(pooled)):
             return self.base(input_ids=input_ids, attention_mask=mask, labels=labels, **kwargs)
 

@@ -21,8 +21,9 @@ from evomerge.library import Library
 from evomerge.merging.checkpoint import checked_target
 from evomerge.merging.device import check_device
 from evomerge.skills.examples import Example, Tokens, tokenized
+from evomerge.skills.folder import GATE_CONFIG, GateConfig
 from evomerge.skills.gate import Gate
-from evomerge.skills.gated import GATE_CONFIG, IGNORED, GateConfig, GatedModel
+from evomerge.skills.gated import IGNORED, GatedModel
 from evomerge.skills.opened import open_library
 
 _POOLED_AT_ONCE = 64
@@ -44,7 +45,7 @@ class GateTraining:
     """
 
     steps: int = 300
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     batch_size: int = 16
     width: int = 64
     per_layer: bool = False
@@ -100,7 +101,7 @@ def train_gate(
     generator = torch.Generator().manual_seed(training.seed)
     gate = Gate(hidden, len(names), groups, training.width, generator)
     facts = {**asdict(training), "device": device, "examples": len(examples), "data_sha256": _digest(examples)}
-    config = GateConfig(skills=tuple(names), groups=groups, hidden_size=hidden, width=training.width, trained=facts)
+    config = GateConfig(skills=tuple(names), groups=groups, hidden_size=hidden, width=training.width)
     model = GatedModel(opened, gate, config, device=device)
     found = list(tokenized(examples, model.tokenizer, training.max_length))
     learned = [t for t in found if t is not None]
@@ -114,14 +115,18 @@ def train_gate(
     say(f"training a gate over {', '.join(names)} on {len(learned)} examples, {training.steps} steps")
     began = time.monotonic()
     losses = fit(model, learned, training)
-    final = config.model_copy(update={"trained": {**facts, "losses": [round(x, 6) for x in losses]}})
-    model = model.with_config(final)
+    model.trained = {**facts, "losses": [round(x, 6) for x in losses]}
     model.save_pretrained(out, overwrite=overwrite)
     return TrainedGate(model, len(learned), len(found) - len(learned), losses, time.monotonic() - began)
 
 
-def fit(model: GatedModel, examples: Sequence[Tokens], training: GateTraining) -> tuple[float, ...]:
+def fit(
+    model: GatedModel, examples: Sequence[Tokens], training: GateTraining, pooled: Tensor | None = None
+) -> tuple[float, ...]:
     """Train a model's gate in place, by the cross entropy of the answers' tokens; see `TrainedGate.losses`.
+
+    Args:
+        pooled: What the gate reads of each example, [examples, hidden size], instead of its own prompt (a control).
 
     Raises:
         EvoMergeError: the loss is not finite.
@@ -130,7 +135,7 @@ def fit(model: GatedModel, examples: Sequence[Tokens], training: GateTraining) -
     set_seed(training.seed)
     model.requires_grad_(False)
     model.gate.requires_grad_(True)
-    rows = _Rows(examples, _pooled(model, examples))
+    rows = _Rows(examples, pooled_prompts(model, examples) if pooled is None else pooled)
     with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=training.steps, learning_rate=training.learning_rate,
@@ -196,7 +201,7 @@ class _Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pooled": pooled}
 
 
-def _pooled(model: GatedModel, examples: Sequence[Tokens]) -> Tensor:
+def pooled_prompts(model: GatedModel, examples: Sequence[Tokens]) -> Tensor:
     """z of every prompt, once: the base does not change. On the CPU, [examples, hidden size]."""
     found = []
     collate = _Collator(0)
