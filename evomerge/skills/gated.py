@@ -176,7 +176,7 @@ class GatedModel(nn.Module):
         if pooled is None and prompt_mask is None and labels is None:
             raise InputError(
                 "a gated model weighs its skills by the prompt, and this pass does not say which tokens that is; "
-                "expected generation (tasks of generate_until, on the select or the test split), or prompt_mask"
+                "expected tasks of generate_until that are not read off likelihoods, or prompt_mask"
             )
         if pooled is None:
             own = mask * (labels == IGNORED) if prompt_mask is None else prompt_mask
