@@ -288,15 +288,26 @@ def held(found: Mapping[str, float]) -> dict[str, bool]:
 def tables(results: Mapping[str, Any]) -> list[str]:
     """Both tables as Markdown."""
     seeds = list(results)
-    head = [f"| | {' | '.join(f'seed {s}' for s in seeds)} |", "|---|" + "---|" * len(seeds)]
-    lines = [*head]
+    head = [f" | {' | '.join(f'seed {s}' for s in seeds)} |", "|---|" + "---|" * len(seeds)]
+    lines = ["Two markers, exact match:", "", f"| {head[0]}", head[1]]
     for name in results[seeds[0]]["routing"]:
         lines.append(f"| {name} | " + " | ".join(f"{results[s]['routing'][name]:.3f}" for s in seeds) + " |")
-    lines += ["", *head]
+    lines += ["", "Reverse after +1, exact match (share of right tokens):", "", f"| {head[0]}", head[1]]
     for name in results[seeds[0]]["composed"]:
         cells = [results[s]["composed"][name] for s in seeds]
         lines.append(f"| {name} | " + " | ".join(f"{c['exact']:.3f} ({c['tokens']:.3f})" for c in cells) + " |")
     return lines
+
+
+def figures(seed: int, work: Path) -> dict[str, Any]:
+    """Everything of one seed, measured where it is not there yet."""
+    folder = work / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "figures.json"
+    if not file.is_file():
+        file.write_text(json.dumps(measure(seed, folder), indent=1) + "\n")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def main() -> None:
@@ -308,14 +319,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    results: dict[str, Any] = {}
-    for seed in args.seeds:
-        folder = args.work / str(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "figures.json"
-        if not file.is_file():
-            file.write_text(json.dumps(measure(seed, folder), indent=1) + "\n")
-        results[str(seed)] = json.loads(file.read_text())
+    results = {str(seed): figures(seed, args.work) for seed in args.seeds}
     print("\n".join(tables(results)), file=sys.stderr)
     text = json.dumps(results, indent=1) + "\n"
     if args.out:
