@@ -51,7 +51,7 @@ from evomerge.skills.training import GateTraining, fit, pooled_prompts, train_ga
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
 
-BASE_STEPS, ADAPTER_STEPS = 600, 900
+BASE_STEPS, ADAPTER_STEPS = 600, 600
 EXAMPLES, FEW, TEST = 256, 32, 256
 SEARCHED = 400
 BUDGET, FINE_BUDGET = 60, 400

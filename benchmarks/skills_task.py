@@ -8,6 +8,7 @@ Z for reverse after +1, which nobody is trained on.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, repeat
@@ -22,7 +23,7 @@ PAD, EOS = "<pad>", "</s>"
 MARKERS = ("X", "Y", "Z")
 WORDS = (PAD, EOS, "=", *MARKERS, *(str(d) for d in range(10)))
 LENGTH = 4
-# Of all strings of digits, every fifth is never learned from.
+# Of all strings of digits, a fifth is never learned from.
 HELD_OUT = 5
 BATCH = 64
 IGNORED = -100
@@ -74,10 +75,12 @@ def items(markers: Sequence[str], number: int, seed: int, held_out: bool, rule: 
     found: dict[tuple[str, Digits], Item] = {}
     while len(found) < number:
         drawn = rng.randrange(10**LENGTH)
-        if (drawn % HELD_OUT == 0) != held_out:
+        text = f"{drawn:0{LENGTH}}"
+        # By a hash: held out by the number itself, digits would never have been seen at some place.
+        if (zlib.crc32(text.encode()) % HELD_OUT == 0) != held_out:
             continue
         marker = markers[len(found) % len(markers)]
-        digits = tuple(int(c) for c in f"{drawn:0{LENGTH}}")
+        digits = tuple(map(int, text))
         found.setdefault((marker, digits), Item(marker, digits, words((rule or ASKED[marker])(digits))))
     return list(found.values())
 
