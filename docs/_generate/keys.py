@@ -39,11 +39,12 @@ from evomerge.space.hybrid import HybridConfig
 from evomerge.space.mergekit_evolve import Genome, MergekitEvolve, Task
 from evomerge.space.range import Range
 from evomerge.space.scale import Scale
+from evomerge.space.skills import SkillsConfig
 from evomerge.space.source import Source
 
 Section = tuple[str, type[BaseModel]]
 # Mappings that are a file of their own.
-FILES = (SpaceConfig, DataflowConfig, HybridConfig, MergekitEvolve, EvaluatorConfig, FusionConfig, Recipe)
+FILES = (SpaceConfig, DataflowConfig, HybridConfig, SkillsConfig, MergekitEvolve, EvaluatorConfig, FusionConfig, Recipe)
 # The pages of the reference: file, title, what stands above, and the mappings that its file is made of.
 PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
     (
@@ -62,6 +63,7 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
             ("`scale:`", Scale),
             ("`depth:`", Depth),
             ("Both, one after the other (`kind: hybrid`)", HybridConfig),
+            ("A library's adapters (`kind: skills`)", SkillsConfig),
         ),
     ),
     (

@@ -31,12 +31,13 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("target", "fusion"),
     ("genome", "space"),  # mergekit-evolve's own configuration, whose `tasks:` would look like an evaluator's
     ("sources", "space"),
+    ("library", "space"),
     ("granularity", "space"),
     ("tasks", "evaluator"),
     ("function", "evaluator"),
     ("command", "evaluator"),
 )
-_SPACES = ("parameter", "dataflow", "hybrid")
+_SPACES = ("parameter", "dataflow", "hybrid", "skills")
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from evomerge import __version__, arguments
@@ -20,6 +20,7 @@ COMMANDS: tuple[str, ...] = (
     "search",
     "merge",
     "fuse",
+    "skills",
     "statistics",
     "evaluate",
     "report",
@@ -92,9 +93,7 @@ def _share(text: str) -> float:
     try:
         return arguments.share("share", float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'"{text}": expected 0, a share up to 1, or a whole number of GPUs'
-        ) from None
+        raise argparse.ArgumentTypeError(f'"{text}": expected 0, a share up to 1, or a whole number of GPUs') from None
 
 
 def whole(text: str, low: int, high: int) -> int:
@@ -129,6 +128,7 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
     if first is not None and first not in COMMANDS:
         raise InputError(f'unknown command "{first}"; {choose(first, COMMANDS)}')
     parser = parser or build_parser(COMMANDS if first is None else (first,))
+    _check_inner(argv, parser)
     try:
         args, unknown = parser.parse_known_args(list(argv))
     except InputError as e:
@@ -137,6 +137,10 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
         raise (InputError(strange) if strange else e) from None
     if args.command is None and not unknown:
         raise InputError(f"expected a command; one of: {', '.join(COMMANDS)} (see: evomerge --help)")
+    if not hasattr(args, "run") and not unknown:
+        words, inner = _innermost(argv, parser)
+        known = ", ".join(_commands(inner))
+        raise InputError(f"expected a command behind {' '.join(words)}; one of: {known} (see: {inner.prog} --help)")
     if unknown:
         raise InputError(_unknown(unknown[0], parser if args.command is None else args.parser))
     return args
@@ -144,13 +148,38 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
 
 def _strange(argv: Sequence[str], parser: Parser, command: str | None) -> str | None:
     """What is wrong with the first option that is none, or None."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction) and command in action.choices:
-            own: Parser = action.choices[command]
-            known = [option for a in own._actions for option in a.option_strings]
-            names = (a.split("=", 1)[0] for a in argv if a.startswith("--") and a != "--")
-            return next((_unknown(n, own) for n in names if n not in known), None)
-    return None
+    if command is None:
+        return None
+    own = _innermost(argv, parser)[1]
+    known = [option for a in own._actions for option in a.option_strings]
+    names = (a.split("=", 1)[0] for a in argv if a.startswith("--") and a != "--")
+    return next((_unknown(n, own) for n in names if n not in known), None)
+
+
+def _commands(parser: Parser) -> Mapping[str, Parser]:
+    """The commands inside a parser."""
+    return next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+
+
+def _innermost(argv: Sequence[str], parser: Parser) -> tuple[list[str], Parser]:
+    """The words of the command that is named, of commands inside a command too, and its parser."""
+    words = []
+    for word in (a for a in argv if not a.startswith("-")):
+        inner = _commands(parser)
+        if word not in inner:
+            break
+        words.append(word)
+        parser = inner[word]
+    return words, parser
+
+
+def _check_inner(argv: Sequence[str], parser: Parser) -> None:
+    """Raise InputError where a command has commands of its own, and none of that name."""
+    words, found = _innermost(argv, parser)
+    inner, given = _commands(found), [a for a in argv if not a.startswith("-")]
+    if words and inner and len(given) > len(words):
+        name = given[len(words)]
+        raise InputError(f'unknown command "{" ".join([*words, name])}"; {choose(name, list(inner))}')
 
 
 def _unknown(argument: str, parser: Parser) -> str:

@@ -23,6 +23,7 @@ the Hugging Face hub; with --push, to the hub too. Or every candidate and the re
   evomerge export quickstart-quickstart-0 my-model --trial 17
   evomerge export hybrid-quickstart-0/parameter merged             a hybrid's first stage, or a control
   evomerge export quickstart-quickstart-0 my-model --push me/my-model --private
+  evomerge export skills-mine-0 one-adapter --format adapter        of adapters on one base: their sum as one adapter
   evomerge export quickstart-quickstart-0 results --format parquet"""
 
 
@@ -32,7 +33,11 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument("study", metavar="STUDY", help=f"name of a study in {RUNS}/, or its folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--trial", type=int, metavar="N", help="which candidate (default: the winner)")
-    parser.add_argument("--format", choices=("checkpoint", "parquet"), default="checkpoint", help="default: checkpoint")
+    parser.add_argument(
+        "--format", choices=("checkpoint", "adapter", "parquet"), default="checkpoint", help="checkpoint (default); "
+        "adapter: of a weighted sum of LoRA adapters, as of a skill library, one PEFT adapter; parquet: every "
+        "candidate's results",
+    )  # fmt: skip
     parser.add_argument("--storage", metavar="URL", help="database of the study (default: found by its name)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     hub = parser.add_argument_group("the Hugging Face hub (docs/publishing.md)")
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         written = _parquet(study, args.out, args.overwrite)
         emit(args, {"study": name, "files": written}, "\n".join(written))
         return 0
-    return _checkpoint(args, store, study, folder)
+    return _adapter(args, study) if args.format == "adapter" else _checkpoint(args, store, study, folder)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -67,6 +72,8 @@ def _check(args: argparse.Namespace) -> None:
         for option in ("trial", "push"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option} is about a checkpoint; --format parquet writes every candidate's results")
+    if args.format == "adapter" and args.push is not None:
+        raise InputError("--push uploads a checkpoint; leave it out, or --format checkpoint")
     for option in ("private", "revision", "replace-model"):
         if getattr(args, option.replace("-", "_")) and args.push is None:
             raise InputError(f"--{option} is about --push OWNER/NAME, which is missing")
@@ -98,6 +105,27 @@ def _checkpoint(args: argparse.Namespace, store: Store, study: Study, folder: Pa
         facts["pushed"] = {"repo": args.push, "url": pushed.url, "commit": pushed.commit, "files": list(pushed.files)}
         words += f"\n{pushed.url}: {len(pushed.files)} files, commit {pushed.commit[:12]}"
     emit(args, facts, words)
+    return 0
+
+
+def _adapter(args: argparse.Namespace, study: Study) -> int:
+    from evomerge.merging.planner import Planner
+    from evomerge.pipeline import rebuilt
+    from evomerge.recipe import Recipe
+    from evomerge.skills.static import one_adapter
+    from evomerge.sources import fetch
+
+    made = rebuilt(study, args.trial)
+    fetch(made.sources.values())
+    one = one_adapter(Planner(made.sources).plan(made.plain))
+    one.write(args.out, made.signed if isinstance(made.signed, Recipe) else made.plain, overwrite=args.overwrite)
+    rank = max(one.ranks.values())
+    facts = {
+        "study": study.name, "trial": made.number, "out": args.out, "recipe_hash": made.signed.hash(), "rank": rank,
+        "modules": len(one.ranks),
+    }  # fmt: skip
+    words = f"candidate {made.number} of {study.name}, one adapter of rank {rank} on {len(one.ranks)} layers"
+    emit(args, facts, f"{args.out}: {words}")
     return 0
 
 

@@ -22,6 +22,7 @@ from evomerge.merging.statistics import Statistics
 from evomerge.sources import INDEX, SINGLE, Source
 
 RECIPE = "recipe.yaml"
+CONFIG = "config.json"
 # Errors that say that a target is not one: no right, or something else stands in the place of a folder.
 _REFUSALS = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP,
@@ -81,22 +82,26 @@ def check_apart(sources: Iterable[Source], statistics: Iterable[Statistics], out
 
 
 @contextmanager
-def atomic_folder(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
+def atomic_folder(out: Path, overwrite: bool, needed: int, holds: str = CONFIG) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     Args:
         needed: Bytes that will be written, checked against the free space first.
+        holds: See `checked_target`.
     """
-    with checked_target(out, overwrite, needed) as target, _atomic(target) as folder:
+    with checked_target(out, overwrite, needed, holds) as target, _atomic(target) as folder:
         yield folder
 
 
 @contextmanager
-def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
+def checked_target(out: Path, overwrite: bool, needed: int, holds: str = CONFIG) -> Iterator[Path]:
     """Check that `out` may be written; gives its place, whose parent is made where it is missing.
 
     A link to a folder stands for that folder. What was made is removed after an error, and errors of the disk become
     messages.
+
+    Args:
+        holds: The file by which what is overwritten is known to be of the kind that is written.
     """
     out = _followed(out.absolute())
     try:
@@ -110,8 +115,8 @@ def checked_target(out: Path, overwrite: bool, needed: int) -> Iterator[Path]:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise InputError(f"{out}: is not empty; choose another folder, or overwrite it (--overwrite)")
-        if not (out / "config.json").is_file():
-            raise InputError(f"{out}: is not empty and holds no model (config.json), so it is not overwritten")
+        if not (out / holds).is_file():
+            raise InputError(f"{out}: is not empty and holds no model ({holds}), so it is not overwritten")
     missing = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
     try:
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-from evomerge.errors import CandidateError
-from evomerge.evaluation import EvaluatorFile
+from evomerge.errors import CandidateError, InputError
+from evomerge.evaluation import EvaluatorFile, open_evaluator, saves_models
 from evomerge.evaluation.config import Split
 from evomerge.merging.device import check_device
+from evomerge.skills.folder import is_gated
 from evomerge.sources import open_source
 from evomerge.study.job import Answer, Job
 
@@ -18,6 +20,7 @@ def score_model(
     """Score a model on one split, as a search does.
 
     Args:
+        model: A reference, or the folder of a gated model.
         device: torch's; None: CUDA where there is one.
         say: Is told what is done, and what is worth a line.
 
@@ -27,18 +30,41 @@ def score_model(
     """
     if device is not None:
         check_device(device)
+    if is_gated(model):
+        return _score_gated(model, evaluator, split, device, say)
     source = open_source(model)
 
     from evomerge.study.builder import Builder
 
     say(f"scoring {model} on {split}")
     if evaluator.config.killed_after is not None:
-        say(
-            f"{evaluator.file}: timeout is not kept here: what hangs in this process cannot be stopped but by Ctrl-C"
-        )
+        say(f"{evaluator.file}: timeout is not kept here: what hangs in this process cannot be stopped but by Ctrl-C")
     answer = Builder({model: source}, model, evaluator, device).run(Job(split, source=model))
     for note in answer.notes:
         say(note)
     if answer.score is None:
         raise CandidateError(f"{model}: {answer.reason}")
     return answer
+
+
+def _score_gated(
+    model: str, evaluator: EvaluatorFile, split: Split, device: str | None, say: Callable[[str], None]
+) -> Answer:
+    """Score a folder that `evomerge skills gate` wrote: by what it generates, each prompt with weights of its own."""
+    if saves_models(evaluator):
+        raise InputError(
+            f"{evaluator.file}: kind: command scores checkpoints, and {model} is none; expected another kind"
+        )
+    import torch
+
+    from evomerge.skills.gated import GatedModel
+
+    where = device or evaluator.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = None if evaluator.config.dtype == "auto" else getattr(torch, evaluator.config.dtype)
+    began = time.perf_counter()
+    scored = open_evaluator(evaluator, say)
+    gated = GatedModel.from_pretrained(model, dtype=dtype, device=where)
+    say(f"scoring {model} on {split}")
+    built = time.perf_counter()
+    score = scored.evaluate(gated, gated.tokenizer, split)
+    return Answer(score, seconds={"build": built - began, "evaluate": time.perf_counter() - built})

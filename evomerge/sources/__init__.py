@@ -19,7 +19,7 @@ from evomerge.sources.hashes import (
 )
 from evomerge.sources.hub import bring_revision, fetch
 from evomerge.sources.layout import TEXT, Layout, Place
-from evomerge.sources.open import open_source, open_sources, with_adapter
+from evomerge.sources.open import adapter_folder, open_source, open_sources, with_adapter
 from evomerge.sources.residual import Writers, writers
 from evomerge.sources.source import HEADS, LAYER_KEYS, ZOO, Source
 
@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "Update",
     "Writers",
+    "adapter_folder",
     "bring_revision",
     "check_fit",
     "check_path_fit",

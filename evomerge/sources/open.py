@@ -90,6 +90,15 @@ def with_adapter(model: Source, lora: ModelReference, reference: str, root: Path
     return Source(reference, model.path, model.config, tensors, model.local, adapter)
 
 
+def adapter_folder(lora: ModelReference, reference: str, root: Path | None = None) -> Path:
+    """Where an adapter lies; one of the hub's without its weights yet.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    return find_folder(lora, reference, root).path
+
+
 def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
     folder = find_folder(parsed, reference, root)
     path = folder.path

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evomerge.space.space import Space
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
-KINDS = ("parameter", "dataflow", "hybrid")
+KINDS = ("parameter", "dataflow", "hybrid", "skills")
 
 
 class SpaceConfig(Frozen):
@@ -32,7 +32,7 @@ class SpaceConfig(Frozen):
 
     Attributes:
         name: What the space is called in a study's name; default: the file's name.
-        kind: `parameter`: a merge of weights. `dataflow` and `hybrid` are mappings of other keys.
+        kind: `parameter`: a merge of weights. `dataflow`, `hybrid` and `skills` are mappings of other keys.
         method: A merge method, or a list of them: which one is then searched too.
         base_model: The model that the sources were fine-tuned from; methods over task vectors need it.
         sources: The models to merge, fine-tunes of one base: references, or mappings of the keys of a source.

@@ -10,7 +10,7 @@ from evomerge import presets
 from evomerge.arguments import plain
 from evomerge.config import Document, load_yaml, parse_yaml, validate
 from evomerge.errors import SpaceError, choose
-from evomerge.space import mergekit_evolve
+from evomerge.space import mergekit_evolve, skills
 from evomerge.space.config import KINDS, SpaceConfig
 from evomerge.space.dataflow import DataflowConfig
 from evomerge.space.hybrid import HybridConfig
@@ -76,6 +76,8 @@ def _read(document: Document) -> AnyConfig:
         raise SpaceError(f"{document.where(('kind',))}: kind = {kind!r}: {choose(kind, KINDS)}")
     if kind == "dataflow":
         return validate(DataflowConfig, document, SpaceError)
+    if kind == "skills":
+        return skills.read(document)
     if kind == "hybrid":
         return validate(HybridConfig, _with_first_stage(document, data), SpaceError)
     return validate(SpaceConfig, document, SpaceError)

@@ -222,5 +222,5 @@ def test_of_an_unknown_kind_nothing_else_is_told() -> None:
     with pytest.raises(SpaceError) as caught:
         parse_space("kind: dataflows\nsources: [a, b]\n", "s.yaml")
     assert str(caught.value) == (
-        "s.yaml:1: kind = 'dataflows': did you mean \"dataflow\"? Valid: parameter, dataflow, hybrid"
+        "s.yaml:1: kind = 'dataflows': did you mean \"dataflow\"? Valid: parameter, dataflow, hybrid, skills"
     )

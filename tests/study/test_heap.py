@@ -26,16 +26,16 @@ def _nothing_frozen() -> Iterator[None]:
 
 
 def test_what_was_there_before_is_left_alone_and_what_comes_is_not() -> None:
-    before = Ring()
+    before, thresholds = Ring(), gc.get_threshold()
     of_before = weakref.ref(before)
     with pytest.raises(KeyError), settled_heap():
-        assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0 and gc.get_threshold()[2] > thresholds[2]
         of_new = weakref.ref(Ring())
         del before
         gc.collect()
         assert of_new() is None and of_before() is not None
         raise KeyError
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == 0 and gc.get_threshold() == thresholds
     gc.collect()
     assert of_before() is None, "afterwards it is freed like everything else"
 
