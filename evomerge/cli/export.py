@@ -119,12 +119,11 @@ def _adapter(args: argparse.Namespace, study: Study) -> int:
     fetch(made.sources.values())
     one = one_adapter(Planner(made.sources).plan(made.plain))
     one.write(args.out, made.signed if isinstance(made.signed, Recipe) else made.plain, overwrite=args.overwrite)
-    rank = max(one.ranks.values())
     facts = {
-        "study": study.name, "trial": made.number, "out": args.out, "recipe_hash": made.signed.hash(), "rank": rank,
+        "study": study.name, "trial": made.number, "out": args.out, "recipe_hash": made.signed.hash(), "rank": one.rank,
         "modules": len(one.ranks),
     }  # fmt: skip
-    words = f"candidate {made.number} of {study.name}, one adapter of rank {rank} on {len(one.ranks)} layers"
+    words = f"candidate {made.number} of {study.name}, one adapter of rank {one.rank} on {len(one.ranks)} layers"
     emit(args, facts, f"{args.out}: {words}")
     return 0
 

@@ -179,9 +179,8 @@ def _composed(args: argparse.Namespace) -> int:
         sources = {library.base: opened.base, **{library.reference(n): s for n, s in opened.skills.items()}}
         one = one_adapter(Planner(sources).plan(recipe))
         one.write(args.out, recipe, overwrite=args.overwrite)
-        rank = max(one.ranks.values())
-        facts |= {"rank": rank, "modules": len(one.ranks)}
-        emit(args, facts, f"{args.out}: one adapter of rank {rank} on {len(one.ranks)} layers, for {library.base}")
+        facts |= {"rank": one.rank, "modules": len(one.ranks)}
+        emit(args, facts, f"{args.out}: one adapter of rank {one.rank} on {len(one.ranks)} layers, for {library.base}")
         return 0
     from evomerge.cli.merge import progress
     from evomerge.merging.build import build

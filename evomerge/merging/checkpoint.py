@@ -15,7 +15,7 @@ from torch import Tensor
 from evomerge.errors import DiskFullError, EvoMergeError, InputError
 from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
-from evomerge.merging.scratch import scratch_folder
+from evomerge.merging.scratch import open_to_all, scratch_folder
 from evomerge.merging.shard import Shard
 from evomerge.merging.small_files import small_files, write_small_files
 from evomerge.merging.statistics import Statistics
@@ -180,9 +180,7 @@ def _remove(folders: Sequence[Path]) -> None:
 def _atomic(out: Path) -> Iterator[Path]:
     with scratch_folder(out.parent, out.name, "part") as temporary:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        open_to_all(temporary)
         _replace(temporary, out)
 
 

@@ -25,6 +25,13 @@ _RANDOM = "[a-z0-9_]{8}"
 WEIGHTS = ".weights."
 
 
+def open_to_all(folder: Path) -> None:
+    """Give a folder the rights that a new one has: temporary ones are their owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+
+
 @contextmanager
 def scratch_folder(parent: Path, name: str, kind: str) -> Iterator[Path]:
     """A new folder in `parent`, for what is to become `parent/name`; removed at the end, unless it was renamed.

@@ -85,6 +85,7 @@ def _standardised(values: Numbers, errors: Numbers) -> tuple[Tensor, Tensor]:
     return y, torch.as_tensor(errors / deviation).nan_to_num(GREATEST_ERROR).clamp(LEAST_ERROR, GREATEST_ERROR) ** 2
 
 
+@one_thread()
 def fit(points: Numbers, values: Numbers, errors: Numbers) -> Hyperparameters:
     """The most likely hyperparameters (maximum a posteriori).
 
@@ -134,13 +135,17 @@ class Process:
         errors: Standard error of each.
     """
 
+    @one_thread()
     def __init__(self, points: Numbers, values: Numbers, errors: Numbers, hyperparameters: Hyperparameters) -> None:
         self._lengths = torch.as_tensor(hyperparameters.lengths)
         self._x = torch.as_tensor(points, dtype=torch.float64) / self._lengths
         y, noise = _standardised(values, errors)
         self._y = y - hyperparameters.mean
         self._noise = noise + hyperparameters.error**2
-        self._factor = torch.linalg.cholesky(self._kernel(self._x) + torch.diag(self._noise))
+        kernel = self._kernel(self._x)
+        self._factor = torch.linalg.cholesky(kernel + torch.diag(self._noise))
+        # The mean at the scores' own places, from the best of which maxima are looked for.
+        self._expected = kernel @ torch.cholesky_solve(self._y[:, None], self._factor)[:, 0]
 
     def functions(self, means: Sequence[bool], random: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Functions drawn from the process, or its mean, of standardised values.
@@ -182,11 +187,11 @@ class Process:
 
         return values
 
+    @one_thread()
     def maxima(self, means: Sequence[bool], random: np.random.Generator) -> Numbers:
         """Where functions drawn from the process, or its mean, have their maxima, shape (functions, parameters)."""
         n, functions = len(means), self.functions(means, random)
-        expected = self._kernel(self._x) @ torch.cholesky_solve(self._y[:, None], self._factor)[:, 0]
-        best = (self._x * self._lengths)[expected.topk(min(TOP, len(expected))).indices]
+        best = (self._x * self._lengths)[self._expected.topk(min(TOP, len(self._expected))).indices]
         size = best.shape[1]
         middles = best[torch.as_tensor(random.integers(min(VERY_BEST, len(best)), size=AROUND))]
         near = middles + SPREAD * torch.as_tensor(random.standard_normal((AROUND, size)))

@@ -136,12 +136,9 @@ class Thompson:
             for row, known in zip(points, self._warm[self._first :], strict=False):
                 row[:] = known
         else:
-            from evomerge.optimizers.process import one_thread
-
             often = max(self.generation, GENERATION)
             means = [(self._modelled + i) % often == 0 for i in range(n)]
-            with one_thread():
-                points = self._model().maxima(means, random)
+            points = self._model().maxima(means, random)
         return [{p.name: from_unit(p, u) for p, u in zip(self._numbers, point, strict=True)} for point in points]
 
     def _model(self) -> Process:

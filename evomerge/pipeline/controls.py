@@ -47,7 +47,7 @@ def control_searches(plan: Plan) -> list[Control]:
 
 def _beside(plan: Plan, space: SearchSpace, asked: str) -> str:
     """The sampler of a search that a plan's is compared with: its own kind, where both are over numbers."""
-    found = replace(plan.options, sampler=asked).sampler_for(space, 1, plan.constrained)
+    found = replace(plan.options, sampler=asked).sampler_for(space, 1, plan.evaluator.config.constraints)
     return plan.sampler if asked == AUTO and {found, plan.sampler} == {"cma", "thompson"} else found
 
 

@@ -112,7 +112,7 @@ class TargetSearch:
             placed = config.with_sources(models, target.reference if config.base_model else None)
             space = placed.bind_models({r: shape_of(target) for r in placed.references()})
         objectives = objectives_of(self.evaluator.config, placed)
-        sampler = options.sampler_for(space, len(objectives), bool(self.evaluator.config.constraints))
+        sampler = options.sampler_for(space, len(objectives), self.evaluator.config.constraints)
         with told_of(self._key("sampler")):
             make_optimizer(
                 sampler, space.parameters, options.seed, population=options.population, sigma=options.sigma,

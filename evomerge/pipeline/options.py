@@ -162,14 +162,14 @@ class Options:
         """What messages call the space; None where none is named."""
         return "<space>" if isinstance(self.space, Mapping) else self.space
 
-    def sampler_for(self, space: SearchSpace, objectives: int = 1, constrained: bool = False) -> str:
-        """The optimizer that is meant for a space, a number of objectives, and a search with constraints or without."""
+    def sampler_for(self, space: SearchSpace, objectives: int = 1, constraints: Sequence[object] = ()) -> str:
+        """The optimizer that is meant for a space, a number of objectives, and what candidates must keep."""
         if self.sampler != "auto":
             return self.sampler
         if objectives > 1 and not OPTIMIZERS[space.sampler].several:
             return SEVERAL
         # Restarts are CMA-ES's, and places in an order, which constraints make of scores, are what it learns from.
-        ranked = constrained or self.restarts not in (None, NONE)
+        ranked = bool(constraints) or self.restarts not in (None, NONE)
         return "cma" if space.sampler == "thompson" and ranked else space.sampler
 
     def going_on(self, study: Study, default: str) -> str:

@@ -105,7 +105,7 @@ class Plan:
             self.space = self.bind(self.config)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)
-        self.sampler = options.sampler_for(self.space, len(self.objectives), self.constrained)
+        self.sampler = options.sampler_for(self.space, len(self.objectives), self.evaluator.config.constraints)
         # Made once to refuse a sampler that cannot take the space before anything is written.
         with told_of(f"--sampler {options.sampler}"):
             self.optimizer(self.space)
@@ -158,11 +158,6 @@ class Plan:
     def order(self) -> Callable[[Recipe], Any] | None:
         """How a generation is put in order, so that candidates share what a worker knows of earlier ones."""
         return path_order if isinstance(self.config, DataflowConfig) else None
-
-    @property
-    def constrained(self) -> bool:
-        """Whether candidates must keep something."""
-        return bool(self.evaluator.config.constraints)
 
     @property
     def no_race(self) -> str | None:

@@ -44,13 +44,18 @@ def open_library(library: Library, names: Iterable[str] = ()) -> OpenLibrary:
     """
     chosen = library.chosen(names)
     base = open_source(library.base)
+    check_base(library, base)
+    skills = {name: _opened(library, name) for name in chosen}
+    return OpenLibrary(library, base, skills)
+
+
+def check_base(library: Library, base: Source) -> None:
+    """Raise LibraryError where a model is not the one that a library was made on."""
     if base.content_hash() != library.index.base.sha256:
         raise LibraryError(
             f"{library.folder}: the base {library.base} is not the model that the library was made on (SHA-256 "
             f"{base.content_hash()[:12]}..., expected {library.index.base.sha256[:12]}...); put that model back there"
         )
-    skills = {name: _opened(library, name) for name in chosen}
-    return OpenLibrary(library, base, skills)
 
 
 def _opened(library: Library, name: str) -> Source:

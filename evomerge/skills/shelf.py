@@ -14,9 +14,9 @@ import yaml
 from evomerge.errors import EvoMergeError, InputError, SourceError
 from evomerge.library import INDEX, Base, Index, Library, LibraryError, Skill, check_folder, check_name, read_library
 from evomerge.locks import held
-from evomerge.merging.scratch import scratch_folder
+from evomerge.merging.scratch import open_to_all, scratch_folder
 from evomerge.recipe import ModelReference
-from evomerge.skills.opened import adapter_hash
+from evomerge.skills.opened import adapter_hash, check_base
 from evomerge.sources import (
     Adapter,
     Source,
@@ -84,7 +84,7 @@ def add(
             with scratch_folder(place.absolute().parent, place.name, "part") as new:
                 skill = _shelved(found, new, name, description, tags)
                 write_index(new, own.model_copy(update={"skills": {name: skill}}))
-                _open_to_all(new)
+                open_to_all(new)
                 new.rename(place)
         else:
             with held(place / _LOCK, _busy(place)):
@@ -175,11 +175,8 @@ def _check_base(
     Shapes alone do not tell: all fine-tunes of one model have the same. What is given as --base, or else what the
     adapter names, is compared by content where it is here, by its name on the hub where it is not.
     """
-    if library is not None and model.content_hash() != library.index.base.sha256:
-        raise LibraryError(
-            f"{library.folder}: the base {library.base} is not the model that the library was made on (SHA-256 "
-            f"{model.content_hash()[:12]}..., expected {library.index.base.sha256[:12]}...); put that model back there"
-        )
+    if library is not None:
+        check_base(library, model)
     other = base if base is not None else named
     if other is None or other == model.reference:
         return
@@ -232,7 +229,7 @@ def _shelved(found: Source, folder: Path, name: str, description: str, tags: tup
         if digest != adapter_hash(adapter):
             raise EvoMergeError(f"{adapter.path}: changed while it was copied; try again")
         config = read_object(part, CONFIG)
-        _open_to_all(part)
+        open_to_all(part)
         part.rename(folder / name)
     return Skill(
         rank=max(u.rank for u in adapter.updates.values()),
@@ -261,12 +258,6 @@ def _clear(folder: Path) -> None:
     if not folder.is_dir() or {p.name for p in folder.iterdir()} - {CONFIG, WEIGHTS}:
         raise LibraryError(f"{folder}: is there, and the index does not have it; move it away, or choose another name")
     shutil.rmtree(folder)
-
-
-def _open_to_all(folder: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)  # temporary folders are their owner's alone
 
 
 def write_index(folder: Path, index: Index) -> None:

@@ -73,6 +73,11 @@ class OneAdapter:
     config: Mapping[str, Any]
     ranks: Mapping[str, int]
 
+    @property
+    def rank(self) -> int:
+        """The largest of its modules'."""
+        return max(self.ranks.values())
+
     def write(self, out: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Write it as PEFT saves adapters, whole or not at all, with the recipe beside it.
 

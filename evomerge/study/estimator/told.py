@@ -31,7 +31,7 @@ def differences(draw: Draw, generation: Sequence[Trial], earlier: Sequence[Trial
         draw: The items in the order in which the generation had them.
     """
     stopped = {i: t for i, t in enumerate(generation) if t.state is State.PRUNED}
-    anchor = next(iter([*best(list(generation)), *best(list(earlier))]), None)
+    anchor = _anchor(generation, earlier)
     shifts = dict.fromkeys({t.seen or 0 for t in stopped.values()}, 0.0)
     if anchor is not None and anchor.score is not None:
         shifts = {n: anchor.score.value - draw.estimate(anchor.score, n) for n in shifts}
@@ -40,6 +40,11 @@ def differences(draw: Draw, generation: Sequence[Trial], earlier: Sequence[Trial
         assert trial.estimate is not None
         found[i] = trial.estimate + shifts[trial.seen or 0]
     return found
+
+
+def _anchor(generation: Sequence[Trial], earlier: Sequence[Trial]) -> Trial | None:
+    """Who has all items and is compared with: the generation's best, or else the best so far."""
+    return next(iter([*best(list(generation)), *best(list(earlier))]), None)
 
 
 class Estimates:
@@ -120,7 +125,7 @@ def standard_errors(
     The standard error of the mean difference to the best that has all items, of items drawn without replacement; where
     an item-response model's estimates are told, times the ratio of their cross-validated error to that of differences.
     """
-    anchor = next(iter([*best(list(generation)), *best(list(earlier))]), None)
+    anchor = _anchor(generation, earlier)
     ratio = 1.0
     if estimates is not None and (kind := estimates.choice.kind) is not None:
         ratio = estimates.choice.errors[kind] / estimates.choice.errors[PAIRED]
