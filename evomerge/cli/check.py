@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
-from evomerge.cli.output import emit
+from evomerge.cli.output import emit, say
 from evomerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Find out what the file is, check it, print what it would do."""
     path = locate(args.file)
     kind = kind_of(path)
+    say(args, f"looking at the {kind}")  # tasks and headers take seconds
     facts, text = {"recipe": _recipe, "space": _space, "evaluator": _evaluator, "fusion": _fusion}[kind](path)
     emit(args, {"file": path, "kind": kind, "ok": True, **facts}, f"{path}: {kind}, in order\n{text}".rstrip())
     return 0

@@ -99,6 +99,16 @@ class Overlaps:
         out += [f"of {name} the first {n:,} documents were read" for name, n in cut.items()]
         return out
 
+    def summary(self) -> list[str]:
+        """For people who are about to spend hours: a line where a few items are alike, all of it where some are the
+        same."""
+        if any(o.exact for o in self.found):
+            return [f"overlap: {line}" for line in self.lines()]
+        alike = sum(o.near for o in self.found)
+        where = "in another split" if not self.texts else "in another split or in what a model was trained on"
+        near = f"{alike:,} of {self.items:,} items are nearly the same as some {where}, none exactly: the report has them"
+        return [near] if alike else []
+
     def to_dict(self) -> dict[str, Any]:
         """For result.json: {"items", "sampled", "texts": {NAME: {"documents", "whole"}}, "found": [{"split", "task",
         "also", "also_task", "exact", "near", "items", "examples": [{"item", "like", "similarity"}]}]}."""

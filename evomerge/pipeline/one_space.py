@@ -131,7 +131,6 @@ def opened(plan: Plan, watcher: Watcher, stop: Stop) -> Iterator[tuple[Store, St
             check_alone(store, plan.out, plan.name)
         study = plan.begin(store)
         plan.keep(study, plan.config)
-        _note_overlaps(plan, study, watcher)
         own = pool_of(plan, watcher, stop)
         stack.callback(own.close)
         lease.offer(offer_of(plan, own))
@@ -166,8 +165,8 @@ def _note_overlaps(plan: Plan, study: Study, watcher: Watcher) -> None:
         return
     study.note(OVERLAPS_NOTE, plan.overlaps.to_dict())
     if plan.first is None:
-        for line in plan.overlaps.lines():
-            watcher.say(f"overlap: {line}")
+        for line in plan.overlaps.summary():
+            watcher.say(line)
 
 
 def check_alone(store: Store, out: object, name: str) -> None:
@@ -181,6 +180,7 @@ def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str =
     """Search until the budget is spent."""
     for line in plan.cost(pool.size):
         watcher.say(line)
+    _note_overlaps(plan, study, watcher)
     ended = [t for t in study.trials() if t.state is not State.RUNNING]
     there = len(ended)
     if there:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 TASK = "text-generation"
-TAGS = ("merge", "evomerge", "mergekit")
+TAGS = ("merge", "evomerge")
 
 
 def front_matter(

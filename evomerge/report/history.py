@@ -45,7 +45,7 @@ def write_history_png(outcome: Course, path: Path) -> None:
     numbers, values = [n for n, _ in done], [v for _, v in done]
     axes.plot(numbers, values, "o", markersize=4, alpha=0.5, color="tab:blue", label="candidates")
     axes.step(numbers, running_best(values), where="post", color="tab:blue", label="best so far")
-    for state, marker, word in ((State.PRUNED, "|", "pruned"), (State.FAIL, "x", "failed")):
+    for state, marker, word in ((State.PRUNED, "|", "stopped early"), (State.FAIL, "x", "failed")):
         at = [t.number for t in outcome.trials if t.state is state]
         if at:  # they have no value: shown at the bottom edge (y in axes coordinates)
             axes.plot(at, [0.02] * len(at), marker, color="tab:red" if state is State.FAIL else "tab:gray",

@@ -33,7 +33,7 @@ def table(outcome: Outcome, *, target_columns: bool = True, task_columns: bool =
     shown = rows(outcome)
     target, others = columns(outcome)
     title = f"{outcome.study}: {shown[-1].test.items:,} held-out items" if target_columns else "other tasks"
-    words = caption(outcome) if target_columns else None
+    words = "\n".join([caption(outcome), *uncontrolled(outcome)]) if target_columns else None
     made = Table(title=title, caption=words, title_justify="left", caption_justify="left")
     made.add_column("model", no_wrap=True)
     headers = [_folded(target), "95 %", "best\nminus it", "95 %", "p"] if target_columns else []
@@ -177,6 +177,14 @@ def verdict(outcome: Outcome) -> str:
     if better:
         words.append(f"It is worse than {_list(better)}.")
     return " ".join(words)
+
+
+def uncontrolled(outcome: Outcome) -> list[str]:
+    """In a sentence, what a search without controls leaves open; none where it had some."""
+    roles = {m.role for m in outcome.measured}
+    if "control" in roles or "uniform" not in roles:
+        return []
+    return ["Uniform: equal weights. Not measured: what each source alone, or random search, comes to (--controls)."]
 
 
 def shrinkage(outcome: Outcome) -> list[str]:

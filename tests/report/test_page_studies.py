@@ -149,8 +149,8 @@ def test_raced_and_cut_off(here, small_evaluator, tmp_path):
     root = read(out / "report.html")
     assert "was interrupted: " in root.section("found").text and "There is no winner yet" in root.section("found").text
     states = [r[1] for r in root.table("Candidates")[1:]]
-    assert "raced out" in states and "complete" in states
-    estimates = [float(r[3]) for r in root.table("Candidates")[1:] if r[1] == "raced out"]
+    assert "stopped early" in states and "complete" in states
+    estimates = [float(r[3]) for r in root.table("Candidates")[1:] if r[1] == "stopped early"]
     raced = [t for t in Store(f"sqlite:///{out}/study.db").open("s").trials() if t.stopped]
     assert estimates == pytest.approx([t.estimate for t in raced], rel=1e-5)
     ids = [h.attributes["id"] for h in root.all("main")[0].all("h2")]

@@ -111,7 +111,15 @@ def test_overfitting_is_said(outcome: Outcome, with_best: Callable[[Score], Outc
     text = " ".join(table_text(found).split())  # a caption is as wide as its table
     assert words in text and words in model_card(found)
     ends = {40: ": too much for chance.", 78: ": may be chance.", 90: ": no sign of it."}
-    assert text.endswith(ends[right])
+    assert f"{ends[right]} Uniform" in text
+
+
+def test_what_was_not_measured_is_said(outcome: Outcome) -> None:
+    """A search without controls leaves open whether one source alone would do: the table says how to know."""
+    assert "each source alone" in " ".join(table_text(outcome).split())
+    assert "--controls" not in model_card(outcome)  # a card is for those who did not search
+    controlled = replace(outcome, measured=(replace(outcome.measured[0], role="control"), *outcome.measured[1:]))
+    assert "--controls" not in table_text(controlled)
 
 
 def test_without_intervals_nothing_is_claimed(outcome: Outcome, with_best: Callable[[Score], Outcome]) -> None:

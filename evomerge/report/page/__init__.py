@@ -28,7 +28,7 @@ def page(record: Record, texts: Texts, now: datetime.datetime | None = None) -> 
         now: When it is written; default the present.
     """
     when = (now or datetime.datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M %Z").strip()
-    written = f"Written by evomerge {__version__} on {when} from {record.storage}"
+    written = f"Written by evomerge {__version__} on {when}"
     footer = f"{written}. docs/report.md says what each part means."
     return render(record.name, about(record), tuple(sections(record, texts)), footer)
 

@@ -26,7 +26,7 @@ def _costs(record: Record) -> Iterator[Block]:
     rows = [
         ("candidates", f"{len(ended):,}"),
         ("complete", f"{states.count(State.COMPLETE):,}"),
-        ("raced out", f"{states.count(State.PRUNED):,}"),
+        ("stopped early", f"{states.count(State.PRUNED):,}"),
         ("failed", f"{states.count(State.FAIL):,}"),
         ("budget spent, in candidates on all search items", f"{cost(ended):.6g}"),
         ("results of items behind these scores", f"{_items(ended):,}"),

@@ -58,7 +58,7 @@ def _description(record: Record, spans: dict[str, Interval]) -> str:
     words = [f"{len(ended):,} candidates: {len(done):,} complete"]
     words += [
         f"{count:,} {word}"
-        for state, word in ((State.PRUNED, "raced out"), (State.FAIL, "failed"))
+        for state, word in ((State.PRUNED, "stopped early"), (State.FAIL, "failed"))
         if (count := sum(t.state is state for t in ended))
     ]
     best = max((t.value for t in done if t.value is not None), default=None)
@@ -108,7 +108,7 @@ def _draw(figure: Figure, narrow: bool, record: Record, spans: dict[str, Interva
             markerfacecolor="none",
             markeredgecolor=MUTED,
             markeredgewidth=0.7,
-            label="raced out (estimate)",
+            label="stopped early (estimate)",
         )
     axes.plot(
         [t.number for t in shown],
@@ -208,7 +208,7 @@ def _candidates(record: Record) -> Table:
         if len(shown) < len(ended)
         else ""
     )
-    words = {State.COMPLETE: "complete", State.PRUNED: "raced out", State.FAIL: "failed"}
+    words = {State.COMPLETE: "complete", State.PRUNED: "stopped early", State.FAIL: "failed"}
     rows = tuple(
         (
             str(t.number),

@@ -62,12 +62,17 @@ def _beside(record: Record) -> bool:
     return out is not None and record.storage.startswith("sqlite:") and str(out.resolve()) in shown(record.storage)
 
 
+def _database(record: Record) -> str:
+    """Where the study is; of a file in its output folder only that, for pages are passed on, and paths name people."""
+    return record.storage.rpartition("/")[2] + " in the output folder" if _beside(record) else record.storage
+
+
 def _identity(record: Record) -> Table:
     fingerprint = record.fingerprint
     sampler = fingerprint.get("sampler", {})
     rows: list[tuple[str, str]] = [
         ("study", record.name),
-        ("database", record.storage),
+        ("database", _database(record)),
         ("seed", str(fingerprint.get("seed", ""))),
         ("sampler", ", ".join(str(v) if k == "name" else f"{k} {v}" for k, v in sampler.items() if v is not None)),
     ]
