@@ -105,9 +105,9 @@ class Overlaps:
         if any(o.exact for o in self.found):
             return [f"overlap: {line}" for line in self.lines()]
         alike = sum(o.near for o in self.found)
-        where = "in another split" if not self.texts else "in another split or in what a model was trained on"
-        near = f"{alike:,} of {self.items:,} items are nearly the same as some {where}, none exactly: the report has them"
-        return [near] if alike else []
+        where = "in another split or in what a model was trained on" if self.texts else "in another split"
+        words = f"{alike:,} of {self.items:,} items are nearly the same as some {where}, none exactly"
+        return [f"{words}: the report has them"] if alike else []
 
     def to_dict(self) -> dict[str, Any]:
         """For result.json: {"items", "sampled", "texts": {NAME: {"documents", "whole"}}, "found": [{"split", "task",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +30,33 @@ GENERATION = 8
 FIRST = 16
 # A process is fitted again when there are so many times as many scores; in between it only hears of them.
 AGAIN = 1.15
+# Without generations this part of one is drawn together, as 64 cost little more than one, and the other workers'
+# candidates know nothing of each other either.
+AHEAD = 4
 # Scores that it is fitted to, the latest: it takes the cube of their number.
 LATEST = 1000
 FLOOR = 5.0
+
+
+@dataclass
+class _Batch:
+    """Candidates that are drawn together.
+
+    Attributes:
+        draw: Which draw it is, from 1.
+        told: How many scores the process knows.
+        modelled: How many candidates were drawn by a process before.
+        size: How many it has.
+        given: How many of them have been asked for.
+        drawn: They themselves; empty until one is needed.
+    """
+
+    draw: int
+    told: int
+    modelled: int
+    size: int = 0
+    given: int = 0
+    drawn: list[dict[str, Value]] = field(default_factory=list)
 
 
 class Thompson:
@@ -82,8 +107,9 @@ class Thompson:
         self._worths: list[Worth] = []
         # How often candidates were drawn, and how many: the first ones, and those by the process.
         self._draws = self._first = self._modelled = 0
+        # Without generations: drawn together, and given out one by one.
+        self._batch = _Batch(0, 0, 0)
         self._recalled: list[dict[str, Value]] = []
-        self._process: Process | None = None
         self._fitted: tuple[int, Hyperparameters] | None = None
 
     @property
@@ -105,12 +131,17 @@ class Thompson:
         found = self._flight.take(n)
         recalled, self._recalled = self._recalled, []
         if drawn := n - len(found):
-            self._draws += 1
             # What is known comes in the place of what would be drawn, and is the same but for the last bits.
-            found += self._drawn(drawn) if len(recalled) < n else []
+            known = len(recalled) >= n
             if len(self._points) < FIRST:
+                self._draws += 1
+                found += self._first_ones(drawn) if not known else []
                 self._first += drawn
+            elif self._flight.asynchronous:
+                found += self._ahead(drawn, known)
             else:
+                batch = self._next(drawn)
+                found += self._maxima(batch) if not known else []
                 self._modelled += drawn
         found = [*recalled, *found[len(recalled) :]]
         # What has a grid is heard of where it really is.
@@ -126,33 +157,55 @@ class Thompson:
         points, worths = self._flight.tell(params, scores)
         self._points += points
         self._worths += worths
-        self._process = None
 
-    def _drawn(self, n: int) -> list[dict[str, Value]]:
-        """The next candidates: a function of the seed, of how many were drawn before, and of what is told."""
+    def _first_ones(self, n: int) -> list[dict[str, Value]]:
+        """Candidates around the start: a function of the seed and of how many were drawn before."""
         random = np.random.default_rng([self._seed, self._draws])
-        if len(self._points) < FIRST:
-            points: Numbers = self._start + self._steps * random.standard_normal((n, len(self._start)))
-            for row, known in zip(points, self._warm[self._first :], strict=False):
-                row[:] = known
-        else:
-            often = max(self.generation, GENERATION)
-            means = [(self._modelled + i) % often == 0 for i in range(n)]
-            points = self._model().maxima(means, random)
+        points: Numbers = self._start + self._steps * random.standard_normal((n, len(self._start)))
+        for row, known in zip(points, self._warm[self._first :], strict=False):
+            row[:] = known
+        return self._params(points)
+
+    def _ahead(self, n: int, known: bool) -> list[dict[str, Value]]:
+        """The next candidates without generations, from what was drawn ahead; none where they are known."""
+        found: list[dict[str, Value]] = []
+        for _ in range(n):
+            batch = self._batch
+            if batch.given == batch.size:
+                batch = self._batch = self._next(max(1, self.generation // AHEAD))
+            if not known:
+                batch.drawn = batch.drawn or self._maxima(batch)
+                found.append(batch.drawn[batch.given])
+            batch.given += 1
+            self._modelled += 1
+        return found
+
+    def _next(self, size: int) -> _Batch:
+        """What is drawn next, by the process of what is told by now."""
+        self._draws += 1
+        return _Batch(self._draws, len(self._points), self._modelled, size)
+
+    def _maxima(self, batch: _Batch) -> list[dict[str, Value]]:
+        """Candidates by the process: a function of the seed and of what was told and drawn when they were asked for."""
+        random = np.random.default_rng([self._seed, batch.draw])
+        often = max(self.generation, GENERATION)
+        means = [(batch.modelled + i) % often == 0 for i in range(batch.size)]
+        return self._params(self._model(batch.told).maxima(means, random))
+
+    def _params(self, points: Numbers) -> list[dict[str, Value]]:
         return [{p.name: from_unit(p, u) for p, u in zip(self._numbers, point, strict=True)} for point in points]
 
-    def _model(self) -> Process:
-        """The process of all scores, with hyperparameters of when there were as many as the last step of a ladder."""
+    def _model(self, told: int) -> Process:
+        """The process of the first scores, with hyperparameters of when there were as many as the last step of a
+        ladder."""
         from evomerge.optimizers.process import Process, fit
 
-        if self._process is None:
-            step = FIRST
-            while (higher := math.ceil(step * AGAIN)) <= len(self._points):
-                step = higher
-            if self._fitted is None or self._fitted[0] != step:
-                self._fitted = (step, fit(*self._table(step)))
-            self._process = Process(*self._table(len(self._points)), self._fitted[1])
-        return self._process
+        step = FIRST
+        while (higher := math.ceil(step * AGAIN)) <= told:
+            step = higher
+        if self._fitted is None or self._fitted[0] != step:
+            self._fitted = (step, fit(*self._table(step)))
+        return Process(*self._table(told), self._fitted[1])
 
     def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
         """Points, values and standard errors of the latest of the first n, and of the best that has all items."""

@@ -132,8 +132,13 @@ def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
     assert more == same
 
 
-def test_asynchronously_any_number_may_be_recalled():
-    """The asks after a resume are those of the run that was not interrupted, wherever it was."""
+@pytest.mark.parametrize("population", [3, 20])
+def test_asynchronously_any_number_may_be_recalled(population):
+    """The asks after a resume are those of the run that was not interrupted, wherever it was; of 20 five are drawn
+    together, by what was told before the first of them was asked for."""
+
+    def made():
+        return make_optimizer("thompson", PARAMETERS, 6, population=population, asynchronous=True)
 
     def run(optimizer, count, log, recall=()):
         for i in range(count):
@@ -145,11 +150,11 @@ def test_asynchronously_any_number_may_be_recalled():
                 optimizer.tell([log[-4]], [height(log[-4])])
 
     whole: list = []
-    run(make_optimizer("thompson", PARAMETERS, 6, asynchronous=True), 34, whole)
+    run(made(), 34, whole)
     assert len({tuple(p.values()) for p in whole}) > 30
-    for known in (5, 19, 20, 27):
+    for known in (5, 19, 20, 22, 27):
         again: list = []
-        run(make_optimizer("thompson", PARAMETERS, 6, asynchronous=True), 34, again, whole[:known])
+        run(made(), 34, again, whole[:known])
         assert again == whole
 
 
