@@ -208,16 +208,30 @@ class Thompson:
         return Process(*self._table(told), self._fitted[1])
 
     def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
-        """Points, values and standard errors of the latest of the first n, and of the best that has all items."""
+        """Points, values and standard errors of the latest of the first n, and of the best that has all items.
+
+        Of equal candidates one counts, that with the least error: their scores rest on the same items, so that
+        together they say no more.
+        """
         exact = [i for i in range(n) if self._worths[i].error is None and not self._worths[i].failed]
         best = max(exact, key=lambda i: self._worths[i].key, default=n - 1)
-        rows = sorted({*range(max(0, n - LATEST), n), best})
+        known: dict[bytes, int] = {}
+        for i in sorted({*range(max(0, n - LATEST), n), best}):
+            place = self._points[i].tobytes()
+            if place not in known or _surer(self._worths[i], self._worths[known[place]]):
+                known[place] = i
+        rows = sorted(known.values())
         worths = [self._worths[i] for i in rows]
         errors = np.array([w.error or 0.0 for w in worths])
         return np.array([self._points[i] for i in rows]), values(worths), errors
 
     def _units(self, params: Mapping[str, Value]) -> Numbers:
         return np.array([to_unit(p, float(params[p.name])) for p in self._numbers])
+
+
+def _surer(a: Worth, b: Worth) -> bool:
+    """Whether one score of a candidate says more than another of its equal."""
+    return not a.failed and (b.failed or (a.error or 0.0) < (b.error or 0.0))
 
 
 def values(worths: Sequence[Worth]) -> Numbers:

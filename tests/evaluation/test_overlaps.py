@@ -52,6 +52,18 @@ def test_near_ones_are_found_and_counted_once() -> None:
     assert found.lines()[0] == "test items of a that are in search too: 1 nearly, of 2"
 
 
+def test_a_search_is_told_of_near_ones_in_a_line_and_of_exact_ones_in_full() -> None:
+    long = sentence(3, 20)
+    near = {"search": {"a": (long,)}, "test": {"a": (long.replace(long.split()[10], "harbour"),)}}
+    found = overlaps(near)
+    assert found.summary() == [
+        "1 of 2 items are nearly the same as some in another split, none exactly: the report has them"
+    ]
+    same = overlaps({"search": {"a": (long,)}, "test": {"a": (long,)}})
+    assert same.summary() == [f"overlap: {line}" for line in same.lines()] and len(same.lines()) == 2
+    assert overlaps({"search": {"a": (long,)}, "test": {"a": (sentence(9),)}}).summary() == []
+
+
 def test_across_tasks_and_between_search_and_select() -> None:
     one, two = sentence(7), sentence(8)
     found = overlaps({"search": {"a": (one,), "b": (two,)}, "select": {"a": (two,)}, "test": {"b": (one,)}})

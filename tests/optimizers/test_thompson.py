@@ -104,6 +104,20 @@ def test_scores_count_by_their_errors():
     assert told.mean() > not_told.mean()
 
 
+def test_equal_candidates_count_once():
+    """By the surest of their scores: all of them rest on the same items."""
+    optimizer = make_optimizer("thompson", PARAMETERS, 3, population=4, asynchronous=True)
+    for enqueued in (0.2, 0.4, 0.4, 0.4):
+        optimizer.enqueue({p.name: enqueued for p in PARAMETERS})
+    asked = optimizer.ask(4)
+    told = [Worth((0.5,)), Worth((0.1,), error=0.3), Worth((0.7,)), Worth((0.9,), error=0.2)]
+    optimizer.tell(asked, told)
+    points, found, errors = optimizer._table(4)
+    assert points[:, 0].tolist() == [0.2, 0.4]
+    assert found.tolist() == [0.5, 0.7] and errors.tolist() == [0.0, 0.0]
+    assert optimizer._table(2)[2].tolist() == [0.0, 0.3]  # of a time when less was known
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
     def run(optimizer, generations, log):
