@@ -160,8 +160,9 @@ def test_weights_of_another_shape(shared: Library) -> None:
         assert f"weights of shape {list(shape)}: expected [4 or 1, 1, 3] (rows, groups, skills)" in str(found.value)
     with pytest.raises(InputError, match="expected \\[rows or 1, 1, 3\\]"):
         model.held(torch.zeros(4, 3, 3))
-    with pytest.raises(InputError, match="weights of 3 rows, in a pass of 4: expected as many, or 1"), model.held(
-        torch.zeros(3, 1, 3)
+    with (
+        pytest.raises(InputError, match="weights of 3 rows, in a pass of 4: expected as many, or 1"),
+        model.held(torch.zeros(3, 1, 3)),
     ):
         model.base(input_ids=ids)
     one = torch.tensor([[[0.7, -1.4, 1.2]]])
