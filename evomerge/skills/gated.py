@@ -311,8 +311,11 @@ class GatedModel(nn.Module):
         expected = (self.mixed.groups, self.mixed.skills)
         fits = weights.dim() == 3 and tuple(weights.shape[1:]) == expected and len(weights) > 0
         if not fits or (rows is not None and len(weights) not in (1, rows)):
-            wanted = f"[{'rows' if rows is None else rows} or 1, {expected[0]}, {expected[1]}] (rows, groups, skills)"
-            raise InputError(f"weights of shape {list(weights.shape)}: expected {wanted}")
+            number = "rows" if rows is None else rows
+            raise InputError(
+                f"weights of shape {list(weights.shape)}: expected [{number} or 1, {expected[0]}, {expected[1]}] (rows, "
+                "groups, skills)"
+            )
         return weights.to(self.device)
 
 
