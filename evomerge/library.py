@@ -211,7 +211,16 @@ def find_library(name: str, root: Path | None = None) -> Library:
 def library_above(folder: Path) -> Path | None:
     """The skill library that a folder lies in, or is; None where it lies in none."""
     real = Path(os.path.realpath(folder))
-    return next((p for p in (real, *real.parents) if (p / INDEX).is_file()), None)
+    return next((p for p in (real, *real.parents) if (p / INDEX).is_file() and _is_library(p)), None)
+
+
+def _is_library(folder: Path) -> bool:
+    """Whether a file of an index's name is one: spaces over a library may be called so too."""
+    try:
+        read_library(folder)
+    except LibraryError:
+        return False
+    return True
 
 
 def check_weights(library: Library, weights: Mapping[str, float]) -> None:

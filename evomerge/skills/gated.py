@@ -313,8 +313,8 @@ class GatedModel(nn.Module):
         if not fits or (rows is not None and len(weights) not in (1, rows)):
             number = "rows" if rows is None else rows
             raise InputError(
-                f"weights of shape {list(weights.shape)}: expected [{number} or 1, {expected[0]}, {expected[1]}] (rows, "
-                "groups, skills)"
+                f"weights of shape {list(weights.shape)}: expected [{number} or 1, {expected[0]}, {expected[1]}] "
+                "(rows, groups, skills)"
             )
         return weights.to(self.device)
 

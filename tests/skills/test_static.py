@@ -232,6 +232,9 @@ def test_nothing_of_a_library_is_overwritten(library: Library, tmp_path: Path) -
     assert {p: p.read_bytes() for p in library.folder.rglob("*") if p.is_file()} == before
     one.write(tmp_path / "one", recipe)
     one.write(tmp_path / "one", recipe, overwrite=True)
+    # A space of that name makes no library of its folder.
+    (tmp_path / "skills.yaml").write_text(f"kind: skills\nlibrary: {library.folder}\n")
+    one.write(tmp_path / "other", recipe)
 
 
 def test_other_sources_than_the_recipe_s_are_refused(library: Library, tmp_path: Path) -> None:
