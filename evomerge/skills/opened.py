@@ -81,8 +81,7 @@ def check_skills(library: Library, skills: Mapping[str, Source]) -> None:
         skills: The base with each skill on it, by the skill's name.
     """
     for name, found in skills.items():
-        if found.adapter is None:
-            raise SourceError(f"{library.place(name)}: is no adapter; expected the folder of one that PEFT saved")
+        assert found.adapter is not None, "its reference has one"
         if adapter_hash(found.adapter) != library.index.skills[name].sha256:
             raise LibraryError(
                 f"{library.place(name)}: has changed since it was added; remove the skill, and add it again if it is "

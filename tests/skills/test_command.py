@@ -14,12 +14,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evomerge.library import Library
 from evomerge.skills import add, remove
 from evomerge.zoo.languages import vocabulary
-from tests.skills.conftest import make_lora
+from tests.skills.conftest import make_base, make_lora
 
 Here = Callable[..., SimpleNamespace]
 
@@ -128,7 +128,9 @@ def test_a_base_that_has_moved(here: Here, refused: Callable[..., str], library:
     assert "says where a gated model's base lies" in refused("evaluate", "zoo:base", "--base", "zoo:base")
 
 
-def test_a_gated_model_is_no_source(refused: Callable[..., str], library: Library, tmp_path: Path) -> None:
+def test_a_gated_model_is_no_source(
+    refused: Callable[..., str], library: Library, evaluator: Path, tmp_path: Path
+) -> None:
     from tests.skills.test_gated import made
 
     made(library).save_pretrained(tmp_path / "gated")
@@ -137,6 +139,27 @@ def test_a_gated_model_is_no_source(refused: Callable[..., str], library: Librar
     assert "is a gated model, of which no checkpoint is the same" in refused(
         "merge", tmp_path / "recipe.yaml", tmp_path / "out"
     )
+    evaluate = ("evaluate", tmp_path / "gated", "--evaluator", evaluator, "--device", "cpu")
+    assert "is not the model that the library was made on" in refused(*evaluate, "--base", "zoo:base")
+
+
+def test_a_search_over_a_library_that_has_changed(
+    refused: Callable[..., str], library: Library, evaluator: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(library.folder, here / "library")
+    make_base(here / "base", seed=5)
+    (here / "space.yaml").write_text(yaml.safe_dump({"kind": "skills", "library": "library"}))
+    search = ("search", here / "space.yaml", "--evaluator", evaluator, "--budget", 2, "--workers", 0)
+    asked = (*search, "--out", tmp_path / "run")
+    for words in (refused(*asked), refused("check", here / "space.yaml")):
+        assert "is not the model that the library was made on" in words
+    shutil.rmtree(here / "base")
+    shutil.copytree(library.base, here / "base")
+    weights = here / "library" / "two" / "adapter_model.safetensors"
+    save_file({n: t + 1 for n, t in load_file(weights).items()}, weights)
+    for words in (refused(*asked), refused("check", here / "space.yaml")):
+        assert "two: has changed since it was added" in words
 
 
 FIRST_WORD = '''

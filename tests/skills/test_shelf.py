@@ -148,6 +148,9 @@ def test_a_new_library_needs_a_base(adapters: dict[str, Path], tmp_path: Path) -
         with pytest.raises(InputError, match=words):
             add(tmp_path / "new", "two", lora)
         assert not (tmp_path / "new").exists()
+    with pytest.raises(SourceError, match="no such folder") as found:
+        add(tmp_path / "new", "two", lora, base="/nowhere/other")
+    assert "give --base" not in str(found.value)
 
 
 def test_names(library: Library, adapters: dict[str, Path]) -> None:
