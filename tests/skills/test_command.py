@@ -224,6 +224,6 @@ def test_the_optimum_of_a_search_as_a_checkpoint_and_as_one_adapter(
     for form in ("checkpoint", "adapter"):
         words = refused("export", run, tmp_path / f"new-{form}", "--format", form)
         assert "its content is not what the recipe was made with" in words
-    assert "lies in the skill library" in refused(
+    assert "holds the source model" in refused(
         "export", run, library.place("eight"), "--format", "adapter", "--overwrite"
     )
