@@ -1,13 +1,13 @@
 """Skills on the two-marker task: static weights, a gate by the prompt, and mixing outputs instead of parameters.
 
-    python benchmarks/skills.py [--seeds 0 1 2] [--work runs/skills] [--out FILE.json]
+    python benchmarks/skills.py [--seeds 0 1 2] [--work runs/skills] [--out FILE.json] [--rates]
 
 For each seed a base and two adapters are trained (skills_task.py), put into a library, and composed:
 
 routing: X asks for +1, Y for reverse. oracle: the right adapter for each marker. static: the best of searches by exact
 match (`kind: skills`: a weight for each skill; for each layer and skill), and of all of a 7 x 7 grid. gate: 256
-examples, 300 steps. shuffled: the same, trained and tested on the contexts of other prompts. outputs: the same gate
-over logits instead of parameters.
+examples, 300 steps. shuffled: the same, from the same first weights and in the same order, trained and tested on the
+contexts of other prompts. outputs: the same gate over logits instead of parameters.
 
 composed: Z asks for reverse after +1, of which there are 32 examples. Parameters: W_0 + a B_1 A_1 + b B_2 A_2.
 Outputs: logits_0 + a (logits_1 - logits_0) + b (logits_2 - logits_0). Each by the same grid, by the same gate, and by
@@ -15,19 +15,23 @@ CMA-ES with 400 candidates over about as many weights: 12 of layers and modules,
 adapter trained on the 32 examples alone.
 
 Exact match of greedy answers on 256 held-out prompts; of composed also the share of right tokens. One thread, two to
-five minutes for each seed; a seed that is done is not measured again.
+five minutes for each seed; a seed that is done by this very code is not measured again.
+
+--rates: the gate at several learning rates instead, on other held-out prompts than those of the tables: what GATE's was
+chosen by.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +47,12 @@ from skills_outputs import Outputs
 from skills_score import NEW_TOKENS, decoded, share
 from torch import Tensor
 
+import evomerge.skills
 from evomerge.library import Library
 from evomerge.pipeline import Options, search
 from evomerge.skills import GatedModel, add, read_library
 from evomerge.skills.examples import Example, tokenized
+from evomerge.skills.gate import Gate
 from evomerge.skills.training import GateTraining, fit, pooled_prompts, train_gate
 from evomerge.study.budget import Budget
 from evomerge.study.workers import Cluster
@@ -59,10 +65,13 @@ BUDGET, FINE_BUDGET = 60, 400
 MODULES = {"query_key": ["q_proj", "k_proj"], "value_output": ["v_proj", "o_proj"], "mlp": "*"}
 GRID = [x / 2 for x in range(-3, 4)]
 GATE = GateTraining(steps=300, learning_rate=1e-2, batch_size=16)
+RATES = (1e-3, 3e-3, 1e-2, 2e-2)
+VALIDATION_SEED = 300
 
 
 def trained(seed: int, work: Path) -> Library:
-    """The library of a seed, made where it is missing."""
+    """The library of a seed, made where it is missing; the base and the adapters lie beside it."""
+    work.mkdir(parents=True, exist_ok=True)
     if not (work / "base" / "model.safetensors").is_file():
         task.train_base(work / "base", seed, BASE_STEPS)
     library = None
@@ -84,16 +93,26 @@ class Bench:
 
     def __init__(self, library: Library, work: Path, seed: int) -> None:
         self.library, self.work, self.seed = library, work, seed
+        self.base = library.folder.parent / "base"
         self.routing = task.items(("X", "Y"), TEST, seed, held_out=True)
         self.composed = task.items(("Z",), TEST, seed, held_out=True)
         self.learned = task.items(("X", "Y"), EXAMPLES, seed + 100, held_out=False)
         self.few = task.items(("Z",), FEW, seed + 100, held_out=False)
 
-    def gate(self, name: str, found: Sequence[task.Item], per_layer: bool = False) -> GatedModel:
-        """A trained gate, as the command trains and writes it."""
-        options = GateTraining(**{**GATE.__dict__, "seed": self.seed, "per_layer": per_layer})
+    @property
+    def training(self) -> GateTraining:
+        """How this seed's gates are trained."""
+        return replace(GATE, seed=self.seed)
+
+    def gate(self, name: str, found: Sequence[task.Item], **options: Any) -> GatedModel:
+        """A trained gate, as the command trains and writes it.
+
+        Args:
+            **options: Of its training, others than all gates have.
+        """
         out = self.work / name
-        train_gate(self.library, self.library.names, examples(found), out, options, overwrite=out.exists())
+        training = replace(self.training, **options)
+        train_gate(self.library, self.library.names, examples(found), out, training, overwrite=out.exists())
         return GatedModel.from_pretrained(out)
 
     def score(
@@ -214,22 +233,20 @@ def routing(bench: Bench) -> dict[str, float]:
     found["gate per layer"] = bench.score(layered, bench.routing)[0]
     found["shuffled contexts"] = shuffled(bench)
     outputs = Outputs(gate)
-    outputs.train(bench.learned, bench.seed, GATE)
+    outputs.train(bench.learned, bench.seed, bench.training)
     found["outputs, gate"] = scored(outputs.answers(bench.routing), bench.routing)[0]
     return found
 
 
 def shuffled(bench: Bench) -> float:
-    """A gate that reads other prompts' contexts, in training and in testing."""
+    """The same gate, which reads other prompts' contexts, in training and in testing."""
     model = GatedModel.from_pretrained(bench.work / "gate")
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(bench.seed)
-        model.gate.inner.reset_parameters()
-        model.gate.outer.weight.zero_()
-        model.gate.outer.bias.fill_(0.5)
+    first = Gate(model.gate.inner.in_features, 2, width=GATE.width, generator=torch.Generator().manual_seed(bench.seed))
+    model.gate.load_state_dict(first.state_dict())
+    generator = torch.Generator().manual_seed(bench.seed)
     learned = [t for t in tokenized(examples(bench.learned), model.tokenizer, 1024) if t is not None]
     pooled = pooled_prompts(model, learned)
-    fit(model, learned, GATE, pooled[torch.randperm(len(pooled), generator=generator)])
+    fit(model, learned, bench.training, pooled[torch.randperm(len(pooled), generator=generator)])
     tested = [t for t in tokenized(examples(bench.routing), model.tokenizer, 1024) if t is not None]
     other = pooled_prompts(model, tested)[torch.randperm(len(tested), generator=generator)]
     with torch.no_grad():
@@ -256,23 +273,34 @@ def composed(bench: Bench) -> dict[str, dict[str, float]]:
     found["outputs, grid"] = scored(outputs.answers(bench.composed, best_outputs), bench.composed)
     each = by_token(outputs, bench)
     found["outputs, search per token"] = scored(outputs.answers(bench.composed, each), bench.composed)
-    outputs.train(bench.few, bench.seed, GATE)
+    outputs.train(bench.few, bench.seed, bench.training)
     found["outputs, gate"] = scored(outputs.answers(bench.composed), bench.composed)
     alone = bench.work / "few-shot"
     if not alone.is_dir():
-        task.train_few(bench.work / "base", alone, bench.few, bench.seed, GATE.steps)
-    live = transformers.AutoModelForCausalLM.from_pretrained(bench.work / "base", dtype=torch.float32)
+        task.train_few(bench.base, alone, bench.few, bench.seed, GATE.steps)
+    live = transformers.AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32)
     adapted = peft.PeftModel.from_pretrained(live, alone).merge_and_unload().eval()
     found[f"an adapter trained on the {FEW} alone"] = bench.generated(adapted, bench.composed)
     return {name: {"exact": exact, "tokens": tokens} for name, (exact, tokens) in found.items()}
 
 
-def measure(seed: int, work: Path) -> dict[str, Any]:
+def measure(seed: int, models: Path, work: Path) -> dict[str, Any]:
     """Everything of one seed."""
     began = time.monotonic()
-    bench = Bench(trained(seed, work), work, seed)
+    bench = Bench(trained(seed, models), work, seed)
     found = {"routing": routing(bench), "composed": composed(bench)}
     return {**found, "held": held(found["routing"]), "seconds": round(time.monotonic() - began, 1)}
+
+
+def validated(seed: int, models: Path, work: Path) -> dict[str, float]:
+    """Exact match of the gate by its learning rate, on held-out prompts that are in no table."""
+    bench = Bench(trained(seed, models), work, seed)
+    tested = {i.prompt for i in bench.routing}
+    drawn = task.items(("X", "Y"), 2 * TEST, seed + VALIDATION_SEED, held_out=True)
+    others = [i for i in drawn if i.prompt not in tested][:TEST]
+    return {
+        f"{rate:g}": bench.score(bench.gate("rate", bench.learned, learning_rate=rate), others)[0] for rate in RATES
+    }
 
 
 def held(found: Mapping[str, float]) -> dict[str, bool]:
@@ -299,13 +327,31 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def key(files: Sequence[Path], *settings: object) -> str:
+    """What code and settings something was made by, in 12 letters."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def places(seed: int, work: Path) -> tuple[Path, Path]:
+    """Where a seed's models lie, and where what is measured of them: by this very code."""
+    here, room = Path(__file__).resolve().parent, Path(evomerge.skills.__file__).parent
+    models = key([here / "skills_task.py"], BASE_STEPS, ADAPTER_STEPS)
+    code = key([*here.glob("skills*.py"), *room.glob("*.py")])
+    found = work / str(seed) / f"models-{models}", work / str(seed) / f"figures-{models}-{code}"
+    for folder in found:
+        folder.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def figures(seed: int, work: Path) -> dict[str, Any]:
     """Everything of one seed, measured where it is not there yet."""
-    folder = work / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    models, folder = places(seed, work)
     file = folder / "figures.json"
     if not file.is_file():
-        file.write_text(json.dumps(measure(seed, folder), indent=1) + "\n")
+        file.write_text(json.dumps(measure(seed, models, folder), indent=1) + "\n")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -316,11 +362,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/skills"), help="models and searches; resumable")
     parser.add_argument("--out", type=Path, help="file of the figures (default: stdout)")
+    parser.add_argument("--rates", action="store_true", help="compare learning rates, by validation prompts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    results = {str(seed): figures(seed, args.work) for seed in args.seeds}
-    print("\n".join(tables(results)), file=sys.stderr)
+    if args.rates:
+        results = {str(seed): validated(seed, *places(seed, args.work)) for seed in args.seeds}
+    else:
+        results = {str(seed): figures(seed, args.work) for seed in args.seeds}
+        print("\n".join(tables(results)), file=sys.stderr)
     text = json.dumps(results, indent=1) + "\n"
     if args.out:
         args.out.write_text(text)

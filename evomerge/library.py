@@ -20,6 +20,8 @@ from evomerge.config import Frozen, load_yaml, validate
 from evomerge.errors import InputError, beside, choose
 
 INDEX = "skills.yaml"
+# By which the folder of a gated model is known (`evomerge.skills.folder`): it is neither a library nor a checkpoint.
+GATE_CONFIG = "gate_config.json"
 # A folder, a part of a model reference (`base+library/name`) and of a parameter's name: none of `+`, `@`, `/`.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -108,7 +110,9 @@ class Library:
         model = self.index.base.model
         if not model.startswith("."):
             return model
-        found = os.path.normpath(self.folder / model)
+        # The way to it begins where the library really lies: "../" behind a link leads elsewhere.
+        real = os.path.realpath(self.folder)
+        found = os.path.normpath(os.path.join(self.folder if real == os.path.abspath(self.folder) else real, model))
         return found if found.startswith(("/", ".")) else f"./{found}"
 
     @property
@@ -127,6 +131,7 @@ class Library:
             LibraryError: the library lies where a reference cannot lead.
         """
         check_folder(self.folder)
+        check_base_place(self)
         return f"{self.base}+{self.place(name)}"
 
     def chosen(self, names: Iterable[str] = ()) -> tuple[str, ...]:
@@ -152,40 +157,70 @@ def check_folder(folder: Path) -> None:
         raise LibraryError(f'{folder}: "+" and "@" stand for adapters and revisions in references; rename the folder')
 
 
+def check_base_place(library: Library) -> None:
+    """Raise LibraryError where the base lies in a folder to which references cannot lead."""
+    base = library.base
+    if base.startswith(("/", ".", "~")) or os.path.isdir(base):
+        check_folder(Path(base))
+
+
 def check_name(name: str) -> str:
     """A skill's name, checked.
 
     Raises:
-        LibraryError: it is none: a skill's name is a folder's, inside the library's.
+        LibraryError: it is none: a skill's name is a folder's, inside the library's, where the index lies too.
     """
     if not NAME.fullmatch(name):
         raise LibraryError(f'skill "{name}": expected a name of letters, digits and _ . -, 64 at most')
+    if name.lower() == INDEX:
+        raise LibraryError(f'skill "{name}": is the name of the library\'s index; expected another')
     return name
 
 
-def read_library(folder: str | Path) -> Library:
+def read_library(folder: str | Path, base: str | None = None) -> Library:
     """Read a library's index; the adapters are not looked at.
+
+    Args:
+        base: Reference of its base, where that lies elsewhere than the index says.
 
     Raises:
         LibraryError: there is none (the nearest folder is named), or its index is wrong.
     """
     path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise LibraryError(f"{path}: is a file; expected the folder of a skill library")
     if not path.is_dir():
         raise LibraryError(f"{path}: no such skill library{beside(path)}; `evomerge skills add` makes one")
     if not (path / INDEX).is_file():
         raise LibraryError(f"{path}: has no {INDEX}; expected the folder of a skill library")
-    return Library(path, validate(Index, load_yaml(path / INDEX, LibraryError), LibraryError))
+    return Library(path, validate(Index, load_yaml(path / INDEX, LibraryError), LibraryError), base)
 
 
 def find_library(name: str, root: Path | None = None) -> Library:
-    """The library of that name, below the current folder or else below another one.
+    """The library of that name ("~" is the user's folder), below the current folder or else below another one.
 
     Raises:
         LibraryError: as `read_library`.
     """
+    name = os.path.expanduser(name)
     places = [Path(name), *([root / name] if root is not None else [])]
     found = next((p for p in places if (p / INDEX).is_file()), None)
     return read_library(found or next((p for p in places if p.is_dir()), places[0]))
+
+
+def library_above(folder: Path) -> Path | None:
+    """The skill library that a folder lies in, or is; None where it lies in none."""
+    real = Path(os.path.realpath(folder))
+    return next((p for p in (real, *real.parents) if (p / INDEX).is_file() and _is_library(p)), None)
+
+
+def _is_library(folder: Path) -> bool:
+    """Whether a file of an index's name is one: spaces over a library may be called so too."""
+    try:
+        read_library(folder)
+    except LibraryError:
+        return False
+    return True
 
 
 def check_weights(library: Library, weights: Mapping[str, float]) -> None:

@@ -24,6 +24,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="instead: tasks of lm-eval by name")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="folder of lm-eval's task files, for --tasks")
     parser.add_argument("--split", choices=("search", "select", "test"), default="select", help="default: select")
+    parser.add_argument(
+        "--base", metavar="BASE", help="of a gated model: where its base lies, if that is elsewhere than it says"
+    )
     parser.add_argument("--device", help="torch device (default: cuda where there is one)")
     parser.set_defaults(run=run)
 
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from evomerge.pipeline.one_model import score_model
 
-    answer = score_model(args.model, file, args.split, args.device, lambda text: say(args, text))
+    answer = score_model(args.model, file, args.split, args.device, lambda text: say(args, text), base=args.base)
     score = answer.score
     assert score is not None
     whole = interval(score)

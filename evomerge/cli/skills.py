@@ -8,6 +8,7 @@ from typing import Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command, one_of
 from evomerge.cli.output import emit, say
+from evomerge.cli.skills_gate import base_option
 
 DESCRIPTION = """\
 Keep LoRA adapters on one base model in a library, and compose them: with weights that are the same for every prompt
@@ -75,7 +76,7 @@ def _add(inner: Subparsers[Parser]) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="folder of a PEFT LoRA adapter (safetensors), or its hub id")
     parser.add_argument(
         "--base", metavar="MODEL", help="the model that it is an adapter on (default: the library's; of a new library "
-        "the one that the adapter's configuration names)",
+        "the one that the adapter's configuration names); where the library's lies elsewhere by now, its new place",
     )  # fmt: skip
     parser.add_argument("--description", default="", metavar="TEXT", help="what the skill does")
     parser.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="words to find it by")
@@ -98,6 +99,7 @@ def _compose(inner: Subparsers[Parser]) -> None:
         "--dtype", type=one_of(("float32", "float16", "bfloat16")), metavar="TYPE",
         help="of a checkpoint's weights: float32, float16 or bfloat16 (default: the base's own)",
     )  # fmt: skip
+    base_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     parser.set_defaults(run=_composed)
 
@@ -128,21 +130,26 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plain(text: str) -> str:
+    """Text without what moves a terminal's cursor or breaks a line: an index may be a stranger's."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _table(base: str, skills: list[dict[str, Any]]) -> str:
     if not skills:
-        return f"base {base}\nno skills yet: evomerge skills add LIBRARY NAME ADAPTER"
+        return f"base {_plain(base)}\nno skills yet: evomerge skills add LIBRARY NAME ADAPTER"
     head = ("skill", "rank", "alpha", "layers", "tags", "description")
     rows = [head] + [
         (
             s["name"] + (" (its folder is gone)" if s["missing"] else ""), str(s["rank"]),
-            f"{s['alpha']:g}" + (" rs" if s["rslora"] else ""), " ".join(s["modules"]), " ".join(s["tags"]),
-            s["description"],
+            f"{s['alpha']:g}" + (" rs" if s["rslora"] else ""), _plain(" ".join(s["modules"])),
+            _plain(" ".join(s["tags"])), _plain(s["description"]),
         )
         for s in skills
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"base {base}", *lines])
+    return "\n".join([f"base {_plain(base)}", *lines])
 
 
 def _removed(args: argparse.Namespace) -> int:
@@ -159,6 +166,7 @@ def _composed(args: argparse.Namespace) -> int:
     from evomerge.errors import InputError
     from evomerge.library import read_library
     from evomerge.skills.opened import open_library
+    from evomerge.skills.shelf import check_outside_libraries
     from evomerge.skills.static import recipe_of
 
     weights = dict(args.weights)
@@ -168,8 +176,9 @@ def _composed(args: argparse.Namespace) -> int:
         raise InputError(f"--weights: {twice} is given twice; expected each skill once")
     if args.kind == "adapter" and args.dtype is not None:
         raise InputError("--dtype is about a checkpoint; an adapter is float32: leave it out")
-    library = read_library(args.library)
+    library = read_library(args.library, args.base)
     recipe = recipe_of(library, weights, args.dtype)
+    check_outside_libraries(args.out)
     opened = open_library(library, weights)
     facts: dict[str, Any] = {"out": args.out, "kind": args.kind, "base": library.base, "weights": weights}
     if args.kind == "adapter":

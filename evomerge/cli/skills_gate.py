@@ -32,13 +32,22 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
     parser.add_argument("--lr", type=_rate, default=3e-3, metavar="X", help="largest learning rate (default: 0.003)")
     parser.add_argument("--batch-size", type=_number, default=16, metavar="N", help="prompts in a step (default: 16)")
     parser.add_argument(
-        "--max-length", type=_number, default=1024, metavar="N", help="tokens of prompt and answer; longer ones are "
-        "left out, and told (default: 1024)",
+        "--max-length", type=_number, default=1024, metavar="N", help="tokens of prompt and answer, at most as many as "
+        "the base has positions; longer ones are left out, and told (default: 1024)",
     )  # fmt: skip
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of weights and order (default: 0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: cuda where there is one)")
+    base_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
     parser.set_defaults(run=run)
+
+
+def base_option(parser: Parser) -> None:
+    """Say where a library's base lies."""
+    parser.add_argument(
+        "--base", metavar="MODEL", help="where the library's base lies, if that is elsewhere than the library says "
+        "(default: there); its content must be the same",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from evomerge.library import read_library
     from evomerge.skills.examples import read_examples
 
-    library = read_library(args.library)
+    library = read_library(args.library, args.base)
     names = library.chosen(args.skills)
     examples = read_examples(args.data)
 

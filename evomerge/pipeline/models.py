@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import SourceError, SpaceError
+from evomerge.skills.opened import check_base, check_skills
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
 
@@ -17,13 +18,22 @@ def opened(config: SpaceConfig | DataflowConfig, root: Path | None) -> dict[str,
 
     Raises:
         SourceError: a model cannot be opened, or they do not fit each other.
+        LibraryError: an adapter of a skill library is not the one that was added.
     """
     found = open_sources(config.references(), root=root, weights=False)
+    if isinstance(config, SpaceConfig) and config.library is not None:
+        check_skills(config.library, {s.name: found[s.model] for s in config.sources})
     if isinstance(config, DataflowConfig):
         check_path_models(config, found)
     else:
         check_fit(found, vocabulary=config.tokenizer_source is None)
     return found
+
+
+def check_library_base(config: SpaceConfig | DataflowConfig, found: Mapping[str, Source]) -> None:
+    """Raise LibraryError where the base of a space over a skill library is not the library's; its weights are here."""
+    if isinstance(config, SpaceConfig) and config.library is not None and config.base_model is not None:
+        check_base(config.library, found[config.base_model])
 
 
 def check_path_models(config: DataflowConfig, found: Mapping[str, Source]) -> None:
@@ -75,8 +85,10 @@ def told_of(what: str | Path | None) -> Iterator[None]:
 
 
 def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:
-    """A space's models, and the space over them."""
+    """A space's models, and the space over them. A skill library's base is looked at where its weights are here."""
     found = opened(config, root)
+    if not any(source.absent for source in found.values()):
+        check_library_base(config, found)
     return found, config.bind_models(shapes(found, config))
 
 

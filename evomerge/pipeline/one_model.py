@@ -15,14 +15,16 @@ from evomerge.study.job import Answer, Job
 
 
 def score_model(
-    model: str, evaluator: EvaluatorFile, split: Split, device: str | None = None, say: Callable[[str], None] = print
-) -> Answer:
+    model: str, evaluator: EvaluatorFile, split: Split, device: str | None = None, say: Callable[[str], None] = print,
+    *, base: str | None = None,
+) -> Answer:  # fmt: skip
     """Score a model on one split, as a search does.
 
     Args:
         model: A reference, or the folder of a gated model.
         device: torch's; None: CUDA where there is one.
         say: Is told what is done, and what is worth a line.
+        base: Where a gated model's base lies, if that is elsewhere than its folder says.
 
     Raises:
         InputError: the model, the evaluator or the device is wrong.
@@ -31,7 +33,9 @@ def score_model(
     if device is not None:
         check_device(device)
     if is_gated(model):
-        return _score_gated(model, evaluator, split, device, say)
+        return _score_gated(model, evaluator, split, device, say, base)
+    if base is not None:
+        raise InputError(f"--base {base}: says where a gated model's base lies, and {model} is none; leave it out")
     source = open_source(model)
 
     from evomerge.study.builder import Builder
@@ -48,8 +52,9 @@ def score_model(
 
 
 def _score_gated(
-    model: str, evaluator: EvaluatorFile, split: Split, device: str | None, say: Callable[[str], None]
-) -> Answer:
+    model: str, evaluator: EvaluatorFile, split: Split, device: str | None, say: Callable[[str], None],
+    base: str | None,
+) -> Answer:  # fmt: skip
     """Score a folder that `evomerge skills gate` wrote: by what it generates, each prompt with weights of its own."""
     if saves_models(evaluator):
         raise InputError(
@@ -63,7 +68,7 @@ def _score_gated(
     dtype = None if evaluator.config.dtype == "auto" else getattr(torch, evaluator.config.dtype)
     began = time.perf_counter()
     scored = open_evaluator(evaluator, say)
-    gated = GatedModel.from_pretrained(model, dtype=dtype, device=where)
+    gated = GatedModel.from_pretrained(model, base=base, dtype=dtype, device=where)
     say(f"scoring {model} on {split}")
     built = time.perf_counter()
     score = scored.evaluate(gated, gated.tokenizer, split)

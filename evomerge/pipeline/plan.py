@@ -19,7 +19,7 @@ from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
 from evomerge.pipeline.goals import check_goals, no_race, objectives_of
-from evomerge.pipeline.models import fingerprint_of, fits, live_of, opened, shapes, told_of
+from evomerge.pipeline.models import check_library_base, fingerprint_of, fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -130,6 +130,7 @@ class Plan:
             place.check_room(self.out, max(s.bytes for s in self.sources.values()), options.cluster.address is None)
         # Last, because downloading and hashing takes time, and nothing more can be wrong.
         fetch(self.sources.values())
+        check_library_base(self.config, self.sources)
         self.contents = {reference: s.content_hash() for reference, s in self.sources.items()}
         live = {"model": self.contents[self.live], "files": _spelling(self.sources[self.live].folders[0])}
         self.versions = {task: content_id({"version": v, "live": live}) for task, v in evaluator.versions().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def read_examples(file: Path) -> list[Example]:
     found: list[Example] = []
     problems: list[str] = []
     try:
-        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        # Some editors begin a text with a byte order mark.
+        for number, line in enumerate(file.read_bytes().removeprefix(BOM_UTF8).splitlines(), start=1):
             if not line.strip():
                 continue
             place = f"{file}:{number}"
@@ -128,20 +130,17 @@ def tokenized(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, m
 
 
 def prompt_ids(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a prompt, as generation begins with them."""
+    """The ids of a prompt, as generation begins with them: without the end of text that some tokenizers add."""
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        return _unended(prompt, tokenizer)
     shown = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(shown, add_special_tokens=False)["input_ids"])
 
 
 def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     if isinstance(example.prompt, str):
-        prompt = prompt_ids(example.prompt, tokenizer)
-        whole = list(tokenizer(example.prompt + example.answer)["input_ids"])
-        # Some tokenizers end every text by themselves; others split prompt and answer elsewhere than between them.
-        whole = whole[:-1] if whole and prompt and whole[-1] == prompt[-1] == tokenizer.eos_token_id else whole
-        prompt = prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt
+        prompt, whole = _unended(example.prompt, tokenizer), _unended(example.prompt + example.answer, tokenizer)
+        # Some tokenizers split prompt and answer elsewhere than between them.
         if len(whole) > len(prompt) and whole[: len(prompt)] == prompt:
             answer = whole[len(prompt) :]
         else:
@@ -162,3 +161,12 @@ def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
             'one that does, or "prompt" and "completion"'
         )
     return ids, found[len(ids) :]
+
+
+def _unended(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text's ids, without an end of text that is not in it."""
+    ids, end = list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id
+    if not ids or ids[-1] != end:
+        return ids
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids if plain and plain[-1] == end else ids[:-1]

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from evomerge.config import Frozen
+from evomerge.library import GATE_CONFIG as GATE_CONFIG
 
-GATE, GATE_CONFIG, LIBRARY = "gate.safetensors", "gate_config.json", "library"
+GATE, LIBRARY = "gate.safetensors", "library"
 
 
 class GateConfig(Frozen):
@@ -21,6 +22,8 @@ class GateConfig(Frozen):
         groups: How many parts of the model have weights of their own: 1, or the number of layers.
         hidden_size: Of the base.
         width: Hidden units of the gate.
+        base_sha256: Content hash of the base that it was trained with; None in folders of before it was kept.
+        skills_sha256: Hash of each skill, by name, as the library's index has it; empty in folders of before.
         trained: What it was trained on and how: options, losses, SHA-256 of the data.
     """
 
@@ -29,6 +32,8 @@ class GateConfig(Frozen):
     groups: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     width: int = Field(ge=1)
+    base_sha256: str | None = None
+    skills_sha256: dict[str, str] = Field(default_factory=dict)
     trained: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evomerge.errors import SourceError
+from evomerge.errors import InputError, SourceError
 from evomerge.merging.conversion import converted_parts
 from evomerge.merging.mapped import MappedFiles
 from evomerge.sources import Source
@@ -26,10 +26,11 @@ class Mixed(nn.Module):
     Args:
         model: The live base; it gets hooks, its weights stay.
         skills: The base with each skill on it, in the order of the weights.
-        per_layer: Whether each layer has weights of its own; those outside of layers have the last one's.
+        per_layer: Whether each layer has weights of its own; the head has the last one's.
 
     Attributes:
         groups: How many parts have weights of their own.
+        skills: How many skills there are.
 
     Raises:
         SourceError: a skill changes what is no linear layer of the live model, or what rows of a batch share.
@@ -38,7 +39,7 @@ class Mixed(nn.Module):
     def __init__(self, model: PreTrainedModel, skills: Sequence[Source], per_layer: bool) -> None:
         super().__init__()
         self.groups = skills[0].num_layers if per_layer else 1
-        self._skills = len(skills)
+        self.skills = len(skills)
         self._weights: Tensor | None = None
         self._seen: set[str] = set()
         self._names: dict[str, str] = {}
@@ -54,17 +55,19 @@ class Mixed(nn.Module):
         self._probe(model)
 
     @contextmanager
-    def weighed(self, weights: Tensor) -> Iterator[None]:
-        """Forward passes inside the block are with these weights.
+    def weighed(self, weights: Tensor | None) -> Iterator[None]:
+        """Forward passes inside the block are with these weights, and those after it with what was before it.
 
         Args:
-            weights: alpha, [rows, groups, skills]; a batch of n times as many rows (beams) has each n times.
+            weights: alpha, [rows, groups, skills]; a batch of n times as many rows (beams) has each n times. None: the
+                base as it is by itself.
         """
+        outer = self._weights
         self._weights = weights
         try:
             yield
         finally:
-            self._weights = None
+            self._weights = outer
 
     def _hook(self, number: str, part: _Part) -> Any:
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class Mixed(nn.Module):
     def _probe(self, model: PreTrainedModel) -> None:
         """Look whether every layer passes here: some families compute with a layer's weight, and never call it."""
         ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
-        zero = torch.zeros(2, self.groups, self._skills, device=model.device)
+        zero = torch.zeros(2, self.groups, self.skills, device=model.device)
         with torch.no_grad(), self.weighed(zero):
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         passed = [self._names[n] for n in self.parts if n not in self._seen]
@@ -102,7 +105,9 @@ class _Part(nn.Module):
         self.register_buffer("skill", torch.tensor([i for i, a, _ in pairs for _ in range(len(a))]))
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        if x.dim() != 3 or len(x) % len(weights):
+        if x.dim() == 3 and len(x) % len(weights):
+            raise InputError(f"weights of {len(weights)} rows, in a pass of {len(x)}: expected as many, or 1")
+        if x.dim() != 3:
             # The experts of a mixture have tokens of all rows, one after the other.
             raise SourceError(
                 "a skill changes a layer whose inputs are not by prompt (a mixture's experts): expected none such, or "

@@ -12,11 +12,23 @@ from pathlib import Path
 import yaml
 
 from evomerge.errors import EvoMergeError, InputError, SourceError
-from evomerge.library import INDEX, Base, Index, Library, LibraryError, Skill, check_folder, check_name, read_library
+from evomerge.library import (
+    INDEX,
+    Base,
+    Index,
+    Library,
+    LibraryError,
+    Skill,
+    check_base_place,
+    check_folder,
+    check_name,
+    library_above,
+    read_library,
+)
 from evomerge.locks import held
 from evomerge.merging.scratch import open_to_all, scratch_folder
 from evomerge.recipe import ModelReference
-from evomerge.skills.opened import adapter_hash, check_base
+from evomerge.skills.opened import adapter_hash, check_base, check_finite, opened_base
 from evomerge.sources import (
     Adapter,
     Source,
@@ -28,6 +40,7 @@ from evomerge.sources import (
     with_adapter,
 )
 from evomerge.sources.adapter import CONFIG, WEIGHTS
+from evomerge.space.source import RESERVED
 
 _LOCK = ".lock"
 Say = Callable[[str], None]
@@ -51,18 +64,21 @@ def add(
     Args:
         adapter: Its folder, or its id on the hub (`org/name@revision`).
         base: The model that it is an adapter on. Default: the library's; of a new library, what the adapter's own
-            configuration names.
+            configuration names. Where the library's is no longer where it was: its new place, which the index then has.
         say: Is told what could not be checked.
 
     Returns:
         The library with the skill in it.
 
     Raises:
-        LibraryError: the name is no name or taken, or the adapter is for another base.
+        LibraryError: the name is no name or taken, the adapter is for another base, or references cannot lead to the
+            library or its base.
         SourceError: adapter or base cannot be read, do not fit each other (which tensor, and what was expected), or the
-            adapter changes more than linear layers by low-rank products; it is a pickle file.
+            adapter changes more than linear layers by low-rank products, or holds NaN; it is a pickle file.
     """
-    place, name, tags = Path(folder), check_name(name), tuple(tags)
+    place, name, tags = _followed(Path(folder)), check_name(name), tuple(tags)
+    if name in RESERVED:
+        raise LibraryError(f'skill "{name}": is what a search calls something else; expected another name')
     for tag in tags:
         if not tag.strip():
             raise LibraryError("--tags: an empty tag; expected words")
@@ -72,28 +88,47 @@ def add(
     lora = _reference(str(adapter))
     named = _trained_on(lora, str(adapter))
     model = _base(library, base, named, adapter)
+    moved = library is not None and model.reference != library.base
+    if library is not None and moved:
+        library = Library(library.folder, library.index, model.reference)
+    index = Index(base=Base(model=written_base(model, place), sha256=model.content_hash()))
+    check_base_place(library or Library(place, index))
     _check_base(library, model, base, named, adapter, say)
     found = with_adapter(model, lora, f"{model.reference}+{adapter}")
     fetch([found])
     assert found.adapter is not None
     _check_linear(found.adapter)
     with _writing(place):
-        if library is None:
-            own = Index(base=Base(model=written_base(model, place), sha256=model.content_hash()))
-            place.absolute().parent.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(place.absolute().parent, place.name, "part") as new:
-                skill = _shelved(found, new, name, description, tags)
-                write_index(new, own.model_copy(update={"skills": {name: skill}}))
-                open_to_all(new)
-                new.rename(place)
-        else:
+        if library is not None or not _made(found, index, place, name, description, tags):
             with held(place / _LOCK, _busy(place)):
                 library = read_library(place)  # another process may have added one meanwhile
+                check_base(library, model)
                 _check_free(library, name)
                 _clear(place / name)
                 skill = _shelved(found, place, name, description, tags)
-                write_index(place, library.index.model_copy(update={"skills": {**library.index.skills, name: skill}}))
-    return read_library(place)
+                changed: dict[str, object] = {"skills": {**library.index.skills, name: skill}}
+                write_index(place, library.index.model_copy(update=changed | ({"base": index.base} if moved else {})))
+    return read_library(folder)
+
+
+def _made(found: Source, index: Index, place: Path, name: str, description: str, tags: tuple[str, ...]) -> bool:
+    """Make a library of one skill; False where another process has made one there meanwhile."""
+    place.absolute().parent.mkdir(parents=True, exist_ok=True)
+    # Beside the library, which is not there yet: what becomes it is renamed into its place as a whole.
+    lock = place.absolute().parent / f".{place.name}{_LOCK}"
+    with held(lock, _busy(place)):
+        if _library(place) is not None:
+            return False
+        with scratch_folder(place.absolute().parent, place.name, "part") as new:
+            skill = _shelved(found, new, name, description, tags)
+            write_index(new, index.model_copy(update={"skills": {name: skill}}))
+            open_to_all(new)
+            if place.is_dir():
+                (place / _LOCK).unlink(missing_ok=True)  # no folder is renamed to one that holds something
+            new.rename(place)
+        # Who waits for it finds the library, whatever lock it then holds.
+        lock.unlink(missing_ok=True)
+    return True
 
 
 def remove(folder: str | Path, name: str) -> Library:
@@ -109,8 +144,16 @@ def remove(folder: str | Path, name: str) -> Library:
         library.chosen([name])
         left = {n: skill for n, skill in library.index.skills.items() if n != name}
         write_index(library.folder, library.index.model_copy(update={"skills": left}))
-        shutil.rmtree(library.place(name), ignore_errors=True)
+        place = library.place(name)
+        if place.is_symlink():
+            place.unlink()  # what it leads to is somebody's own
+        shutil.rmtree(place, ignore_errors=True)
     return read_library(folder)
+
+
+def _followed(place: Path) -> Path:
+    """Where a link leads: it could not be replaced by a folder."""
+    return Path(os.path.realpath(place)) if place.is_symlink() else place
 
 
 def _library(place: Path) -> Library | None:
@@ -152,14 +195,20 @@ def _trained_on(lora: ModelReference, adapter: str) -> str | None:
 
 
 def _base(library: Library | None, base: str | None, named: str | None, adapter: str | Path) -> Source:
-    reference = base if library is None else library.base
-    reference = reference or named
+    if library is not None:
+        try:
+            return opened_base(library)
+        except SourceError:
+            if base is None:
+                raise
+            return open_source(base)  # where it lies by now, as the content will show
+    reference = base or named
     if reference is None:
         raise LibraryError(f"{adapter}: its {CONFIG} names no base_model_name_or_path; give --base MODEL")
     try:
         source = open_source(reference)
     except SourceError as e:
-        if base is not None or library is not None:
+        if base is not None:
             raise
         raise SourceError(f"{e} (the base that {adapter} names; or give --base MODEL)") from None
     if source.adapter is not None:
@@ -178,6 +227,8 @@ def _check_base(
     if library is not None:
         check_base(library, model)
     other = base if base is not None else named
+    if other is None:
+        say(f"{adapter}: names no base that it was trained on: only names and shapes were compared")
     if other is None or other == model.reference:
         return
     which = f"--base {other}" if base is not None else f'{adapter}: was trained on "{other}"'
@@ -225,6 +276,7 @@ def _shelved(found: Source, folder: Path, name: str, description: str, tags: tup
             shutil.copyfile(adapter.path / file, part / file)
         copied = with_adapter(adapter.model, ModelReference(str(part)), found.reference).adapter
         assert copied is not None
+        check_finite(copied)
         digest = adapter_hash(copied)
         if digest != adapter_hash(adapter):
             raise EvoMergeError(f"{adapter.path}: changed while it was copied; try again")
@@ -249,6 +301,13 @@ def written_base(model: Source, place: Path) -> str:
         return model.reference
     way = os.path.relpath(os.path.realpath(model.path), os.path.realpath(place))
     return way if way.startswith(".") else f"./{way}"
+
+
+def check_outside_libraries(out: Path) -> None:
+    """Raise LibraryError where a folder that is to be written lies in a skill library: its folders are its skills."""
+    above = library_above(out)
+    if above is not None:
+        raise LibraryError(f"{out}: lies in the skill library {above}; choose another folder")
 
 
 def _clear(folder: Path) -> None:

@@ -18,15 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, SourceError
 from evomerge.header import TensorInfo, read_header
 from evomerge.library import Library, LibraryError, check_weights
-from evomerge.merging.checkpoint import atomic_folder
+from evomerge.merging.checkpoint import atomic_folder, check_apart
 from evomerge.merging.mapped import MappedFiles
 from evomerge.merging.methods.weights import divisor
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.recipe import Extras, InputModel, Recipe
-from evomerge.sources import Source
+from evomerge.skills.opened import check_finite
+from evomerge.skills.shelf import check_outside_libraries
+from evomerge.sources import Source, differing, hash_sources
 from evomerge.sources.adapter import CONFIG, WEIGHTS, Update
 
 RECIPE = "recipe.yaml"
@@ -62,12 +64,14 @@ class OneAdapter:
     """A sum of adapters as one.
 
     Attributes:
+        sources: The models that it was made from, the base among them, by the recipe's references.
         base: The model that it is on.
         tensors: By PEFT's names, float32.
         config: adapter_config.json.
         ranks: Rank of each module, by PEFT's name of the module.
     """
 
+    sources: Mapping[str, Source]
     base: Source
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -81,9 +85,21 @@ class OneAdapter:
     def write(self, out: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
         """Write it as PEFT saves adapters, whole or not at all, with the recipe beside it.
 
+        Args:
+            recipe: What it was made by; written with references that hold in any folder, and content hashes.
+
         Raises:
-            InputError: `out` is not empty (or, to be overwritten, holds no adapter), or cannot be written.
+            SourceError: the sources are not those that the recipe's hashes are of.
+            InputError: `out` is not empty (or, to be overwritten, holds no adapter), lies in a skill library or in a
+                source, or cannot be written.
         """
+        check_apart(self.sources.values(), (), out)
+        check_outside_libraries(out)
+        contents = hash_sources(self.sources)
+        if problems := differing(contents, recipe.evomerge.sources):
+            raise SourceError("\n".join(problems))
+        recipe = recipe.with_extras(sources=contents)
+        recipe = recipe.with_references({r: s.full_reference for r, s in self.sources.items()})
         needed = sum(t.numel() * t.element_size() for t in self.tensors.values())
         with atomic_folder(out, overwrite, needed, CONFIG) as folder:
             save_file(dict(self.tensors), folder / WEIGHTS, metadata={"format": "pt"})
@@ -100,9 +116,13 @@ def one_adapter(plan: Plan) -> OneAdapter:
             source that a tensor has weight 0 for is left out there.
 
     Raises:
-        InputError: the recipe is something else, or changes nothing.
+        InputError: the recipe is something else, or changes nothing; an adapter holds NaN.
     """
     base = _base(plan)
+    sources = {r: plan.sources[r] for r in plan.recipe.references()}
+    for source in sources.values():
+        if source.adapter is not None:
+            check_finite(source.adapter)
     files, names = MappedFiles(), _Names()
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -121,7 +141,7 @@ def one_adapter(plan: Plan) -> OneAdapter:
         transposed |= any(u.transposed for u, _ in parts)
     if not ranks:
         raise InputError("every weight is 0: there is nothing to write but the base; expected a weight other than 0")
-    return OneAdapter(base, tensors, _config(base, ranks, transposed), ranks)
+    return OneAdapter(sources, base, tensors, _config(base, ranks, transposed), ranks)
 
 
 def _base(plan: Plan) -> Source:

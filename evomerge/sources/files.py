@@ -14,6 +14,7 @@ from typing import Any
 
 from evomerge.errors import SourceError
 from evomerge.header import TensorInfo
+from evomerge.library import GATE_CONFIG
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PART = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
@@ -125,6 +126,8 @@ def read_config(path: Path) -> dict[str, Any]:
     file = small_file(path, "config.json")
     if file is None:
         what = "is an adapter, not a model" if (path / "adapter_config.json").is_file() else "has no config.json"
+        if (path / GATE_CONFIG).is_file():
+            what = "is a gated model, of which no checkpoint is the same (every prompt has weights of its own)"
         raise SourceError(f"{path}: {what}; expected the folder of a Hugging Face checkpoint")
     config = read_object(path, "config.json")
     names = config.get("architectures")

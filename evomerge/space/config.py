@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from evomerge.config import Document, Frozen, Key, validate
 from evomerge.errors import SpaceError, choose
+from evomerge.library import Library
 from evomerge.methods import METHODS, Method, Parameter
 from evomerge.space.granularity import Granularity
 from evomerge.space.problems import refuse
@@ -58,6 +59,7 @@ class SpaceConfig(Frozen):
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None
     _migrated: Migrated | None = PrivateAttr(default=None)
+    _library: Library | None = PrivateAttr(default=None)
 
     @field_validator("kind")
     @classmethod
@@ -97,6 +99,11 @@ class SpaceConfig(Frozen):
     def migrated(self) -> Migrated | None:
         """What a mergekit-evolve configuration brought along; None where the space is of a file of our own."""
         return self._migrated
+
+    @property
+    def library(self) -> Library | None:
+        """The skill library whose adapters the sources are, which bear its skills' names; None of other spaces."""
+        return self._library
 
     def taken(self, name: str) -> Parameter | None:
         """The method parameter of that name, of the first chosen method that takes it."""
@@ -155,14 +162,14 @@ class SpaceConfig(Frozen):
     def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
         """The same space over other models (`--models A B --base C`)."""
         data = self._data() | {"sources": list(models), "base_model": base}
-        return self._again(data, "--models/--base")
+        return self._again(data, "--models/--base", library=None)
 
     def only(self, name: str) -> SpaceConfig:
         """The same space with one of its sources alone, under the same name: one task vector at equal budget."""
         found = next((s for s in self.sources if s.name == name), None)
         if found is None:
             raise SpaceError(f'the space has no source "{name}"; {choose(name, [s.name for s in self.sources])}')
-        return self._again(self._data() | {"sources": [found.model_dump()]}, f"source {name} alone")
+        return self._again(self._data() | {"sources": [found.model_dump()]}, f"source {name} alone", self._library)
 
     def bind(self, num_layers: int, tensors: Collection[str] | None = None) -> Space:
         """The space for models of that many layers.
@@ -194,13 +201,13 @@ class SpaceConfig(Frozen):
                 "tokenizer_source": places.get(self.tokenizer_source or "", self.tokenizer_source),
             }
         )
-        config._migrated = self._migrated
+        config._migrated, config._library = self._migrated, self._library
         return config
 
     def _data(self) -> dict[str, Any]:
         return self.model_dump(exclude_unset=True) | {"name": self.name}
 
-    def _again(self, data: dict[str, Any], what: str) -> SpaceConfig:
+    def _again(self, data: dict[str, Any], what: str, library: Library | None) -> SpaceConfig:
         config = validate(SpaceConfig, Document(data, f"{self.name or 'space'} ({what})"), SpaceError)
-        config._migrated = self._migrated
+        config._migrated, config._library = self._migrated, library
         return config

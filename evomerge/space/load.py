@@ -63,7 +63,7 @@ def _named(document: Document, name: str) -> AnyConfig:
         return config
     named = config.model_copy(update={"name": name})
     if isinstance(config, SpaceConfig) and isinstance(named, SpaceConfig):
-        named._migrated = config.migrated
+        named._migrated, named._library = config.migrated, config.library
     return named
 
 

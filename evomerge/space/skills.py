@@ -13,7 +13,7 @@ from pydantic import Field
 
 from evomerge.config import Document, Frozen, validate
 from evomerge.errors import SpaceError
-from evomerge.library import Library, LibraryError, find_library
+from evomerge.library import LibraryError, find_library
 from evomerge.space.config import Dtype, SpaceConfig
 from evomerge.space.granularity import Granularity
 from evomerge.space.range import Range
@@ -28,7 +28,7 @@ class SkillsConfig(Frozen):
         name: What the space is called in a study's name; default: the file's name.
         kind: Says that the file is about a skill library.
         library: Folder of the library.
-        skills: Names of those that take part; default: all.
+        skills: Names of those that take part, one at least; default: all.
         weight: Bounds of every weight, and where the search starts: 0 is the base; of k skills 1/k their mean.
         granularity: What has a weight of its own beside each skill: layer groups, modules. Default: nothing.
         dtype: Arithmetic type of recipes, as mergekit has it.
@@ -38,7 +38,7 @@ class SkillsConfig(Frozen):
     name: str = ""
     kind: str = "skills"
     library: str
-    skills: tuple[str, ...] = Field(default=(), min_length=0)
+    skills: tuple[str, ...] | None = Field(default=None, min_length=1)
     weight: Range = WEIGHT
     granularity: Granularity = Granularity()
     dtype: Dtype | None = None
@@ -53,10 +53,9 @@ def read(document: Document) -> SpaceConfig:
     """
     config = validate(SkillsConfig, document, SpaceError)
     try:
-        found = find_library(config.library, Path(document.file).parent)
-        # As the file has it: models of a space are looked for below the file's own folder too.
-        library = Library(Path(config.library), found.index)
-        names = library.chosen(config.skills)
+        # Where it was found, and its base from there: another model of the base's name may lie in the current folder.
+        library = find_library(config.library, Path(document.file).parent)
+        names = library.chosen(config.skills or ())
         sources = [{"model": library.reference(name), "name": name} for name in names]
     except LibraryError as e:
         key = "skills" if config.skills else "library"
@@ -68,10 +67,15 @@ def read(document: Document) -> SpaceConfig:
         "dtype": config.dtype, "out_dtype": config.out_dtype,
     }  # fmt: skip
     data = {k: v for k, v in data.items() if v not in (None, "")}
-    return validate(SpaceConfig, Document(data, document.file), SpaceError)
+    space = validate(SpaceConfig, Document(data, document.file), SpaceError)
+    space._library = library
+    return space
 
 
 def _cut(given: Granularity) -> dict[str, Any]:
-    """The cut, with embeddings and head in no group of their own: no skill changes them."""
+    """The cut, with embeddings and head in no group of their own: no skill changes embeddings, and few the head.
+
+    What a skill adds to a head (`lm_head`) has the weight of the last layer group.
+    """
     data = given.model_dump(exclude_unset=True)
     return data if given.embeddings is not None else {**data, "embeddings": "layers"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evomerge.library import Library
+from evomerge.skills import add, remove
 from evomerge.zoo.languages import vocabulary
+from tests.skills.conftest import make_base, make_lora
 
 Here = Callable[..., SimpleNamespace]
 
@@ -80,6 +83,14 @@ def test_bad_input(refused: Callable[..., str], library: Library, adapters: dict
     assert 'has a skill "two" already' in refused("skills", "add", place, "two", adapters["two"])
     assert 'has no skill "to"; did you mean "two"' in refused("skills", "remove", place, "to")
 
+    assert "config.json: is a file; expected the folder of a skill library" in refused(
+        "skills", "list", Path(library.base) / "config.json"
+    )
+    assert "lies in the skill library" in refused(
+        "skills", "compose", place, place / "two", "--weights", "eight=1", "--as", "adapter", "--overwrite"
+    )
+    assert "lies in the skill library" in refused("skills", "compose", place, place / "merged", "--weights", "two=1")
+
     out = tmp_path / "out"
     compose = ("skills", "compose", place, out, "--weights")
     assert 'has no skill "egiht"; did you mean "eight"' in refused(*compose, "two=1", "egiht=1")
@@ -95,6 +106,60 @@ def test_bad_input(refused: Callable[..., str], library: Library, adapters: dict
         words = refused("skills", "compose", place, tmp_path / "mine", "--weights", "two=1", "--as", "adapter", *more)
         assert "is not empty" in words
     assert not out.exists() and [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_list_moves_no_cursor(here: Here, library: Library, adapters: dict[str, Path]) -> None:
+    here("skills", "add", library.folder, "odd", adapters["two"], "--description", "a\nb\x1b[31mred", "--tags", "x\ty")
+    shown = here("skills", "list", library.folder).stdout
+    line = next(row for row in shown.splitlines() if row.startswith("odd"))
+    assert "a b [31mred" in line and "x y" in line and "\x1b" not in shown
+    assert here("skills", "list", library.folder, "--json").result["skills"][-1]["description"] == "a\nb\x1b[31mred"
+
+
+def test_a_base_that_has_moved(here: Here, refused: Callable[..., str], library: Library, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(library.folder, tmp_path / "library"))
+    compose = ("skills", "compose", place, tmp_path / "one", "--weights", "two=1", "--as", "adapter")
+    assert "where it lies elsewhere now, say so: --base MODEL" in refused(*compose)
+    assert "is not the model that the library was made on" in refused(*compose, "--base", "zoo:base")
+    made = here(*compose, "--base", library.base, "--json").result
+    assert made["rank"] == 2
+    merged = here("skills", "compose", place, tmp_path / "m", "--weights", "two=1", "--base", library.base, "--json")
+    assert Path(merged.result["out"], "model.safetensors").is_file()
+    assert "says where a gated model's base lies" in refused("evaluate", "zoo:base", "--base", "zoo:base")
+
+
+def test_a_gated_model_is_no_source(
+    refused: Callable[..., str], library: Library, evaluator: Path, tmp_path: Path
+) -> None:
+    from tests.skills.test_gated import made
+
+    made(library).save_pretrained(tmp_path / "gated")
+    recipe = {"merge_method": "linear", "models": [{"model": str(tmp_path / "gated"), "parameters": {"weight": 1}}]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "is a gated model, of which no checkpoint is the same" in refused(
+        "merge", tmp_path / "recipe.yaml", tmp_path / "out"
+    )
+    evaluate = ("evaluate", tmp_path / "gated", "--evaluator", evaluator, "--device", "cpu")
+    assert "is not the model that the library was made on" in refused(*evaluate, "--base", "zoo:base")
+
+
+def test_a_search_over_a_library_that_has_changed(
+    refused: Callable[..., str], library: Library, evaluator: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(library.folder, here / "library")
+    make_base(here / "base", seed=5)
+    (here / "space.yaml").write_text(yaml.safe_dump({"kind": "skills", "library": "library"}))
+    search = ("search", here / "space.yaml", "--evaluator", evaluator, "--budget", 2, "--workers", 0)
+    asked = (*search, "--out", tmp_path / "run")
+    for words in (refused(*asked), refused("check", here / "space.yaml")):
+        assert "is not the model that the library was made on" in words
+    shutil.rmtree(here / "base")
+    shutil.copytree(library.base, here / "base")
+    weights = here / "library" / "two" / "adapter_model.safetensors"
+    save_file({n: t + 1 for n, t in load_file(weights).items()}, weights)
+    for words in (refused(*asked), refused("check", here / "space.yaml")):
+        assert "two: has changed since it was added" in words
 
 
 FIRST_WORD = '''
@@ -153,3 +218,12 @@ def test_the_optimum_of_a_search_as_a_checkpoint_and_as_one_adapter(
     adapted = peft.PeftModel.from_pretrained(live, tmp_path / "one").merge_and_unload().state_dict()
     assert all(float((adapted[n] - t).abs().max()) <= 1e-6 for n, t in merged.items())
     assert "--push uploads a checkpoint" in refused("export", run, "x", "--format", "adapter", "--push", "a/b")
+    # Another adapter under a skill's name is not what was searched.
+    remove(library.folder, "two")
+    add(library.folder, "two", make_lora(Path(library.base), tmp_path / "other", 77, r=2, lora_alpha=7))
+    for form in ("checkpoint", "adapter"):
+        words = refused("export", run, tmp_path / f"new-{form}", "--format", form)
+        assert "its content is not what the recipe was made with" in words
+    assert "holds the source model" in refused(
+        "export", run, library.place("eight"), "--format", "adapter", "--overwrite"
+    )

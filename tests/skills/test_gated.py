@@ -152,6 +152,70 @@ def test_beams_share_their_rows_weights(shared: Library) -> None:
         assert torch.equal(both[2 * row : 2 * row + 2, : one.shape[1]], one)
 
 
+def test_weights_of_another_shape(shared: Library) -> None:
+    model, ids = made(shared), batch(rows=4)
+    for shape in ((2, 1, 3), (4, 1, 7), (4, 1, 2), (4, 2, 3), (4, 3), (0, 1, 3)):
+        with pytest.raises(InputError) as found:
+            model.generate(ids, weights=torch.zeros(shape), max_new_tokens=1)
+        assert f"weights of shape {list(shape)}: expected [4 or 1, 1, 3] (rows, groups, skills)" in str(found.value)
+    with pytest.raises(InputError) as found:
+        model.held(torch.zeros(4, 3, 3))
+    assert "weights of shape [4, 3, 3]: expected [rows or 1, 1, 3] (rows, groups, skills)" in str(found.value)
+    with (
+        pytest.raises(InputError, match="weights of 3 rows, in a pass of 4: expected as many, or 1"),
+        model.held(torch.zeros(3, 1, 3)),
+    ):
+        model.base(input_ids=ids)
+    one = torch.tensor([[[0.7, -1.4, 1.2]]])
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(
+        model.generate(ids, weights=one, **options), model.generate(ids, weights=one.expand(4, -1, -1), **options)
+    )
+
+
+def test_padding_without_a_mask_is_no_prompt(shared: Library) -> None:
+    """As transformers has it: what is the padding token's is padding, where that is not the end of text too."""
+    model = made(shared)
+    ids = batch(rows=2)
+    ids[0, :4] = model.tokenizer.pad_token_id
+    mask = (ids != model.tokenizer.pad_token_id).long()
+    assert torch.equal(model.weights(ids), model.weights(ids, mask))
+    assert float((model.weights(ids) - model.weights(ids, torch.ones_like(ids))).abs().max()) > 1e-2
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, mask, **options))
+    model.base.generation_config.pad_token_id = model.base.generation_config.eos_token_id
+    ids[0, :4] = model.base.generation_config.eos_token_id
+    with pytest.raises(InputError, match="the padding token is the end of text too, and no attention_mask"):
+        model.weights(ids)
+    model.weights(ids, mask)
+    ids[1, :4] = ids[0, :4]  # texts that begin so
+    assert torch.equal(model.weights(ids), model.weights(ids, torch.ones_like(ids)))
+    with pytest.raises(InputError, match=r"input_ids of shape \[2, 0\]: expected"):
+        model.weights(ids[:, :0])
+
+
+def test_what_a_gate_reads_is_the_base_whatever_is_held(shared: Library) -> None:
+    model, ids = made(shared), batch()
+    expected, options = model.weights(ids), {"max_new_tokens": 3, "do_sample": False}
+    out = model.generate(ids, **options)
+    outer = torch.full((3, 1, 3), 3.0)
+    with torch.no_grad(), model.held(outer):
+        before = model.base(input_ids=ids).logits
+        assert torch.equal(model.weights(ids), expected)
+        assert torch.equal(model.generate(ids, **options), out)
+        assert torch.equal(model.base(input_ids=ids).logits, before), "what was held before is held again"
+    assert float((before - model.base(input_ids=ids).logits).abs().max()) > 1e-2
+
+
+def test_prompts_that_are_none(shared: Library) -> None:
+    model = made(shared)
+    assert model.answers([]) == []
+    with pytest.raises(InputError, match="got one text, expected a list of prompts"):
+        model.answers("aki")
+    with pytest.raises(InputError, match=r"answers: prompts\[1\] has no token; expected a text"):
+        model.answers(["aki", ""])
+
+
 def test_a_pass_that_does_not_say_what_the_prompt_is(shared: Library) -> None:
     with pytest.raises(InputError, match="does not say which tokens that is"):
         made(shared)(batch())
@@ -220,11 +284,39 @@ def test_what_does_not_belong_together(library: Library, tmp_path: Path) -> None
     (folder / "gate.safetensors").write_bytes(b"torch.save was here")
     with pytest.raises(SourceError, match="cannot be read"):
         GatedModel.from_pretrained(folder)
+    (folder / "gate.safetensors").unlink()
+    with pytest.raises(SourceError, match="no such file; expected the gate's weights"):
+        GatedModel.from_pretrained(folder)
     folder = copy("c")
     weights = folder / "library" / "two" / "adapter_model.safetensors"
     shutil.copyfile(library.place("eight") / "adapter_model.safetensors", weights)
     with pytest.raises((LibraryError, SourceError)):
         GatedModel.from_pretrained(folder)
+
+
+def test_a_gate_is_held_against_what_it_was_trained_with(library: Library, base: Path, tmp_path: Path) -> None:
+    made(library).save_pretrained(tmp_path / "gated")
+    file = tmp_path / "gated" / "gate_config.json"
+    config = json.loads(file.read_text())
+    assert config["base_sha256"] == library.index.base.sha256
+    assert config["skills_sha256"] == {n: library.index.skills[n].sha256 for n in NAMES}
+    # Another adapter under the name of one that was there, hashes and all.
+    remove(tmp_path / "gated" / "library", "two")
+    add(tmp_path / "gated" / "library", "two", make_lora(base, tmp_path / "other", 77, r=2, lora_alpha=7))
+    with pytest.raises(LibraryError, match='its gate was trained with another skill "two"'):
+        GatedModel.from_pretrained(tmp_path / "gated")
+    file.write_text(json.dumps(config | {"skills_sha256": {}, "base_sha256": "0" * 64}))
+    with pytest.raises(LibraryError, match="its gate was trained on another base"):
+        GatedModel.from_pretrained(tmp_path / "gated")
+    # Folders of before hashes were kept.
+    file.write_text(json.dumps({k: v for k, v in config.items() if not k.endswith("sha256")}))
+    GatedModel.from_pretrained(tmp_path / "gated")
+
+
+def test_a_library_takes_no_gated_model(library: Library) -> None:
+    with pytest.raises(LibraryError, match="lies in the skill library"):
+        made(library).save_pretrained(library.folder / "gated")
+    assert {p.name for p in library.folder.iterdir()} - {".lock"} == {"skills.yaml", *NAMES}
 
 
 def test_in_bfloat16(shared: Library) -> None:
@@ -240,6 +332,55 @@ def tiny(folder: Path, config: transformers.PreTrainedConfig) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(zoo.path("base") / file, folder / file)
     return folder
+
+
+FAMILIES: dict[str, tuple[transformers.PreTrainedConfig, list[str]]] = {
+    # Learned positions, which a left padding must not shift.
+    "gpt2": (
+        transformers.GPT2Config(
+            vocab_size=134, n_embd=16, n_layer=2, n_head=2, n_positions=32, eos_token_id=1, pad_token_id=0
+        ),
+        ["c_attn"],
+    ),
+    "gpt_neo": (
+        transformers.GPTNeoConfig(
+            vocab_size=134, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
+            max_position_embeddings=32, intermediate_size=24, eos_token_id=1, pad_token_id=0,
+        ),
+        ["q_proj"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing_with_learned_positions(family: str, tmp_path: Path) -> None:
+    config, targets = FAMILIES[family]
+    base = tiny(tmp_path / "base", config)
+    for seed, name in enumerate(("a", "b")):
+        library = add(tmp_path / "library", name, make_lora(base, tmp_path / name, seed, target_modules=targets))
+    model = made(library, names=("a", "b"))
+    rows = [batch(1, 1, 3), batch(2, 1, 11)]
+    for side in ("left", "right"):
+        ids, mask = torch.zeros(2, 11, dtype=torch.long), torch.zeros(2, 11, dtype=torch.long)
+        for i, row in enumerate(rows):
+            where = slice(11 - row.shape[1], 11) if side == "left" else slice(0, row.shape[1])
+            ids[i, where], mask[i, where] = row[0], 1
+        together = model.weights(ids, mask)
+        with torch.no_grad():
+            logits = model(ids, mask, prompt_mask=mask).logits
+        for i, row in enumerate(rows):
+            assert float((model.weights(row)[0] - together[i]).abs().max()) < 1e-5, side
+            with torch.no_grad():
+                alone = model(row, prompt_mask=torch.ones_like(row)).logits[0]
+            assert float((logits[i][mask[i] == 1] - alone).abs().max()) < 1e-4, side
+    ids, mask = torch.zeros(2, 11, dtype=torch.long), torch.zeros(2, 11, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, -row.shape[1] :], mask[i, -row.shape[1] :] = row[0], 1
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    both = model.generate(ids, mask, **options)[:, 11:]
+    for i, row in enumerate(rows):
+        assert torch.equal(both[i], model.generate(row, **options)[0, row.shape[1] :])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -271,3 +412,52 @@ def test_layers_that_rows_share_are_refused(tmp_path: Path) -> None:
     made(library, names=("fine",))
     with pytest.raises(SourceError, match="whose inputs are not by prompt"):
         made(library, names=("fine", "shared"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_without_a_place_are_refused(
+    library: Library, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skill that the live model would silently pass over."""
+    import evomerge.skills.mixed as mixed
+
+    found = open_library(library, ["two"])
+    live = transformers.AutoModelForCausalLM.from_pretrained(library.base, dtype=torch.float32)
+    # A layer whose weight is used, and which is never called, as some families have it.
+    attention = live.model.layers[1].self_attn
+    layer = attention.q_proj
+    passing = torch.nn.Linear(16, 16, bias=False)
+    passing.forward = lambda x: torch.nn.functional.linear(x, layer.weight)  # type: ignore[method-assign]
+    attention.add_module("q_proj", passing)
+    attention.q_proj = passing
+    with monkeypatch.context() as patch, pytest.raises(SourceError) as never:
+        real = live.get_submodule
+        patch.setattr(live, "get_submodule", lambda n: layer if n == "model.layers.1.self_attn.q_proj" else real(n))
+        mixed.Mixed(live, [found.skills["two"]], per_layer=False)
+    assert 'no linear layer of its own for "model.layers.1.self_attn.q_proj.weight"' in str(never.value)
+
+    class Scale(torch.nn.Module):
+        weight = torch.nn.Parameter(torch.ones(16, 16))
+
+    attention.q_proj = Scale()
+    with pytest.raises(SourceError, match="no linear layer of its own"):
+        mixed.Mixed(live, [found.skills["two"]], per_layer=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_has_the_last_layer_s_weight(base: Path, tmp_path: Path) -> None:
+    library = add(
+        tmp_path / "library", "head", make_lora(base, tmp_path / "head", target_modules=["lm_head", "q_proj"]),
+        base=str(base),
+    )  # fmt: skip
+    model, ids = made(library, groups=LAYERS, names=("head",)), batch(rows=1)
+    weights = torch.zeros(1, LAYERS, 1)
+    with torch.no_grad():
+        plain = model.base(input_ids=ids, output_hidden_states=True)
+        weights[0, -1] = 1.0
+        with model.held(weights):
+            found = model.base(input_ids=ids, output_hidden_states=True)
+    last = LAYERS - 1
+    assert torch.equal(found.hidden_states[last], plain.hidden_states[last])
+    alone = found.hidden_states[-1] @ model.base.lm_head.weight.T
+    assert float((found.logits - alone).abs().max()) > 1e-2, "the head is changed too"

@@ -10,9 +10,9 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, SourceError
 from evomerge.library import Library, LibraryError
 from evomerge.merging.engine import Engine
 from evomerge.merging.planner import Planner
@@ -20,6 +20,7 @@ from evomerge.recipe import Recipe, parse_recipe
 from evomerge.skills.opened import open_library
 from evomerge.skills.static import OneAdapter, one_adapter, recipe_of
 from evomerge.sources import open_sources
+from tests.skills.conftest import make_base, make_lora
 
 WEIGHTS = {"two": 0.7, "four": -1.4, "eight": 1.2}
 # What the engine must keep to, in float32 on values of this size (below 4).
@@ -86,6 +87,10 @@ def test_one_adapter_that_peft_loads(shared: Library, tmp_path: Path) -> None:
     expected = dense(shared, WEIGHTS)
     for name, tensor in loaded(shared.base, tmp_path / "one").items():
         assert float((tensor - expected[name]).abs().max()) <= EXACT, name
+    said = parse_recipe((tmp_path / "one" / "recipe.yaml").read_text())
+    assert all(Path(part).is_absolute() for r in said.references() for part in r.split("+"))
+    assert said.evomerge.sources == {r: s.content_hash() for r, s in open_sources(said.references()).items()}
+    assert said.evomerge.sources.keys() == set(said.references()) and len(said.references()) == 4
     # It is a source like any adapter, with the same content whatever is done with it.
     again = built(parse_recipe(json.dumps({
         "merge_method": "task_arithmetic", "base_model": shared.base,
@@ -132,7 +137,6 @@ def test_conv1d_layers(tmp_path: Path) -> None:
 
     from evomerge import zoo
     from evomerge.skills import add
-    from tests.skills.conftest import make_lora
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=134, n_embd=16, n_layer=2, n_head=2, n_positions=32)
@@ -175,9 +179,12 @@ def test_weights_are_checked(shared: Library) -> None:
         recipe_of(shared, {"two": float("nan")})
 
 
-def test_what_is_no_sum_of_adapters(shared: Library) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_sum_of_adapters(shared: Library, base: Path, tmp_path: Path) -> None:
     opened = open_library(shared)
-    sources = {shared.base: opened.base, shared.reference("two"): opened.skills["two"]}
+    other = str(make_base(tmp_path / "other", seed=5))
+    whole = f"{shared.base}+{make_lora(base, tmp_path / 'whole', modules_to_save=['lm_head'])}"
+    sources = {shared.base: opened.base, shared.reference("two"): opened.skills["two"], **open_sources([other, whole])}
 
     def refused(words: str, **recipe: object) -> None:
         with pytest.raises(InputError, match=words):
@@ -187,3 +194,61 @@ def test_what_is_no_sum_of_adapters(shared: Library) -> None:
     refused("only a weighted sum of adapters", merge_method="linear", models=models)
     refused("expected a LoRA adapter on the base_model", merge_method="task_arithmetic", models=[
         {"model": shared.base, "parameters": {"weight": 1.0}}], base_model=shared.reference("two"))  # fmt: skip
+    refused("expected a LoRA adapter on the base_", merge_method="task_arithmetic", base_model=shared.base, models=[
+        *models, {"model": other, "parameters": {"weight": 1.0}}])  # fmt: skip
+    refused("the recipe merges tokenizers", merge_method="task_arithmetic", base_model=shared.base, models=models,
+            tokenizer_source="union")  # fmt: skip
+    refused(r'brings "lm_head.weight" whole', merge_method="task_arithmetic", base_model=shared.base, models=[
+        {"model": whole, "parameters": {"weight": 1.0}}])  # fmt: skip
+    refused('moves "model.layers.0.self_attn.q_proj.weight" to "model.layers.1', merge_method="task_arithmetic",
+            base_model=shared.base, slices=[{"sources": [
+                {"model": shared.reference("two"), "layer_range": [0, 1], "parameters": {"weight": 1.0}},
+                {"model": shared.base, "layer_range": [0, 1]}]}] * 2)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_that_are_adapted_are_no_linear_layer(shared: Library, base: Path, tmp_path: Path) -> None:
+    """No skill has them, and any adapter may be in a recipe."""
+    reference = f"{base}+{make_lora(base, tmp_path / 'tokens', target_modules=['embed_tokens'])}"
+    with pytest.raises(InputError, match="expected a linear layer's lora_A; write a checkpoint"):
+        planned(parse_recipe(json.dumps({
+            "merge_method": "task_arithmetic", "base_model": str(base),
+            "models": [{"model": reference, "parameters": {"weight": 1.0}}],
+        })))  # fmt: skip
+
+
+def test_nothing_of_a_library_is_overwritten(library: Library, tmp_path: Path) -> None:
+    recipe = recipe_of(library, {"eight": 1.0})
+    one = planned(recipe)
+    before = {p: p.read_bytes() for p in library.folder.rglob("*") if p.is_file()}
+    for out, words in (
+        (library.place("two"), "lies in the skill library"),
+        (library.place("eight"), "holds the source model"),
+        (library.folder / "new", "lies in the skill library"),
+        (Path(library.base), "holds the source model"),
+    ):
+        with pytest.raises(InputError, match=words):
+            one.write(out, recipe, overwrite=True)
+    assert {p: p.read_bytes() for p in library.folder.rglob("*") if p.is_file()} == before
+    one.write(tmp_path / "one", recipe)
+    one.write(tmp_path / "one", recipe, overwrite=True)
+    # A space of that name makes no library of its folder.
+    (tmp_path / "skills.yaml").write_text(f"kind: skills\nlibrary: {library.folder}\n")
+    one.write(tmp_path / "other", recipe)
+
+
+def test_other_sources_than_the_recipe_s_are_refused(library: Library, tmp_path: Path) -> None:
+    recipe = recipe_of(library, {"two": 1.0})
+    signed = recipe.with_extras(sources={library.reference("two"): "0" * 64})
+    with pytest.raises(SourceError, match="its content is not what the recipe was made with"):
+        planned(recipe).write(tmp_path / "one", signed)
+    assert not (tmp_path / "one").exists()
+
+
+def test_an_adapter_with_nan_is_refused(library: Library) -> None:
+    weights = library.place("two") / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors[next(iter(tensors))][0, 0] = float("inf")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r'lora_A of "model.layers.0.self_attn.q_proj.weight" holds NaN or infinity'):
+        planned(recipe_of(library, {"two": 1.0}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,34 +13,39 @@ import pytest
 import torch
 import transformers
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from evomerge import presets
-from evomerge.errors import InputError
+from evomerge.errors import EvoMergeError, InputError
 from evomerge.library import Library
-from evomerge.skills import GatedModel
-from evomerge.skills.examples import read_examples, tokenized
-from evomerge.skills.training import GateTraining, train_gate
+from evomerge.skills import GatedModel, add
+from evomerge.skills.examples import Example, prompt_ids, read_examples, tokenized
+from evomerge.skills.training import GateTraining, _Arguments, _hidden_size, fit, train_gate
+from evomerge.sources import open_source
 from evomerge.zoo.languages import vocabulary
+from tests.skills.conftest import make_lora
+from tests.skills.test_gated import tiny
 
 Here = Callable[..., SimpleNamespace]
 SHORT = GateTraining(steps=30, learning_rate=1e-2, batch_size=8, width=8, device="cpu")
 
 
-@pytest.fixture
-def data(shared: Library, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def lines(shared: Library) -> list[dict[str, str]]:
     """Prompts with what one skill or another answers, by the prompt's first word: a gate has something to learn."""
     words = [w for w in vocabulary() if w.isalpha()]
     model = train_free(shared)
     rng = random.Random(0)
-    lines = []
-    for i in range(48):
-        kind = i % 2
-        prompt = " ".join([words[kind]] * 3 + rng.sample(words[40:], 2))
-        weights = torch.zeros(1, 1, 2)
-        weights[0, 0, kind] = 1.5
-        ids = model.tokenizer([prompt], return_tensors="pt")["input_ids"]
-        out = model.generate(ids, weights=weights, max_new_tokens=2, min_new_tokens=2, do_sample=False)
-        lines.append({"prompt": prompt, "completion": " " + model.tokenizer.decode(out[0, ids.shape[1] :])})
+    prompts = [" ".join([words[i % 2]] * 3 + rng.sample(words[40:], 2)) for i in range(48)]
+    ids = model.tokenizer(prompts, return_tensors="pt")["input_ids"]
+    weights = torch.tensor([[[1.5, 0.0]], [[0.0, 1.5]]]).repeat(24, 1, 1)
+    out = model.generate(ids, weights=weights, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    answers = model.tokenizer.batch_decode(out[:, ids.shape[1] :])
+    return [{"prompt": p, "completion": f" {a}"} for p, a in zip(prompts, answers, strict=True)]
+
+
+@pytest.fixture
+def data(lines: list[dict[str, str]], tmp_path: Path) -> Path:
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
@@ -101,6 +107,98 @@ def test_long_examples_are_left_out(shared: Library, data: Path, tmp_path: Path)
     with pytest.raises(InputError, match="every example has more than 3 tokens"):
         train_gate(shared, shared.names, read_examples(data), tmp_path / "none", options)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_examples_longer_than_the_base_s_positions_are_left_out(data: Path, tmp_path: Path) -> None:
+    """GPT-2 has a learned row for each position, and none behind the last."""
+    config = transformers.GPT2Config(
+        vocab_size=134, n_embd=16, n_layer=1, n_head=2, n_positions=16, eos_token_id=1, pad_token_id=0
+    )
+    base = tiny(tmp_path / "gpt2", config)
+    library = add(tmp_path / "library", "a", make_lora(base, tmp_path / "a", target_modules=["c_attn"]))
+    with data.open("a") as file:
+        file.write(json.dumps({"prompt": "aki " * 20, "completion": "aki"}) + "\n")
+    said: list[str] = []
+    options = GateTraining(**{**SHORT.__dict__, "steps": 2})
+    found = train_gate(library, ("a",), read_examples(data), tmp_path / "gated", options, say=said.append)
+    assert (found.examples, found.left_out) == (48, 1)
+    assert said[0] == "left out: 1 examples of more than 16 tokens, the base has no more positions"
+    data.write_text(json.dumps({"prompt": "aki " * 20, "completion": "aki"}))
+    with pytest.raises(InputError, match="more than 16 tokens, and the base has no more positions"):
+        train_gate(library, ("a",), read_examples(data), tmp_path / "none", options)
+
+
+def test_losses_are_of_tenths_of_the_steps(shared: Library, data: Path, tmp_path: Path) -> None:
+    for steps, count in ((15, 10), (4, 4)):
+        options = GateTraining(**{**SHORT.__dict__, "steps": steps})
+        found = train_gate(shared, shared.names, read_examples(data), tmp_path / str(steps), options)
+        assert len(found.losses) == count and all(x > 0 for x in found.losses)
+
+
+def test_a_training_leaves_the_process_as_it_was(shared: Library, data: Path) -> None:
+    import numpy as np
+    from transformers.utils import logging
+
+    model = train_free(shared)
+    learned = [t for t in tokenized(read_examples(data), model.tokenizer, 99) if t is not None]
+    logging.enable_progress_bar()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    fit(model, learned, GateTraining(**{**SHORT.__dict__, "steps": 1}))
+    assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert logging.is_progress_bar_enabled()
+
+
+def test_a_loss_that_is_not_finite_is_told(shared: Library, data: Path, tmp_path: Path) -> None:
+    options = GateTraining(**{**SHORT.__dict__, "steps": 3, "learning_rate": 1e38})
+    with pytest.raises(EvoMergeError, match="the gate's weights are not finite"):
+        train_gate(shared, shared.names, read_examples(data), tmp_path / "gated", options)
+    assert not (tmp_path / "gated").exists()
+
+
+def test_one_gpu_of_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There are two as far as the Trainer can see: by itself it takes the first, and copies the model to the other."""
+    import transformers.training_args as there
+
+    chosen: list[torch.device] = []
+
+    class Two:
+        @staticmethod
+        def is_available() -> bool:
+            return True
+
+        @staticmethod
+        def device_count() -> int:
+            return 2
+
+        @staticmethod
+        def set_device(device: torch.device) -> None:
+            chosen.append(device)
+
+    options = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True}
+    plain, ours = transformers.TrainingArguments(**options), _Arguments(**options)
+    ours.on = "cuda:1"
+    for arguments in (plain, ours):
+        arguments.use_cpu = False
+        arguments.__dict__.pop("_setup_devices", None)
+    with monkeypatch.context() as patch:
+        for name in ("is_available", "device_count", "set_device"):
+            patch.setattr(torch.cuda, name, getattr(Two, name))
+        patch.setattr(there, "PartialState", lambda **_: SimpleNamespace(distributed_type=there.DistributedType.NO,
+                                                                        device=torch.device("cuda")))  # fmt: skip
+        assert (plain.device, plain.n_gpu) == (torch.device("cuda:0"), 2), "what is to be mended"
+        assert (ours.device, ours.n_gpu) == (torch.device("cuda:1"), 1)
+    assert chosen[-1] == torch.device("cuda:1")
+
+
+def test_a_base_that_says_no_hidden_size(shared: Library) -> None:
+    source = open_source(shared.base)
+    for key, value in (("n_embd", 24), ("d_model", 32)):
+        assert _hidden_size(replace(source, config={key: value})) == value
+    with pytest.raises(InputError, match="says no hidden_size"):
+        _hidden_size(replace(source, config={}))
 
 
 CONVERSATION = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -169,6 +267,24 @@ def test_formats(shared: Library, tmp_path: Path) -> None:
     tokenizer.chat_template = "{{ messages | length }}"
     with pytest.raises(InputError, match="does not begin a whole conversation as it begins the prompt"):
         list(tokenized(examples, tokenizer, 99))
+
+
+def test_a_byte_order_mark_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n')
+    assert [e.prompt for e in read_examples(tmp_path / "data.jsonl")] == ["a"]
+
+
+def test_an_end_that_the_tokenizer_adds_is_no_part_of_a_prompt(shared: Library) -> None:
+    """Neither where a gate learns nor where it answers: generation would begin behind the end of the text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared.base)
+    end, number = tokenizer.eos_token, tokenizer.eos_token_id
+    example = Example("aki", " aki", "here")
+    plain, plain_ids = next(tokenized([example], tokenizer, 99)), prompt_ids("aki", tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
+    assert tokenizer("aki")["input_ids"][-1] == number
+    assert next(tokenized([example], tokenizer, 99)) == plain
+    assert prompt_ids("aki", tokenizer) == plain_ids and number not in plain_ids
+    assert prompt_ids(f"aki {end}", tokenizer)[-1] == number, "one that is in the text"
 
 
 EXACT = """
@@ -241,4 +357,6 @@ def test_bad_input(here: Here, shared: Library, data: Path, tmp_path: Path) -> N
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for more in ((), ("--overwrite",)):
         assert "is not empty" in refused(shared.folder, data, tmp_path / "mine", *more)
+    assert "lies in the skill library" in refused(shared.folder, data, shared.folder / "gated")
+    assert "is not the model that the library was made on" in refused(shared.folder, data, out, "--base", "zoo:base")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
