@@ -22,6 +22,8 @@ def front_matter(
     tags: Sequence[str] = TAGS,
     relation: str = "merge",
     base_model: Sequence[str] | None = None,
+    library: str = "transformers",
+    task: str = TASK,
 ) -> str:
     """The front matter with its `---` lines.
 
@@ -33,6 +35,7 @@ def front_matter(
         results: Evaluation results; none: no `model-index`.
         relation: What became of the base models: "merge" or "finetune".
         base_model: Default: the Hub's models of the lineage.
+        library, task: What loads it, and what for, by the Hub's names.
     """
     from huggingface_hub import ModelCardData
 
@@ -42,8 +45,8 @@ def front_matter(
     more: dict[str, Any] = {"base_model_relation": relation}
     data = ModelCardData(
         base_model=ids or None,
-        library_name="transformers",
-        pipeline_tag=TASK,
+        library_name=library,
+        pipeline_tag=task,
         tags=list(tags),
         license=None if licence is None else licence.id,
         license_name=None if licence is None else licence.name,
