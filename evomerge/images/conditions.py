@@ -43,8 +43,8 @@ class Conditions:
     def __init__(self, config: Mapping[str, Any], pipeline: Any = None, null_label: int | None = None) -> None:
         self.kind = kind_of(config)
         self.classes = classes_of(config)
-        self._tokenizer = getattr(pipeline, "tokenizer", None)
-        self._encoder = getattr(pipeline, "text_encoder", None)
+        self._tokenizer: Any = getattr(pipeline, "tokenizer", None)
+        self._encoder: Any = getattr(pipeline, "text_encoder", None)
         if self.kind == "text" and (self._tokenizer is None or self._encoder is None):
             raise ImageFusionError("the base's pipeline has no tokenizer and text_encoder, which a prompt needs")
         self.null: Prompt = ""

@@ -12,15 +12,8 @@ from evomerge.arguments import describe
 from evomerge.errors import SourceError, first_line
 from evomerge.images.config import ImageFusionError
 from evomerge.sources import file_hash
-from evomerge.sources.diffusion import DENOISERS, DiffusionFolder, diffusion_folder
+from evomerge.sources.diffusion import DENOISERS, SCHEDULER, DiffusionFolder, differing_noise, diffusion_folder
 
-SCHEDULER = "scheduler"
-# What a scheduler says of noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, and what of it a denoiser is to say.
-# All else is about how one samples.
-_NOISE = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "rescale_betas_zero_snr",
-)  # fmt: skip
 # Of the encoder between pictures and latents.
 _LATENT = ("latent_channels", "scaling_factor", "shift_factor", "block_out_channels", "in_channels")
 # How messages call what decides the size of latents.
@@ -78,7 +71,7 @@ def open_model(path: Path, what: str) -> ImageModel:
         if not folder.has(SCHEDULER):
             raise SourceError(f"{path}: its pipeline has no scheduler")
         config = folder.config(folder.component)
-        scheduler = folder.config(SCHEDULER, "scheduler_config.json")
+        noise = folder.noise
         latents = folder.config("vae") if folder.has("vae") else {}
     except SourceError as e:
         raise ImageFusionError(f"{what}: {e}") from None
@@ -95,7 +88,6 @@ def open_model(path: Path, what: str) -> ImageModel:
         raise ImageFusionError(
             f"{what}: its time embedding ends in an activation (timestep_post_act), which leaves no place for a style"
         )
-    noise = {k: scheduler[k] for k in _NOISE if k in scheduler}
     return ImageModel(what, folder, config, noise, {k: latents[k] for k in _LATENT if k in latents})
 
 
@@ -118,9 +110,7 @@ def check_alike(first: ImageModel, others: Sequence[ImageModel]) -> None:
 
 def _differences(first: ImageModel, other: ImageModel) -> Iterator[str]:
     """What differs, in words: the scheduler, latents, then the architecture."""
-    for key in _NOISE:
-        if key in first.noise and key in other.noise and first.noise[key] != other.noise[key]:
-            yield f"scheduler: {key} {describe(other.noise[key])} against {describe(first.noise[key])}"
+    yield from differing_noise(first.noise, other.noise)
     for key in _LATENT:
         if first.latents.get(key) != other.latents.get(key):
             yield f"vae: {key} {describe(other.latents.get(key))} against {describe(first.latents.get(key))}"
@@ -171,7 +161,7 @@ def load_pipeline(folder: DiffusionFolder, denoiser: Any = None, device: str = "
     from diffusers import DiffusionPipeline
 
     quiet()
-    own = {} if denoiser is None else {folder.component: denoiser}
+    own = {} if denoiser is None or folder.component is None else {folder.component: denoiser}
     try:
         found: Any = DiffusionPipeline.from_pretrained(
             folder.root, use_safetensors=True, local_files_only=True, **own

@@ -93,7 +93,8 @@ def _denoised(
             without = denoise(scaled, times, absent)[:, :channels]
             said = without + guidance_scale * (said - without)
         x = scheduler.step(said, t, x, **options).prev_sample
-    return x
+    found: Tensor = x
+    return found
 
 
 def latent_size(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -338,9 +338,5 @@ class _Run:
             old = StyledPipeline.from_pretrained(folder.root, "cpu")
             return old.denoiser.folded(weights_of(number, len(old.styles)))
 
-        found: dict[str, Callable[[], Any]] = {
-            name: (lambda number=i: before(number)) for i, name in enumerate(self.plan.old)
-        }
-        return found | {
-            name: (lambda model=model: load_denoiser(model.folder)) for name, model in self.plan.teachers.items()
-        }
+        kept = {name: partial(before, i) for i, name in enumerate(self.plan.old)}
+        return kept | {name: partial(load_denoiser, model.folder) for name, model in self.plan.teachers.items()}

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomerge.arguments import describe
 from evomerge.errors import SourceError
-from evomerge.sources.files import read_object, small_file
+from evomerge.sources.files import DENOISER_INDEX, DENOISER_SINGLE, read_object, small_file
 
 PIPELINE = "model_index.json"
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 # What pipelines call their denoiser.
 COMPONENTS = ("unet", "transformer")
 # Classes whose parameters are known by diffusers' names of attention and blocks, and that are run here.
 DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+SCHEDULER = "scheduler"
+# What a scheduler says of noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, and what of it a denoiser is to say.
+# All else is about how one samples.
+NOISE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr",
+)  # fmt: skip
 # Beside the weights, what a pipeline's components consist of. Nothing else is copied: a pickle could run code.
 _COPIED = (".json", ".txt", ".model", ".safetensors", ".jinja")
 _LICENCES = ("license", "licence", "copying", "notice")
@@ -63,7 +69,7 @@ class DiffusionFolder:
                 if isinstance(value, list) and any(isinstance(v, str) and "/" in v for v in value):
                     raise SourceError(f'{root / PIPELINE}: refused: "{name}" has code of its own, which would be run')
             return cls(root, found[0], index)
-        if (root / WEIGHTS).is_file() or (root / WEIGHTS_INDEX).is_file():
+        if (root / DENOISER_SINGLE).is_file() or (root / DENOISER_INDEX).is_file():
             return cls(root, None, {})
         return None
 
@@ -79,6 +85,16 @@ class DiffusionFolder:
             SourceError: it cannot be read.
         """
         return read_object(self.root / component, name)
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        """What its scheduler says of noise; {} where it has none.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        said = self.config(SCHEDULER, "scheduler_config.json") if self.has(SCHEDULER) else {}
+        return {key: said[key] for key in NOISE if key in said}
 
     def has(self, component: str) -> bool:
         """Whether the pipeline has a component, and not a place for one alone."""
@@ -111,6 +127,13 @@ class DiffusionFolder:
                     yield f"{component}/{name}", found
 
 
+def differing_noise(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """What two schedulers say differently of noise, in words; what one of them leaves out is none."""
+    for key in NOISE:
+        if key in first and key in other and first[key] != other[key]:
+            yield f"scheduler: {key} {describe(other[key])} against {describe(first[key])}"
+
+
 def diffusion_folder(root: Path) -> DiffusionFolder:
     """The diffusion model of a folder.
 
@@ -121,5 +144,5 @@ def diffusion_folder(root: Path) -> DiffusionFolder:
         raise SourceError(f"{root}: no such folder; expected one that diffusers saved ({PIPELINE})")
     found = DiffusionFolder.at(root)
     if found is None:
-        raise SourceError(f"{root}: has no {PIPELINE} and no {WEIGHTS}; expected a folder that diffusers saved")
+        raise SourceError(f"{root}: has no {PIPELINE} and no {DENOISER_SINGLE}; expected a folder that diffusers saved")
     return found

@@ -35,7 +35,7 @@ STYLES: dict[str, tuple[Colour, Colour, str]] = {
     "orchid": ((0.25, 0.05, 0.35), (0.95, 0.7, 0.85), "lined"),
 }
 BATCH = 64
-BASE_STEPS, STYLE_STEPS = 700, 200
+BASE_STEPS, STYLE_STEPS = 1200, 250
 RATE, STYLE_RATE = 2e-3, 1e-3
 PICTURES = 256
 
@@ -73,7 +73,8 @@ def picture(label: int, style: str | None, rng: np.random.Generator) -> Array:
         light = rng.uniform(0.88, 1.0)
         found = light * (covered * front + (1 - covered) * back * (1 - 0.45 * marks))
     noisy = found + rng.normal(0, 0.02, found.shape)
-    return (np.clip(noisy, 0, 1) * 2 - 1).astype(np.float32)
+    made: Array = (np.clip(noisy, 0, 1) * 2 - 1).astype(np.float32)
+    return made
 
 
 def build() -> Any:

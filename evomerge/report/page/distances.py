@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evomerge.report.page.blocks import Block, Code, Section, Table, Text, exact
+from evomerge.report.page.blocks import Block, Code, Photo, Section, Table, Text, exact
 from evomerge.report.page.render import render
 from evomerge.report.page.svg import BLUE, FONT, GRID, INK, ORANGE, label, picture
 
@@ -101,26 +102,13 @@ def _draw(figure: Figure, narrow: bool, data: Mapping[str, Any]) -> None:
 
 def _grid(data: Mapping[str, Any], grid: Path) -> Section:
     """The grid of pictures, inside the page."""
-
-    def draw(figure: Figure, narrow: bool) -> None:
-        from matplotlib.image import imread
-
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        axes.imshow(imread(grid), interpolation="none")
-        axes.set_axis_off()
-
-    from matplotlib.image import imread
-
-    height, width = imread(grid).shape[:2]
     shown = ", ".join(str(p) for p in data["prompts"])
-    made = picture(
-        "grid-picture", "What they make",
-        f"Rows: each teacher and the student in its style, all of one noise. Columns: {shown}.",
-        draw, (), (620.0 * height / width, 285.0 * height / width),
+    words = "Each teacher above the student in its style; last, half of the first style and half of the last."
+    made = Photo(
+        "grid-picture", "What they make", f"Rows: {words} Columns: {shown}.",
+        base64.b64encode(grid.read_bytes()).decode("ascii"),
     )  # fmt: skip
-    words = "Each teacher above the student in its style; last, half of the first style and half of the last. All rows "
-    words += "begin with the same noise."
-    return Section("grid", "Pictures", (made, Text(words, "note")))
+    return Section("grid", "Pictures", (made, Text(f"{words} All rows begin with the same noise.", "note")))
 
 
 def _training(data: Mapping[str, Any]) -> Section:
