@@ -110,6 +110,12 @@ def run(work: Path, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+WANTED = (
+    "each style's distance to its own teacher below .3 of the weight average's, and least in its row; old styles, "
+    "after one was added with mu = 1, below .2 of what they are with mu = 0"
+)
+
+
 def held(found: Mapping[str, Any]) -> dict[str, bool]:
     """What was to be shown."""
     student = found["student"]

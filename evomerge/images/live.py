@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from evomerge.errors import SourceError
+from evomerge.images.conditions import Conditions, Prompt
 from evomerge.images.extra import check_diffusers
 from evomerge.images.pipelines import load_denoiser, load_pipeline
+from evomerge.images.sampling import generate, plain
 from evomerge.sources import Source
-from evomerge.sources.diffusion import DiffusionFolder, diffusion_folder
+from evomerge.sources.diffusion import COMPONENTS, DiffusionFolder, diffusion_folder
 
 
 class LivePipelines:
@@ -58,3 +63,26 @@ class LivePipelines:
         if found is None:
             raise SourceError(f"{model}: no diffusion model")
         return found
+
+
+def pictures(
+    pipeline: Any, prompts: Sequence[Prompt], *, seed: int = 0, inference_steps: int = 20, guidance_scale: float = 1.0,
+    batch_size: int = 64,
+) -> Tensor:  # fmt: skip
+    """Pictures of a pipeline, in [-1, 1], [prompts, channels, height, width]: for evaluators, which are given one.
+
+    Args:
+        prompts: Texts, or classes of a class-conditioned model, which diffusers' own pipelines of UNets cannot be told.
+        seed: Of the noise: the same pictures for the same weights.
+
+    Raises:
+        InputError: a prompt that the model cannot be told.
+    """
+    denoiser = next(d for n in COMPONENTS if (d := getattr(pipeline, n, None)) is not None)
+    config = {**denoiser.config, "_class_name": type(denoiser).__name__}
+    conditions = Conditions(config, pipeline)
+    conditions.check(prompts, "prompts")
+    return generate(
+        plain(denoiser), conditions, pipeline, prompts, config, steps=inference_steps, seed=seed,
+        guidance_scale=guidance_scale, batch_size=batch_size, device=str(denoiser.device),
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from evomerge.header import TensorInfo
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.planner import Planner
-from evomerge.merging.small_files import inside, names_of, small_files, write_small_files
+from evomerge.merging.small_files import inside, marker_of, names_of, small_files, write_small_files
 from evomerge.merging.unopened import misfits, recipe_problems
 from evomerge.recipe import BASE, UNION, Chain, ModelReference, Step
 from evomerge.sources import Source, fetch, local_folder, open_source, open_sources, with_adapter
@@ -150,7 +150,8 @@ class OpenChain:
                 planned = self.plan(Path(temporary))
         steps = list(planned)
         check_apart(self.sources.values(), [s for step in steps for s in step.plan.statistics.values()], out)
-        with checked_target(out, overwrite, peak_disk(steps)) as target, ExitStack() as scratch:
+        holds = marker_of(steps[-1].plan)
+        with checked_target(out, overwrite, peak_disk(steps), holds) as target, ExitStack() as scratch:
             fetch(self.sources.values())
             # A chain of one has nothing to put there.
             folder = target.parent

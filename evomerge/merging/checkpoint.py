@@ -17,10 +17,9 @@ from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.merging.scratch import open_to_all, scratch_folder
 from evomerge.merging.shard import Shard
-from evomerge.merging.small_files import inside, names_of, small_files, write_small_files
+from evomerge.merging.small_files import inside, marker_of, names_of, small_files, write_small_files
 from evomerge.merging.statistics import Statistics
 from evomerge.sources import Source
-from evomerge.sources.diffusion import PIPELINE
 
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"
@@ -54,8 +53,7 @@ def write_checkpoint(
     """
     check_apart(plan.sources.values(), plan.statistics.values(), out)
     place = inside(plan)
-    holds = PIPELINE if place else CONFIG
-    with checked_target(out, overwrite, plan.bytes_written, holds) as target, ExitStack() as files:
+    with checked_target(out, overwrite, plan.bytes_written, marker_of(plan)) as target, ExitStack() as files:
         shards: list[Shard] = []
         groups = split(plan.tensors, shard_bytes)
         for group in groups:
@@ -76,7 +74,8 @@ def write_checkpoint(
 def check_apart(sources: Iterable[Source], statistics: Iterable[Statistics], out: Path) -> None:
     """Raise InputError where `out`, which is replaced as a whole, holds what the merge is made from, or lies in it."""
     target = Path(os.path.realpath(out))
-    folders = [("source model", f) for s in sources for f in (*s.folders, s.root)] + [("statistics", s.folder) for s in statistics]
+    folders = [("source model", f) for s in sources for f in (*s.folders, s.root)]
+    folders += [("statistics", s.folder) for s in statistics]
     for what, folder in folders:
         place = Path(os.path.realpath(folder))
         if place.is_relative_to(target):

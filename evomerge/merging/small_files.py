@@ -13,6 +13,7 @@ from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.tokens import set_special_ids, tokenizer_files
 from evomerge.sources import INDEX, SINGLE, read_object, small_file
+from evomerge.sources.diffusion import PIPELINE
 from evomerge.sources.files import DENOISER_INDEX, DENOISER_SINGLE
 
 GENERATION = "generation_config.json"
@@ -33,6 +34,11 @@ def inside(plan: Plan) -> str:
     """What stands before the names of a checkpoint's own files: of a pipeline, the folder of its denoiser."""
     diffusion = plan.sources[plan.donor].diffusion
     return f"{diffusion.component}/" if diffusion is not None and diffusion.component is not None else ""
+
+
+def marker_of(plan: Plan) -> str:
+    """The file by which a folder is known to hold a checkpoint of this kind."""
+    return PIPELINE if inside(plan) else "config.json"
 
 
 def names_of(plan: Plan) -> tuple[str, str]:

@@ -127,6 +127,18 @@ class DiffusionFolder:
                     yield f"{component}/{name}", found
 
 
+def is_diffusion(folder: Path) -> bool:
+    """Whether a folder looks like a diffusion model's, of whatever kind."""
+    return any((folder / name).is_file() for name in (PIPELINE, DENOISER_SINGLE, DENOISER_INDEX))
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a whole checkpoint that evomerge wrote: what it is known by is written last."""
+    if (folder / PIPELINE).is_file():
+        return any(folder.glob("*/diffusion_pytorch_model*.safetensors"))
+    return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
+
+
 def differing_noise(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     """What two schedulers say differently of noise, in words; what one of them leaves out is none."""
     for key in NOISE:

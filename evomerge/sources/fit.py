@@ -153,8 +153,8 @@ def _mismatches(pair: _Pair) -> list[Mismatch]:
 def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
     """How the architectures of what is merged differ, told by the first key that both have and that differs."""
     if first.diffusion is not None or other.diffusion is not None:
-        a, b = first.architecture, other.architecture
-        return None if a == b else f"architecture {b} against {a}"
+        same = first.architecture == other.architecture
+        return None if same else f"architecture {other.architecture} against {first.architecture}"
     if not (first.composite or other.composite) or any(m != TEXT for m in modules):
         named = [next(iter(s.config.get("architectures") or ()), None) for s in (first, other)]
         types = [s.config.get("model_type") for s in (first, other)]
