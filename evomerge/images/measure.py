@@ -109,7 +109,7 @@ def measure(
     total: dict[str, Tensor] = {}
     for name, load in references.items():
         denoiser = load().to(student.device)
-        # Noise of its own: a student that is shown the same noise would be nearer than it is.
+        # Noise of its own: pictures of equal noise would flatter a student.
         own[name] = gallery.gaussian(plain(denoiser), "teacher", name)
         other[name] = gallery.gaussian(plain(denoiser), "again", name)
         total = add(total, denoiser)
