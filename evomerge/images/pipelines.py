@@ -16,6 +16,8 @@ from evomerge.sources.diffusion import DENOISERS, SCHEDULER, DiffusionFolder, di
 
 # Of the encoder between pictures and latents.
 _LATENT = ("latent_channels", "scaling_factor", "shift_factor", "block_out_channels", "in_channels")
+# What a denoiser is told beside noise, time and prompt: sizes (SDXL), pictures, classes in other forms.
+_TOLD_MORE = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "time_cond_proj_dim")
 # How messages call what decides the size of latents.
 _SIZES = ("sample_size", "in_channels", "out_channels", "patch_size")
 _SHOWN = 6
@@ -79,10 +81,18 @@ def open_model(path: Path, what: str) -> ImageModel:
         raise ImageFusionError(
             f"{what}: its denoiser is a {config.get('_class_name')}; expected one of {', '.join(DENOISERS)}"
         )
-    if config.get("addition_embed_type") is not None:
+    more = next((k for k in _TOLD_MORE if config.get(k) is not None), None)
+    if more is None and config["_class_name"] == "UNet2DConditionModel" and config.get("num_class_embeds") is not None:
+        more = "num_class_embeds"
+    if more is not None:
         raise ImageFusionError(
-            f"{what}: its denoiser is told of sizes beside the prompt (addition_embed_type = "
-            f"{config['addition_embed_type']}, as SDXL's), which a student cannot be yet; merges can have it"
+            f"{what}: its denoiser is told more than a prompt ({more} = {describe(config[more])}), which a student "
+            "cannot be yet; merges can have it"
+        )
+    if latents and config.get("in_channels") != latents.get("latent_channels"):
+        raise ImageFusionError(
+            f"{what}: its denoiser takes {config.get('in_channels')} channels, and latents have "
+            f"{latents.get('latent_channels')}: it is told a picture too (inpainting), which a student cannot be yet"
         )
     if config.get("timestep_post_act") is not None:
         raise ImageFusionError(

@@ -79,6 +79,15 @@ def test_a_training_that_was_cut_off_ends_in_the_same_bits(tiny: Path, tmp_path:
     assert [x["step"] for x in learned.history] == [2, 4, 6]
 
 
+def test_a_training_that_was_done_is_not_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    """Killed after the last step and before the student was written."""
+    whole, learned = trained(tiny, tmp_path)
+    seen = Watcher(99)
+    again, relearned = trained(tiny, tmp_path, seen)
+    assert seen.left == 99 and all(torch.equal(whole[n], again[n]) for n in whole)
+    assert learned.history == relearned.history
+
+
 def test_checkpoints_of_another_training_are_forgotten(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CutOff):
         trained(tiny, tmp_path, Watcher(5))

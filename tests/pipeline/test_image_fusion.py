@@ -138,6 +138,10 @@ def strangers(tiny: Path) -> Path:  # noqa: F811
     index = json.loads((tiny / "coded" / "model_index.json").read_text())
     (tiny / "coded" / "model_index.json").write_text(json.dumps({**index, "_class_name": ["mine.py", "Mine"]}))
     (tiny / "empty").mkdir()
+    for name, changes in (("sized", {"class_embed_type": "timestep"}), ("filling", {"in_channels": 9})):
+        shutil.copytree(tiny / ("base" if name == "sized" else "dit"), tiny / name)
+        file = next((tiny / name).glob("*/config.json")) if name == "sized" else tiny / name / "transformer/config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return tiny
 
 
@@ -156,6 +160,8 @@ def strangers(tiny: Path) -> Path:  # noqa: F811
         ({"teachers": ["warm", "none"]}, "none: no such folder; expected one that diffusers saved"),
         ({"teachers": ["warm", "empty"]}, "has no model_index.json and no diffusion_pytorch_model.safetensors"),
         ({"teachers": ["warm", "warm/unet"]}, "a denoiser alone; expected a pipeline, which has the scheduler too"),
+        ({"teachers": ["warm", "sized"]}, "is told more than a prompt (class_embed_type = 'timestep')"),
+        ({"teachers": ["warm", "filling"]}, "takes 9 channels, and latents have 4"),
         ({"teachers": ["warm", "coded"]}, "refused: a pipeline with code of its own"),
         ({"teachers": ["warm"]}, "expected at least 2 teachers; got 1"),
         ({"teachers": ["warm", "warm"]}, 'the style "warm" is given twice'),
