@@ -26,10 +26,10 @@ def distances_page(data: Mapping[str, Any], rows: Sequence[Sequence[str]], grid:
         grid: The grid of pictures (PNG); left out where it is not there.
     """
     sections = tuple(_sections(data, rows, grid))
-    about = (
-        f"One {data['architecture']} with {len(data['styles'])} styles, distilled from "
-        f"{len(data['teachers']) - 1} teachers"
-    )
+    new = len(data["styles"]) - len(data["old"])
+    about = f"One {data['architecture']} with {len(data['styles'])} styles, distilled from {new} teachers"
+    if data["old"]:
+        about = f"One {data['architecture']} with {len(data['styles'])} styles, {new} of them new"
     return render(str(data["name"]), about, sections, footer)
 
 
@@ -55,7 +55,8 @@ def _found(data: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> Section:
     head, *body = (tuple(r) for r in rows)
     table = Table(
         "Distances", tuple(head), tuple(body),
-        note="The last two rows: the mean of all models' weights, and each teacher itself with other noise.",
+        note="The last two rows: the mean of all models' weights (weight average), and each teacher itself with other "
+        "noise (teacher again).",
     )  # fmt: skip
     drawn = picture(
         "distances-picture",
@@ -67,23 +68,24 @@ def _found(data: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> Section:
     )
     words = Text(
         f"Fréchet distances on {data['images']:,} pictures each, on features of fixed random convolutions: they "
-        "compare these models with each other, and not with published FID.", "note",
+        "compare these models with each other, and not with published FID. A bar is as wide as the distance's root. "
+        + ("The teacher of an old style is the student before, in that style." if data["old"] else ""), "note",
     )  # fmt: skip
     return Section("distances", "Styles and teachers", (Text(lead, "lead"), drawn, words))
 
 
 def _draw(figure: Figure, narrow: bool, data: Mapping[str, Any]) -> None:
-    """Squares whose area goes with the root of the distance, their numbers beside them: told without colour too."""
+    """Bars as wide as the root of the distance, their numbers beside them; the diagonal told without colour too."""
     found = data["distances"]
     rows = [*found["matrix"], found["average"], found["floor"]]
-    names = [*found["styles"], "weight average", "teacher again"]
+    names = [*found["styles"], *(("average", "again") if narrow else ("weight average", "teacher again"))]
     most = max((v for row in rows for v in row), default=1.0) or 1.0
     axes = figure.subplots()
     longest = 9 if narrow else 18
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             own = i < len(found["styles"]) and i == j
-            side = 0.1 + 0.3 * (value / most) ** 0.5
+            side = 0.4 * (value / most) ** 0.5
             colour = ORANGE if own else BLUE if i < len(found["styles"]) else GRID
             axes.barh(
                 i, side, height=0.62, left=j - 0.42, color=colour, hatch="///" if own else None,
