@@ -59,7 +59,7 @@ class StudentTraining(Frozen):
     """How the student learns; names as in transformers' TrainingArguments where they are of its kind.
 
     Attributes:
-        max_steps: Updates.
+        max_steps: How many updates it takes.
         per_device_train_batch_size: Pictures in an update; each is shown in one style, all styles alike often.
         learning_rate: Largest; DMM has 1e-5 for models of SD 1.5's size, over 200,000 steps.
         lr_scheduler_type: How it falls.
