@@ -62,9 +62,9 @@ class StudentTraining(Frozen):
         max_steps: How many updates it takes.
         per_device_train_batch_size: Pictures in an update; each is shown in one style, all styles alike often.
         learning_rate: Largest; DMM has 1e-5 for models of SD 1.5's size, over 200,000 steps.
-        lr_scheduler_type: How it falls.
+        lr_scheduler_type: How it falls after that, by transformers' name.
         warmup_steps: Steps in which it rises from 0.
-        weight_decay: Of AdamW.
+        weight_decay: AdamW's, of all weights.
         max_grad_norm: Gradients are cut to this norm.
         prompt_drop: Share of the prompts that are left out, the same for student and teacher.
         feature_weight: Weight of the mean squared differences of the outputs of all blocks.
