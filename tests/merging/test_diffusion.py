@@ -75,6 +75,9 @@ def expected(folder: Path, weigh: Callable[[str], tuple[float, ...]], names: tup
 def test_the_published_weights_of_evosdxl(sources: Path, tmp_path: Path, here: Callable) -> None:
     """A weighted average over sources for attention and for the rest; the first gives everything beside the UNet."""
     (tmp_path / "recipe.yaml").write_text(published(sources))
+    said = here("check", tmp_path / "recipe.yaml").stdout
+    assert f"linear: 145 tensors, 177,747 parameters; everything beside the denoiser of {sources / 'one'}" in said
+    assert "tokenizer" not in said and "32 tensors, 16,896 parameters" in said
     done = here("merge", tmp_path / "recipe.yaml", tmp_path / "out", "--json")
     want = expected(sources, lambda n: PUBLISHED["attention" if any(f in n for f in ATTENTION) else "rest"])
     found = tensors(tmp_path / "out")
