@@ -12,8 +12,9 @@ import torch
 import yaml
 from diffusers import DDIMPipeline, DiffusionPipeline
 
+from evomerge.errors import InputError
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, inner, not_finite_weight
-from evomerge.images.live import LivePipelines
+from evomerge.images.live import LivePipelines, pictures
 from evomerge.pipeline.export import holds_model
 from evomerge.sources import open_source
 from tests.images import models
@@ -139,3 +140,14 @@ def test_what_is_not_finite_is_found_inside_a_pipeline(folder: Path) -> None:
     for as_tuple in (False, True):
         with pytest.raises(NotFiniteError), finite_logits(pipeline):
             pipeline.unet(asked[0], asked[1], class_labels=asked[2], return_dict=not as_tuple)
+
+
+def test_pictures_of_a_pipeline_for_an_evaluator(folder: Path) -> None:
+    live = LivePipelines(open_source(str(folder / "one")), "cpu")
+    pipeline = live.around(live.denoiser())
+    asked = {"seed": 2, "inference_steps": 2}
+    one = pictures(pipeline, [0, 1], **asked)
+    assert one.shape == (2, 3, 8, 8) and torch.equal(one, pictures(pipeline, [0, 1], **asked))
+    assert not torch.equal(one, pictures(pipeline, [0, 1], seed=3, inference_steps=2))
+    with pytest.raises(InputError, match="7: expected a class, a whole number from 0 to 4"):
+        pictures(pipeline, [7])
