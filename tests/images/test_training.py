@@ -90,11 +90,12 @@ def test_a_training_that_was_done_is_not_gone_on_with(tiny: Path, tmp_path: Path
 
 def test_checkpoints_of_another_training_are_forgotten(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CutOff):
-        trained(tiny, tmp_path, Watcher(5))
+        trained(tiny, tmp_path, Watcher(3))
+    assert (tmp_path / "checkpoint-2").is_dir()
     own = lesson(tiny)
     seen = Watcher(99)
-    train(own, StudentTraining(**SETTINGS), tmp_path, "another key", 5, "cpu", seen)
-    assert 99 - seen.left == 6
+    train(own, StudentTraining(**{**SETTINGS, "max_steps": 3}), tmp_path, "another key", 5, "cpu", seen)
+    assert 99 - seen.left == 3
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -199,7 +200,7 @@ def test_it_learns(tiny: Path, tmp_path: Path) -> None:
 def test_the_regulariser_keeps_what_was_said(tiny: Path, tmp_path: Path) -> None:
     def drift(weight: float) -> float:
         own = lesson(tiny, old=True)
-        config = StudentTraining(**{**SETTINGS, "max_steps": 20, "save_steps": 20, "old_weight": weight})
+        config = StudentTraining(**{**SETTINGS, "max_steps": 12, "save_steps": 12, "old_weight": weight})
         train(own, config, tmp_path / str(weight), "key", 5, "cpu", Silent())
         generator = torch.Generator().manual_seed(1)
         x, t = torch.randn(16, 3, 8, 8, generator=generator), torch.arange(0, 960, 60)
