@@ -29,6 +29,13 @@ from evomerge.fusion.config import (
     TrainingConfig,
 )
 from evomerge.fusion.preference_config import PreferenceConfig, StageConfig
+from evomerge.images.config import (
+    ImageFusionConfig,
+    MeasureConfig,
+    PictureConfig,
+    StudentTraining,
+    TeacherModel,
+)
 from evomerge.recipe.schema import Extras, InputModel, InputSlice, Module, OutputSlice, Recipe
 from evomerge.recipe.tokenizer import ModelToken, TokenEmbedding, TokenizerSettings, ZeroToken
 from evomerge.recipe.values import Condition
@@ -44,7 +51,10 @@ from evomerge.space.source import Source
 
 Section = tuple[str, type[BaseModel]]
 # Mappings that are a file of their own.
-FILES = (SpaceConfig, DataflowConfig, HybridConfig, SkillsConfig, MergekitEvolve, EvaluatorConfig, FusionConfig, Recipe)
+FILES = (
+    SpaceConfig, DataflowConfig, HybridConfig, SkillsConfig, MergekitEvolve, EvaluatorConfig, FusionConfig,
+    ImageFusionConfig, Recipe,
+)  # fmt: skip
 # The pages of the reference: file, title, what stands above, and the mappings that its file is made of.
 PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
     (
@@ -108,6 +118,19 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
             ("`search:` of `then:`", SearchConfig),
             ("`preferences:`", PreferenceConfig),
             ("`sft:`, `dpo:` of `preferences:`", StageConfig),
+        ),
+    ),
+    (
+        "image-fusion.md",
+        "Fusion of image models",
+        "Which diffusion models become one with the style of each: the first argument of `evomerge fuse`. "
+        "[Image models](../images.md) explains how it works.",
+        (
+            ("The file (`kind: fuse_images`)", ImageFusionConfig),
+            ("`teachers:` (each entry)", TeacherModel),
+            ("`pictures:`", PictureConfig),
+            ("`training:`", StudentTraining),
+            ("`measure:`", MeasureConfig),
         ),
     ),
     (

@@ -17,6 +17,7 @@ from evomerge.api.study import Study
 from evomerge.arguments import describe, plain
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation.config import SPLITS, Split
+from evomerge.images.fused import FusedImages
 from evomerge.recipe import Chain, Recipe
 from evomerge.score import Interval, Score
 from evomerge.study.budget import Budget
@@ -241,11 +242,11 @@ def fuse(
     gpus_per_worker: float | None = None,
     address: str | None = None,
     progress: bool = True,
-) -> Fused:
+) -> Fused | FusedImages:
     """Train one model from several of any architecture and tokenizer: `evomerge fuse`. The same call goes on.
 
     Args:
-        fusion: YAML file (`kind: fuse`); see docs/fusion.md.
+        fusion: YAML file (`kind: fuse`); see docs/fusion.md. Of image models: `kind: fuse_images`, docs/images.md.
         out: Folder of everything that it makes; the checkpoint is `model` in it.
         workers, gpus_per_worker, address: As of `search`.
         progress: Show on stderr how it goes.
@@ -257,7 +258,7 @@ def fuse(
     """
     from contextlib import nullcontext
 
-    from evomerge.pipeline import FuseOptions
+    from evomerge.pipeline import FuseOptions, check_here, fuse_images, is_image_fusion
     from evomerge.pipeline import fuse as run
     from evomerge.report.fusion import write_fusion
     from evomerge.study.workers import Cluster
@@ -266,6 +267,14 @@ def fuse(
     file, folder = arguments.path("fusion", fusion), arguments.path("out", out)
     progress = arguments.flag("progress", progress)
     options = FuseOptions(file, folder, Cluster(address, workers, gpus_per_worker))
+    if is_image_fusion(file):
+        from evomerge.report.images import write_images
+
+        check_here(workers, address)
+        with Fusing() if progress else nullcontext() as training:
+            made = fuse_images(file, folder, training)
+        write_images(made)
+        return made
     with _watched(progress) as (watcher, stop), Fusing() if progress else nullcontext() as training:
         fused = run(options, training, watcher, stop)
     write_fusion(fused)

@@ -14,6 +14,7 @@ from evomerge.errors import InputError, StudyError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.recipe import Chain, Recipe
 from evomerge.score import State, Trial, Value
+from evomerge.sources.diffusion import holds_model
 from evomerge.study.finding import no_candidate, open_study
 from evomerge.study.outcome import Outcome
 from evomerge.study.record import Phase, Record
@@ -117,7 +118,7 @@ class Study:
         """The winner's checkpoint, where the search has written it on this machine."""
         folder = None if self.folder is None else self.folder / "model"
         won = self._record.won and "/" not in self.name
-        return folder if won and folder is not None and (folder / "config.json").is_file() else None
+        return folder if won and folder is not None and holds_model(folder) else None
 
     def recipe(self, trial: int | None = None) -> Recipe | Chain:
         """How a candidate is made; by default the winner, or the best so far.

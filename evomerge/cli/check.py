@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
     path = locate(args.file)
     kind = kind_of(path)
     say(args, f"looking at the {kind}")  # tasks and headers take seconds
-    facts, text = {"recipe": _recipe, "space": _space, "evaluator": _evaluator, "fusion": _fusion}[kind](path)
+    checks = {
+        "recipe": _recipe, "space": _space, "evaluator": _evaluator, "fusion": _fusion, "image fusion": _images,
+    }  # fmt: skip
+    facts, text = checks[kind](path)
     emit(args, {"file": path, "kind": kind, "ok": True, **facts}, f"{path}: {kind}, in order\n{text}".rstrip())
     return 0
 
@@ -82,6 +85,8 @@ def kind_of(path: Path) -> str:
         return "recipe"
     if data.get("kind") == "fuse":
         return "fusion"
+    if data.get("kind") == "fuse_images":
+        return "image fusion"
     for key, kind in _KEYS:
         if key in data:
             return kind
@@ -159,6 +164,18 @@ def _fusion(path: Path) -> Facts:
         **{kind: {k: n for k, (n, _) in getattr(counts, kind).items()} for kind in ("left_out", "unwritable", "lossy")},
     }  # fmt: skip
     return facts, "\n".join(lines)
+
+
+def _images(path: Path) -> Facts:
+    from evomerge.pipeline import plan_images
+
+    plan = plan_images(path)
+    facts = {
+        "begins": plan.config.student or plan.config.base, "architecture": plan.begins.architecture,
+        "teachers": {t.style: t.model for t in plan.config.teachers}, "styles": plan.styles,
+        "pictures": len(plan.pictures), "told": plan.conditions.kind,
+    }  # fmt: skip
+    return facts, "\n".join(plan.lines())
 
 
 def _evaluator(path: Path) -> Facts:

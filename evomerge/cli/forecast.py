@@ -199,13 +199,14 @@ def _words(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"{step['method']}: {step['layers']} layers, {step['tensors']:,} tensors, {step['parameters']:,} parameters; "
-        f"configuration of {step['configuration_of']}"
-    )
-    yield _tokenizer_words(step["tokenizer"])
-    template = step["chat_template"]
-    yield f"chat template: {template['from'] or 'none'}"
+    counted = f"{step['tensors']:,} tensors, {step['parameters']:,} parameters"
+    if step["layers"]:
+        yield f"{step['method']}: {step['layers']} layers, {counted}; configuration of {step['configuration_of']}"
+        yield _tokenizer_words(step["tokenizer"])
+        template = step["chat_template"]
+        yield f"chat template: {template['from'] or 'none'}"
+    else:  # of a diffusion model
+        yield f"{step['method']}: {counted}; everything beside the denoiser of {step['configuration_of']}"
     for adapter in step["adapters"]:
         ranks = " and ".join(map(str, adapter["ranks"])) or "none"
         own = f", {_counted(adapter['replaced'], 'tensor')} of its own" if adapter["replaced"] else ""

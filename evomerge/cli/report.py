@@ -24,7 +24,9 @@ and how to rebuild it. A search that is still running, or was cut off, gets a re
 def add_parser(subparsers: Subparsers[Parser]) -> None:
     """Register the command."""
     parser = add_command(subparsers, "report", "write what a search found as one HTML file", DESCRIPTION)
-    parser.add_argument("study", metavar="STUDY", help=f"name of a study in {RUNS}/, or its folder")
+    parser.add_argument(
+        "study", metavar="STUDY", help=f"name of a study in {RUNS}/, or its folder; or a fusion's of image models"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: report.html in the study's folder")
     parser.add_argument("--storage", metavar="URL", help="database of the study (default: found by its name)")
     parser.add_argument(
@@ -42,7 +44,14 @@ def run(args: argparse.Namespace) -> int:
     if args.no_texts and args.evaluator:
         raise InputError("--no-texts shows no items, and --evaluator says which; give one of them")
     from evomerge.api.reporting import report_place, write_report
+    from evomerge.report.images import report_again
 
+    made = report_again(Path(args.study), args.out, args.overwrite)
+    if made is not None:
+        file, size = made
+        told = {"fusion": args.study, "out": str(file), "bytes": size}
+        emit(args, told, f"{file}: {args.study}, {size / 1e6:.1f} MB")
+        return 0
     store, name, folder = open_study(args.study, args.storage)
     out = report_place(name, folder, args.out, args.overwrite)
     # A report asks nobody on the network: what is not here is named as missing.

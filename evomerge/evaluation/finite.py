@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from evomerge.errors import CandidateError
 from evomerge.sources import Source
+from evomerge.sources.diffusion import COMPONENTS
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class NotFiniteError(CandidateError):
 
 @contextmanager
 def finite_logits(model: torch.nn.Module) -> Iterator[None]:
-    """Watch every forward pass of a model inside the block.
+    """Watch every forward pass of a model inside the block; of a diffusion pipeline, of its denoiser.
 
     One flag lives on the model's device and is read once at the end: no synchronisation per pass. A -inf among finite
     logits is allowed: some models mask parts of their vocabulary with it.
@@ -35,14 +36,15 @@ def finite_logits(model: torch.nn.Module) -> Iterator[None]:
     flags: dict[torch.device, torch.Tensor] = {}
 
     def watch(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        logits = getattr(output, "logits", None)
+        # transformers' models have this; what has not is a denoiser.
+        logits = getattr(output, "logits", None) if hasattr(_module, "base_model_prefix") else _said(output)
         if isinstance(logits, torch.Tensor):
             # max() passes NaN on, so one reduction finds NaN, +inf, and rows that are -inf throughout.
             bad = ~torch.isfinite(logits.detach().amax(-1)).all()
             seen = flags.get(bad.device)
             flags[bad.device] = bad if seen is None else seen | bad
 
-    handle = model.register_forward_hook(watch)
+    handle = inner(model).register_forward_hook(watch)
     try:
         yield
     finally:
@@ -51,9 +53,22 @@ def finite_logits(model: torch.nn.Module) -> Iterator[None]:
         raise NotFiniteError("the logits hold NaN or infinite values")
 
 
+def inner(model: Any) -> torch.nn.Module:
+    """What of a model has the weights: itself, or the denoiser of a diffusion pipeline."""
+    if isinstance(model, torch.nn.Module):
+        return model
+    found: torch.nn.Module = next(m for n in COMPONENTS if (m := getattr(model, n, None)) is not None)
+    return found
+
+
+def _said(output: Any) -> Any:
+    """What a denoiser says."""
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
+
+
 def not_finite_weight(model: torch.nn.Module) -> str | None:
     """Name of the first of a model's parameters that holds NaN or infinite values."""
-    for name, weight in model.named_parameters():
+    for name, weight in inner(model).named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             return name
     return None

@@ -101,7 +101,7 @@ def build(
             # A search goes on without such a candidate; here the one recipe or source that was given cannot be used.
             raise InputError(str(e)) from None
     contents = opened.hashes(planned)
-    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    size = sum(f.stat().st_size for f in out.rglob("*.safetensors"))
     seconds = time.monotonic() - start
     return Built(out, opened.chain, opened.chain.hash(contents), contents, size, seconds)
 

@@ -15,10 +15,10 @@ from evomerge.header import TensorInfo
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.planner import Planner
-from evomerge.merging.small_files import small_files, write_small_files
+from evomerge.merging.small_files import inside, marker_of, names_of, small_files, write_small_files
 from evomerge.merging.unopened import misfits, recipe_problems
 from evomerge.recipe import BASE, UNION, Chain, ModelReference, Step
-from evomerge.sources import SINGLE, Source, fetch, local_folder, open_source, open_sources, with_adapter
+from evomerge.sources import Source, fetch, local_folder, open_source, open_sources, with_adapter
 
 if TYPE_CHECKING:
     from evomerge.merging.engine import Engine
@@ -150,7 +150,8 @@ class OpenChain:
                 planned = self.plan(Path(temporary))
         steps = list(planned)
         check_apart(self.sources.values(), [s for step in steps for s in step.plan.statistics.values()], out)
-        with checked_target(out, overwrite, peak_disk(steps)) as target, ExitStack() as scratch:
+        holds = marker_of(steps[-1].plan)
+        with checked_target(out, overwrite, peak_disk(steps), holds) as target, ExitStack() as scratch:
             fetch(self.sources.values())
             # A chain of one has nothing to put there.
             folder = target.parent
@@ -170,7 +171,7 @@ class OpenChain:
                 make(planner).write(step.recipe, place, **options)
                 made[str(step.name)] = replace(open_source(str(place)), reference=str(step.name))
                 for name in [name for name in made if not _needed(name, steps[number + 1 :])]:
-                    shutil.rmtree(made.pop(name).path)
+                    shutil.rmtree(made.pop(name).root)
 
     def hashes(self, planned: Sequence[PlannedStep]) -> dict[str, str]:
         """Content hash of everything from outside the chain: models, and folders of statistics."""
@@ -227,10 +228,13 @@ def _virtual(plan: Plan, name: str, folder: Path) -> Source:
     """What a step's result will be, told from its plan: a source whose tensors cannot be read yet."""
     folder.mkdir()
     write_small_files(small_files(plan), folder)
-    file = folder / SINGLE
+    folder = folder / inside(plan)
+    file = folder / names_of(plan)[0]
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for t in plan.tensors:
         tensors[t.name] = TensorInfo(t.dtype, t.shape, file, end, end + t.bytes)
         end += t.bytes
-    return Source(name, folder, merged_config(plan), dict(sorted(tensors.items())))
+    donor = plan.sources[plan.donor].diffusion
+    diffusion = None if donor is None else replace(donor, root=folder.parent if donor.component else folder)
+    return Source(name, folder, merged_config(plan), dict(sorted(tensors.items())), diffusion=diffusion)

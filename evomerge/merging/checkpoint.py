@@ -17,9 +17,9 @@ from evomerge.merging.outline import SHARD_BYTES, split
 from evomerge.merging.plan import Plan, TensorPlan
 from evomerge.merging.scratch import open_to_all, scratch_folder
 from evomerge.merging.shard import Shard
-from evomerge.merging.small_files import small_files, write_small_files
+from evomerge.merging.small_files import inside, marker_of, names_of, small_files, write_small_files
 from evomerge.merging.statistics import Statistics
-from evomerge.sources import INDEX, SINGLE, Source
+from evomerge.sources import Source
 
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"
@@ -52,7 +52,8 @@ def write_checkpoint(
         DiskFullError: there is no room for it.
     """
     check_apart(plan.sources.values(), plan.statistics.values(), out)
-    with checked_target(out, overwrite, plan.bytes_written) as target, ExitStack() as files:
+    place = inside(plan)
+    with checked_target(out, overwrite, plan.bytes_written, marker_of(plan)) as target, ExitStack() as files:
         shards: list[Shard] = []
         groups = split(plan.tensors, shard_bytes)
         for group in groups:
@@ -65,14 +66,16 @@ def write_checkpoint(
             shard.sync()
         others: dict[str, Path | str] = {**small_files(plan), **last()}
         with _atomic(target) as folder:
-            _save(folder, groups, shards)
+            (folder / place).mkdir(exist_ok=True)
+            _save(folder / place, groups, shards, *names_of(plan))
             write_small_files(others, folder)
 
 
 def check_apart(sources: Iterable[Source], statistics: Iterable[Statistics], out: Path) -> None:
     """Raise InputError where `out`, which is replaced as a whole, holds what the merge is made from, or lies in it."""
     target = Path(os.path.realpath(out))
-    folders = [("source model", f) for s in sources for f in s.folders] + [("statistics", s.folder) for s in statistics]
+    folders = [("source model", f) for s in sources for f in (*s.folders, s.root)]
+    folders += [("statistics", s.folder) for s in statistics]
     for what, folder in folders:
         place = Path(os.path.realpath(folder))
         if place.is_relative_to(target):
@@ -197,16 +200,18 @@ def _replace(new: Path, out: Path) -> None:
             raise
 
 
-def _save(folder: Path, groups: Sequence[Sequence[TensorPlan]], shards: Sequence[Shard]) -> None:
+def _save(
+    folder: Path, groups: Sequence[Sequence[TensorPlan]], shards: Sequence[Shard], single: str, index_name: str
+) -> None:
     """Name the files, with an index where there are several."""
     if len(shards) == 1:
-        shards[0].save(folder / SINGLE)
+        shards[0].save(folder / single)
         return
     places: dict[str, str] = {}
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True), start=1):
-        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        name = f"{single.removesuffix('.safetensors')}-{i:05d}-of-{len(shards):05d}.safetensors"
         shard.save(folder / name)
         places.update({t.name: name for t in group})
     total = sum(t.bytes for group in groups for t in group)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

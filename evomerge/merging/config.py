@@ -24,6 +24,8 @@ def merged_config(plan: Plan) -> dict[str, Any]:
     """
     donor = plan.sources[plan.donor]
     config: dict[str, Any] = copy.deepcopy(donor.config)
+    if donor.diffusion is not None:  # says nothing of types and of layers of one kind
+        return config
     text = next((v for k, v in config.items() if donor.config[k] is donor.text_config), config)
     if plan.layers != tuple((plan.donor, i) for i in range(donor.num_layers)):
         _set_layers(plan, text)

@@ -100,6 +100,8 @@ def converted_parts(shapes: Mapping[str, Shape], model: PreTrainedModel) -> dict
         RecipeError: transformers converts a tensor in a way that leaves no part of a parameter to write it to.
     """
     live = model.state_dict()
+    if not hasattr(model, "base_model_prefix"):  # diffusers' models have the names of their checkpoints
+        return {name: Part(name) if name in live else None for name in shapes}
     found: dict[str, Part | None] = {}
     fused: dict[str, tuple[WeightConverter, _Collected]] = {}
     for name, place in live_places(shapes, model).items():

@@ -40,7 +40,10 @@ def donor_of(recipe: Recipe, sources: Mapping[str, Source]) -> str:
     """
     listed = [recipe.base_model, *recipe.merged_models()]
     named = [r for r in dict.fromkeys(listed) if r is not None]
-    return next((r for r in named if len(sources[r].layout.stacks) > 1), named[0])
+    composite = (r for r in named if len(sources[r].layout.stacks) > 1)
+    # Of diffusion models one with a pipeline, which gives encoders, scheduler and tokenizer.
+    piped = (r for r in named if (d := sources[r].diffusion) is not None and d.component is not None)
+    return next(composite, next(piped, named[0]))
 
 
 def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
@@ -57,6 +60,9 @@ def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
         if recipe.slices:
             return [Module(TEXT, "", (), tuple(recipe.slices), None)]
         shared = [m for m in layout.stacks if all(m in sources[r].layout.stacks for r in recipe.merged_models())]
+        if not shared:
+            kinds = ", ".join(f'"{r}" is a {sources[r].architecture}' for r in recipe.merged_models())
+            raise RecipeError(f"models: have nothing in common that could be merged: {kinds}")
         return [Module(name, "", tuple(recipe.models or ()), (), None) for name in shared]
     found: dict[str, Module] = {}
     problems: list[str] = []

@@ -12,7 +12,9 @@ from evomerge.errors import SourceError
 from evomerge.merging.config import merged_config
 from evomerge.merging.plan import Plan
 from evomerge.merging.tokens import set_special_ids, tokenizer_files
-from evomerge.sources import read_object, small_file
+from evomerge.sources import INDEX, SINGLE, read_object, small_file
+from evomerge.sources.diffusion import PIPELINE
+from evomerge.sources.files import DENOISER_INDEX, DENOISER_SINGLE
 
 GENERATION = "generation_config.json"
 # How images and sounds become a composite model's input: the business of its encoders, whosever the tokenizer is.
@@ -25,12 +27,29 @@ def small_files(plan: Plan) -> dict[str, Path | str]:
     Raises:
         SourceError: a file of a source that is needed for it cannot be read.
     """
-    return {**copied_files(plan), "config.json": _text(merged_config(plan))}
+    return {**copied_files(plan), f"{inside(plan)}config.json": _text(merged_config(plan))}
+
+
+def inside(plan: Plan) -> str:
+    """What stands before the names of a checkpoint's own files: of a pipeline, the folder of its denoiser."""
+    diffusion = plan.sources[plan.donor].diffusion
+    return f"{diffusion.component}/" if diffusion is not None and diffusion.component is not None else ""
+
+
+def marker_of(plan: Plan) -> str:
+    """The file by which a folder is known to hold a checkpoint of this kind."""
+    return PIPELINE if inside(plan) else "config.json"
+
+
+def names_of(plan: Plan) -> tuple[str, str]:
+    """What the weights file of a checkpoint, and the index of several, are called."""
+    return (SINGLE, INDEX) if plan.sources[plan.donor].diffusion is None else (DENOISER_SINGLE, DENOISER_INDEX)
 
 
 def write_small_files(files: Mapping[str, Path | str], folder: Path) -> None:
     """Copy or write what `small_files` gives."""
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
             shutil.copyfile(content, folder / name)
         else:
@@ -43,6 +62,9 @@ def copied_files(plan: Plan) -> dict[str, Path | str]:
     Raises:
         SourceError: every file of a source that is needed and cannot be read, or is a link out of its model's folder.
     """
+    diffusion = plan.sources[plan.donor].diffusion
+    if diffusion is not None:
+        return dict(diffusion.others())
     found: dict[str, Path | str] = {}
     problems: list[str] = []
     for part in (_generation, _tokenizer, _processors):

@@ -32,7 +32,7 @@ def targets_of(plan: Plan, model: PreTrainedModel) -> list[tuple[TensorPlan, Ten
     live: dict[str, Tensor] = model.state_dict(keep_vars=True)
     parts = _parts(plan, model)
     remedy = _remedy(plan, model)
-    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", ()) or ()]
     found: list[tuple[TensorPlan, Tensor]] = []
     written: dict[int, int] = {}
     claimed: dict[tuple[str, tuple[object, ...]], str] = {}
@@ -86,6 +86,8 @@ def _parts(plan: Plan, model: PreTrainedModel) -> Parts:
 
 def _remedy(plan: Plan, model: PreTrainedModel) -> tuple[str, str]:
     """How messages begin and end."""
+    if not hasattr(model, "base_model_prefix"):
+        return "the recipe does not fit the live model", "live models are of the base's architecture"
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     counts = f"the recipe has {len(plan.layers)} layers and the live model {layers}"
     if layers == len(plan.layers):

@@ -13,6 +13,7 @@ from evomerge.pipeline.plan import SPACE_NOTE, STEPS_NOTE, chained
 from evomerge.recipe import Chain, Recipe, load_chain
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import Source
+from evomerge.sources.diffusion import holds_model
 from evomerge.space import DataflowConfig, HybridConfig, SpaceConfig, stored_space
 from evomerge.study.finding import no_candidate
 from evomerge.study.store import Study
@@ -65,7 +66,7 @@ class Rebuilt:
             return False
         signed = self.signed if isinstance(self.signed, Recipe) else self.signed.final
         same = chain.hash() == self.signed.hash() and chain.final.evomerge.provenance == signed.evomerge.provenance
-        return same and (out / "config.json").is_file() and any(out.glob("*.safetensors"))
+        return same and holds_model(out)
 
 
 def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import SourceError, SpaceError
+from evomerge.errors import EvaluatorError, InputError, SourceError, SpaceError
+from evomerge.evaluation import EvaluatorFile
+from evomerge.images.extra import check_diffusers
 from evomerge.skills.opened import check_base, check_skills
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
@@ -102,6 +104,28 @@ def second_space(config: HybridConfig, merge: Source, root: Path | None) -> Sear
     found = open_sources([r for r in later.references() if r != MERGED], root=root, weights=False) | {MERGED: merge}
     check_path_models(later, found)
     return later.bind_models({r: shape_of(s) for r, s in found.items()})
+
+
+def check_images(model: Source, evaluator: EvaluatorFile, address: str | None = None) -> None:
+    """Check that diffusion models can be scored as they are to be.
+
+    Args:
+        model: One of those that are.
+        address: A cluster's.
+
+    Raises:
+        InputError: diffusers is missing, the evaluator asks language models, or the work would be sent elsewhere.
+    """
+    if model.diffusion is None:
+        return
+    check_diffusers(f'model "{model.reference}"')
+    if evaluator.config.kind == "lm_eval":
+        raise EvaluatorError(
+            f'{evaluator.file}: kind = "lm_eval": asks language models, and "{model.reference}" is a '
+            f"{model.architecture}; expected kind: python, whose function is given the pipeline"
+        )
+    if address is not None:
+        raise InputError(f"--address {address}: searches over diffusion models run on this machine alone; leave it out")
 
 
 def live_of(config: SpaceConfig | DataflowConfig) -> str:

@@ -9,6 +9,7 @@ from evomerge.errors import CandidateError, InputError
 from evomerge.evaluation import EvaluatorFile, open_evaluator, saves_models
 from evomerge.evaluation.config import Split
 from evomerge.merging.device import check_device
+from evomerge.pipeline.models import check_images
 from evomerge.skills.folder import is_gated
 from evomerge.sources import open_source
 from evomerge.study.job import Answer, Job
@@ -37,6 +38,7 @@ def score_model(
     if base is not None:
         raise InputError(f"--base {base}: says where a gated model's base lies, and {model} is none; leave it out")
     source = open_source(model)
+    check_images(source, evaluator)
 
     from evomerge.study.builder import Builder
 

@@ -19,7 +19,16 @@ from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
 from evomerge.pipeline.goals import check_goals, no_race, objectives_of
-from evomerge.pipeline.models import check_library_base, fingerprint_of, fits, live_of, opened, shapes, told_of
+from evomerge.pipeline.models import (
+    check_images,
+    check_library_base,
+    fingerprint_of,
+    fits,
+    live_of,
+    opened,
+    shapes,
+    told_of,
+)
 from evomerge.pipeline.options import Asked, Options
 from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
@@ -103,6 +112,7 @@ class Plan:
         self.config = asked.config.placed(places)
         with told_of(options.file):
             self.space = self.bind(self.config)
+        check_images(self.sources[self.live], self.evaluator, options.cluster.address)
         self.enqueued = [self._encoded(path) for path in options.enqueue]
         self.objectives = objectives_of(self.evaluator.config, self.config)
         self.sampler = options.sampler_for(self.space, len(self.objectives), self.evaluator.config.constraints)

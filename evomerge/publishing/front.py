@@ -10,7 +10,7 @@ from evomerge.publishing.lineage import Lineage
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TASK = "text-generation"
+TASKS = {"transformers": "text-generation", "diffusers": "text-to-image"}
 TAGS = ("merge", "evomerge")
 
 
@@ -22,6 +22,8 @@ def front_matter(
     tags: Sequence[str] = TAGS,
     relation: str = "merge",
     base_model: Sequence[str] | None = None,
+    library: str = "transformers",
+    task: str | None = None,
 ) -> str:
     """The front matter with its `---` lines.
 
@@ -33,6 +35,7 @@ def front_matter(
         results: Evaluation results; none: no `model-index`.
         relation: What became of the base models: "merge" or "finetune".
         base_model: Default: the Hub's models of the lineage.
+        library, task: What loads it, and what for, by the Hub's names; default: what models of the library mostly do.
     """
     from huggingface_hub import ModelCardData
 
@@ -42,8 +45,8 @@ def front_matter(
     more: dict[str, Any] = {"base_model_relation": relation}
     data = ModelCardData(
         base_model=ids or None,
-        library_name="transformers",
-        pipeline_tag=TASK,
+        library_name=library,
+        pipeline_tag=task or TASKS[library],
         tags=list(tags),
         license=None if licence is None else licence.id,
         license_name=None if licence is None else licence.name,
@@ -67,7 +70,7 @@ def result(task: str, metric: str, value: float, dataset: str, split: str | None
     from huggingface_hub import EvalResult
 
     return EvalResult(
-        task_type=TASK,
+        task_type=TASKS["transformers"],
         dataset_type=task,
         dataset_name=dataset,
         dataset_split=split,

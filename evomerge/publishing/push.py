@@ -23,6 +23,7 @@ from evomerge.publishing.repository import KEPT, OWN, RECIPE, made_by_evomerge, 
 from evomerge.publishing.sections import public
 from evomerge.recipe import load_chain
 from evomerge.sources import INDEX, SINGLE, read_object
+from evomerge.sources.diffusion import is_diffusion
 from evomerge.sources.folder import HUB_ID, REVISION
 
 if TYPE_CHECKING:
@@ -256,6 +257,11 @@ def files_of(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: it holds no weights, or lacks some that its index names.
     """
+    if is_diffusion(folder):
+        raise InputError(
+            f"{folder}: holds diffusion models, which are not pushed here; push the folder with huggingface_hub's own "
+            "command"
+        )
     weights: Sequence[str] = [SINGLE]
     if (folder / INDEX).is_file():
         try:

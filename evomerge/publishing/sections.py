@@ -9,6 +9,8 @@ from pathlib import Path
 from evomerge.publishing.lineage import published_reference
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
+from evomerge.sources import local_folder
+from evomerge.sources.diffusion import is_diffusion
 
 
 def made(recipe: Recipe | Chain) -> str:
@@ -34,10 +36,11 @@ def rebuild_section(recipe: Recipe | Chain, recipe_hash: str) -> str:
     Args:
         recipe_hash: Over the contents of its models.
     """
+    loader = library_of(recipe)
     yaml_of = "mergekit's" if isinstance(recipe, Recipe) else "mergekit-multi's"
     return f"""## Rebuild it
 
-The checkpoint is a plain one: `transformers` loads it, evomerge is not needed. `recipe.yaml`, beside this file,
+The checkpoint is a plain one: `{loader}` loads it, evomerge is not needed. `recipe.yaml`, beside this file,
 rebuilds the weights bit for bit from the same sources (recipe hash `{recipe_hash}`), where evomerge is installed:
 
 ```
@@ -49,6 +52,15 @@ It is {yaml_of} YAML:
 ```yaml
 {public(recipe).to_yaml().rstrip()}
 ```"""
+
+
+def library_of(recipe: Recipe | Chain) -> str:
+    """What loads a merge, by the Hub's name: "diffusers" where a model of it lies here as one of diffusers'."""
+    for reference in recipe.references():
+        folder = local_folder(reference, None)
+        if folder is not None and is_diffusion(folder):
+            return "diffusers"
+    return "transformers"
 
 
 def public(recipe: Recipe | Chain) -> Recipe | Chain:

@@ -8,7 +8,7 @@ from evomerge import __version__
 from evomerge.comparison import BOOTSTRAP, MCNEMAR
 from evomerge.publishing.front import front_matter, result
 from evomerge.publishing.lineage import Lineage, lineage
-from evomerge.publishing.sections import made, rebuild_section, table_line
+from evomerge.publishing.sections import library_of, made, rebuild_section, table_line
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
@@ -37,7 +37,8 @@ def model_card(outcome: Outcome, of: Lineage | None = None) -> str:
     """
     of = of or lineage(outcome.recipe)
     name = outcome.study
-    front = front_matter(of, name=name, results=held_out_results(outcome.winner.test))
+    results = held_out_results(outcome.winner.test)
+    front = front_matter(of, name=name, results=results, library=library_of(outcome.recipe))
     counts = [t.state for t in outcome.trials]
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
     also = ", ".join(f"{n} of them {what}" for n, what in ended if n)

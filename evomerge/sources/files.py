@@ -17,6 +17,9 @@ from evomerge.header import TensorInfo
 from evomerge.library import GATE_CONFIG
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# As diffusers has it.
+DENOISER_SINGLE = "diffusion_pytorch_model.safetensors"
+DENOISER_INDEX = f"{DENOISER_SINGLE}.index.json"
 _PART = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 # No file system here has longer names, and asking for one is an error of its own.
 _NAME_BYTES = 255
@@ -29,21 +32,22 @@ _NOT_PARTS = ("consolidated", "adapter_model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def weight_files(path: Path, names: Collection[str]) -> list[Path]:
+def weight_files(path: Path, names: Collection[str], single: str = SINGLE, index: str = INDEX) -> list[Path]:
     """The safetensors files of a checkpoint, or why there are none.
 
     Args:
         names: Of the files that it has; only the index must lie in its folder.
+        single, index: What the weights in one file, and the index of several, are called.
     """
-    if SINGLE in names:
-        return [path / SINGLE]
+    if single in names:
+        return [path / single]
     left = sorted(path.glob("*.incomplete"))
-    if INDEX in names:
-        shards = _shards(path / INDEX)
+    if index in names:
+        shards = _shards(path / index)
         missing = [s for s in shards if s not in names]
         if missing:
             more = f"; interrupted download: {left[0].name} is left over" if left else "; download it again"
-            raise SourceError(f"{path / INDEX}: names {missing[0]}, which is not there ({len(missing)} missing){more}")
+            raise SourceError(f"{path / index}: names {missing[0]}, which is not there ({len(missing)} missing){more}")
         return [path / s for s in shards]
     if left:
         size = left[0].stat().st_size
@@ -54,7 +58,7 @@ def weight_files(path: Path, names: Collection[str]) -> list[Path]:
             f"{path}: has only {pickles[0]}, a pickle checkpoint, which can run code when it is read: refused; convert "
             "it to safetensors (AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), where you trust it)"
         )
-    raise SourceError(f"{path}: has no {SINGLE} and no {INDEX}")
+    raise SourceError(f"{path}: has no {single} and no {index}")
 
 
 def has_weights(path: Path, names: Collection[str]) -> bool:
@@ -80,14 +84,17 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def check_index(path: Path, tensors: Mapping[str, TensorInfo], single: str = SINGLE, name: str = INDEX) -> None:
     """Check that an index and its shards agree: every part is named, and holds what it is said to hold.
+
+    Args:
+        single, name: See `weight_files`.
 
     Raises:
         SourceError: every disagreement, one line each.
     """
-    index = path / INDEX
-    if all(info.file.name == SINGLE for info in tensors.values()) or not index.is_file():
+    index = path / name
+    if all(info.file.name == single for info in tensors.values()) or not index.is_file():
         return
     places: dict[str, str] = read_json(index)["weight_map"]
     problems = [f"{index}: does not name {shard}, one of its own parts" for shard in _unnamed(places.values())]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import SourceError
+from evomerge.sources.diffusion import differing_noise
 from evomerge.sources.layout import TEXT, Place
 from evomerge.sources.settings import differing_settings
 from evomerge.sources.source import HEADS, Source
@@ -27,6 +28,7 @@ _VOCABULARY = "a tokenizer in the recipe reconciles vocabularies: tokenizer_sour
 _LAYERS = "use `slices:` with layer_range to choose which layers are paired"
 _HEAD = "save it with one: tie_word_embeddings: false and a copy of the embedding as lm_head.weight"
 _ALIKE = "use models saved alike"
+_NOISE = "models that were taught another noise say another thing, and no average of them says either"
 _ONE_CONFIG = "a path has one config.json for all of its layers"
 # More than that about one source says nothing new.
 _SHOWN = 12
@@ -150,6 +152,9 @@ def _mismatches(pair: _Pair) -> list[Mismatch]:
 
 def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
     """How the architectures of what is merged differ, told by the first key that both have and that differs."""
+    if first.diffusion is not None or other.diffusion is not None:
+        same = first.architecture == other.architecture
+        return None if same else f"architecture {other.architecture} against {first.architecture}"
     if not (first.composite or other.composite) or any(m != TEXT for m in modules):
         named = [next(iter(s.config.get("architectures") or ()), None) for s in (first, other)]
         types = [s.config.get("model_type") for s in (first, other)]
@@ -167,6 +172,8 @@ def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
 def _configured(pair: _Pair) -> Iterator[Mismatch]:
     """Mismatches of the configurations."""
     first, other = pair.first, pair.other
+    if first.diffusion is not None and other.diffusion is not None:
+        yield from ((what, _NOISE) for what in differing_noise(first.diffusion.noise, other.diffusion.noise))
     for keys in _GEOMETRY:
         named = ([(k, s.text_config[k]) for k in keys if s.text_config.get(k) is not None] for s in (first, other))
         a, b = (found[0] if found else None for found in named)

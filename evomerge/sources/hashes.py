@@ -34,7 +34,7 @@ PIECE = 8 << 20
 # A file younger than this when its hash is kept may change again without a new time on it (git calls that "racy").
 SETTLED_NS = 2_000_000_000
 # Keys of config.json that say where it came from, not what the model is.
-_VOLATILE = ("transformers_version", "_name_or_path")
+_VOLATILE = ("transformers_version", "_name_or_path", "_diffusers_version")
 _VERSION = 1
 
 # One thread at a time computes a folder's hash, and a source's: others that want it wait for that.
@@ -67,6 +67,8 @@ def content_hash(source: Source, progress: Progress | None = None, stop: threadi
     if adapter is None:
         config = {k: v for k, v in source.config.items() if k not in _VOLATILE}
         text = json.dumps(config, sort_keys=True)
+        if source.diffusion is not None:  # what a merge copies beside the denoiser decides what it makes
+            text += json.dumps({n: file_hash(f) for n, f in source.diffusion.others() if "/" in n}, sort_keys=True)
         labels = [(f"{name} {info.dtype} {info.shape}", info) for name, info in source.tensors.items()]
         return remembered(source.path, text, labels, progress, stop)
     model = adapter.model.content_hash(progress, stop)

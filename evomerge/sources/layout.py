@@ -17,6 +17,8 @@ from evomerge.errors import SourceError
 
 # The module that holds the language model; a text model has no other. mergekit's name for it.
 TEXT = "text_decoder"
+# The only module of a diffusion model, which has no numbered layers of one kind.
+DENOISER = "denoiser"
 # mergekit's names of the other modules of a composite model, by what stands in the tensors' names. The first that is
 # found applies: a merger inside the vision tower is a projector.
 _MODULES = (
@@ -118,6 +120,11 @@ class Layout:
             # A name with and without the model's prefix, side by side: then names are what they are.
             places = {n: p if p.layer is not None else Place(p.module, None, n) for n, p in places.items()}
         return cls(stacks, places)
+
+    @classmethod
+    def flat(cls, names: Iterable[str]) -> Layout:
+        """That of a model without layers of one kind (a UNet): every tensor goes by its own name."""
+        return cls({DENOISER: None}, {name: Place(DENOISER, None, name) for name in names})
 
     @cached_property
     def names(self) -> Mapping[Place, str]:

@@ -8,7 +8,16 @@ from pathlib import Path
 from evomerge.errors import SourceError
 from evomerge.header import FLOATS, TensorInfo
 from evomerge.recipe import ModelReference
-from evomerge.sources.files import INDEX, beside, check_index, read_config, weight_files
+from evomerge.sources.diffusion import DENOISERS, DiffusionFolder
+from evomerge.sources.files import (
+    DENOISER_INDEX,
+    DENOISER_SINGLE,
+    INDEX,
+    beside,
+    check_index,
+    read_config,
+    weight_files,
+)
 from evomerge.sources.folder import Folder, find_folder, local_folder
 from evomerge.sources.hub import fetch
 from evomerge.sources.peft import open_adapter
@@ -101,6 +110,9 @@ def adapter_folder(lora: ModelReference, reference: str, root: Path | None = Non
 
 def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
     folder = find_folder(parsed, reference, root)
+    diffusion = DiffusionFolder.at(folder.path)
+    if diffusion is not None:
+        return _denoiser(diffusion, folder, reference)
     path = folder.path
     config = read_config(path)
     if "quantization_config" in config:
@@ -118,6 +130,28 @@ def _model(parsed: ModelReference, reference: str, root: Path | None) -> Source:
     _check_whole(folder, tensors, beside(path, folder.names, files))
     _check_types(tensors)
     return Source(reference, path, config, dict(sorted(tensors.items())), folder.local)
+
+
+def _denoiser(diffusion: DiffusionFolder, folder: Folder, reference: str) -> Source:
+    """A diffusion model: of its pipeline the denoiser is merged, everything else is kept."""
+    path = diffusion.denoiser
+    if not path.is_dir():
+        raise SourceError(f"{diffusion.root}: its pipeline names {diffusion.component}, which is not there")
+    config = read_config(path)
+    if config.get("_class_name") not in DENOISERS:
+        raise SourceError(f"{path}: a {config.get('_class_name')}; expected one of {', '.join(DENOISERS)}")
+    for _ in diffusion.others():  # what a merge copies
+        pass
+    here = Folder(path, folder.local)
+    tensors: dict[str, TensorInfo] = {}
+    files = weight_files(path, here.names, DENOISER_SINGLE, DENOISER_INDEX)
+    for found in here.headers(files):
+        tensors.update(found)
+    if not tensors:
+        raise SourceError(f"{path}: its safetensors files hold no tensor")
+    check_index(path, tensors, DENOISER_SINGLE, DENOISER_INDEX)
+    _check_types(tensors)
+    return Source(reference, path, config, dict(sorted(tensors.items())), folder.local, diffusion=diffusion)
 
 
 def _check_whole(folder: Folder, tensors: Mapping[str, TensorInfo], others: Iterable[Path]) -> None:

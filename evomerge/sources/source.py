@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.errors import SourceError
 from evomerge.header import TensorInfo
 from evomerge.sources.adapter import Adapter
+from evomerge.sources.diffusion import DiffusionFolder
 from evomerge.sources.files import has_same_bytes
 from evomerge.sources.hashes import content_hash, lock_of
 from evomerge.sources.hub import fetch
@@ -43,6 +44,7 @@ class Source:
         local: Whether the reference is a folder of the user's (neither the zoo's nor the hub's).
         adapter: A LoRA adapter on the model (`path+lora`); `tensors` then has what it replaces, and the model's own
             tensors where it adds to them.
+        diffusion: Of a diffusion model, whose `path` is its denoiser's folder: the pipeline around it.
     """
 
     reference: str
@@ -51,13 +53,19 @@ class Source:
     tensors: Mapping[str, TensorInfo]
     local: bool = False
     adapter: Adapter | None = None
+    diffusion: DiffusionFolder | None = None
 
     @property
     def full_reference(self) -> str:
         """A reference that names this model from any folder: a local one by its full path."""
         if self.adapter is not None:
             return f"{self.adapter.model.full_reference}+{self.adapter.full_reference}"
-        return str(self.path.resolve()) if self.local else self.reference
+        return str(self.root.resolve()) if self.local else self.reference
+
+    @property
+    def root(self) -> Path:
+        """The folder that the reference names: a diffusion model's pipeline, else `path`."""
+        return self.diffusion.root if self.diffusion is not None else self.path
 
     @property
     def name(self) -> str:
@@ -85,6 +93,8 @@ class Source:
         Raises:
             SourceError: it has none, or something else in its place.
         """
+        if self.diffusion is not None:
+            return 0
         said = {key: self.text_config[key] for key in LAYER_KEYS if self.text_config.get(key) is not None}
         for key, value in said.items():
             if type(value) is not int:
@@ -104,11 +114,15 @@ class Source:
         Raises:
             SourceError: the configuration and the tensors disagree on the number of layers.
         """
+        if self.diffusion is not None:
+            return Layout.flat(self.tensors)
         return Layout.of(self.tensors, self.num_layers, self.reference, composite=self.composite)
 
     @property
     def architecture(self) -> str:
         """Class name of the model ("LlamaForCausalLM"), else its model_type."""
+        if self.diffusion is not None:
+            return str(self.config.get("_class_name"))
         names = self.config.get("architectures") or [self.config.get("model_type", "unknown")]
         return str(names[0])
 
@@ -172,7 +186,7 @@ class Source:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders that it lies in: the model's, and its adapter's."""
+        """The folders that it lies in: the model's (of a diffusion model the denoiser's), and its adapter's."""
         return [self.path, *([self.adapter.path] if self.adapter is not None else [])]
 
     @property

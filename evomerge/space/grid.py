@@ -45,6 +45,8 @@ class Entry(NamedTuple):
 
 def layer_groups(num_layers: int, count: int | None, size: int | None) -> tuple[LayerGroup, ...]:
     """Cut the layers into `count` groups as even as possible, or into groups of `size` (the last may be smaller)."""
+    if not num_layers and count in (None, 1) and size is None:
+        return (LayerGroup(0, 0),)  # a model without layers of one kind (a UNet): cut by modules alone
     if size is not None:
         cuts = [*range(0, num_layers, size), num_layers]
     else:

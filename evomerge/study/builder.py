@@ -31,6 +31,7 @@ from evomerge.study.job import Answer, Job
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from evomerge.images.live import LivePipelines
     from evomerge.routing import Router
 
 
@@ -72,6 +73,7 @@ class Builder:
         from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
+        self._images: LivePipelines | None = None
         self._notes: list[str] = []
         self._evaluator, self._file = open_evaluator(evaluator, self._notes.append), evaluator.file
         saves = isinstance(self._evaluator, SavedEvaluator)
@@ -107,7 +109,12 @@ class Builder:
         self._merges = LiveMerges(self._merge_target, self._build_into, self._building, self._room_for_two, kept)
         self._saves = SavedMerges(self._written, self._building) if saves else None
         self._router: Router | None = None
-        self._tokenizer = load_tokenizer(self._base, trust_remote_code=self._trust)
+        if self._base.diffusion is not None and not saves:
+            from evomerge.images.live import LivePipelines
+
+            self._images = LivePipelines(self._base, self.device)
+        diffusion = self._base.diffusion is not None
+        self._tokenizer = None if diffusion else load_tokenizer(self._base, trust_remote_code=self._trust)
 
     def run(self, job: Job) -> Answer:
         """Build and score. What the candidate did wrong comes back as a reason.
@@ -241,6 +248,9 @@ class Builder:
     def _merge_target(self) -> PreTrainedModel:
         from evomerge.merging.live import live_model
 
+        if self._images is not None:
+            made: PreTrainedModel = self._images.denoiser(dtype=self._dtype)
+            return made
         return live_model(self._base, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
 
     def _room_for_two(self) -> bool:
@@ -322,6 +332,8 @@ class Builder:
     def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
         from evomerge.merging.live import live_model, load_tokenizer
 
+        if self._images is not None:
+            return self._score(self._images.denoiser(checkpoint, self._dtype), None, job, seconds, started)
         model = live_model(checkpoint, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=self._trust)
         return self._score(model, tokenizer, job, seconds, started)
@@ -329,6 +341,8 @@ class Builder:
     def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
         """Evaluate a model that is built, keeping the time of both steps."""
         evaluate = self._evaluator.evaluate
+        if self._images is not None:
+            model = self._images.around(model)
         return self._timed(lambda: evaluate(model, tokenizer, job.split, job.only), job, seconds, started)
 
     def _timed(

@@ -56,6 +56,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Photo:
+    """A PNG inside the page, whose policy then allows pictures that stand in it, and no others.
+
+    Attributes:
+        description: What it shows, for those who do not see it.
+        png: Its bytes in base64.
+    """
+
+    id: str
+    title: str
+    description: str
+    png: str
+    kind: Literal["photo"] = "photo"
+
+
+@dataclass(frozen=True)
 class Code:
     """Text to be copied: commands, a recipe.
 
@@ -91,7 +107,7 @@ class Examples:
     kind: Literal["examples"] = "examples"
 
 
-Block = Text | Table | Picture | Code | Examples
+Block = Text | Table | Picture | Photo | Code | Examples
 
 
 @dataclass(frozen=True)

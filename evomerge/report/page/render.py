@@ -21,7 +21,10 @@ def render(title: str, about: str, sections: Sequence[Section], footer: str) -> 
     environment = Environment(loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(_file("page.html.j2"))
     style = Markup(_file("page.css").strip())  # a file of the package
-    return template.render(title=title, about=about, sections=sections, footer=footer, style=style, generator=GENERATOR)
+    photos = any(b.kind == "photo" for s in sections for b in s.blocks)
+    return template.render(
+        title=title, about=about, sections=sections, footer=footer, style=style, generator=GENERATOR, photos=photos
+    )
 
 
 def is_report(beginning: str) -> bool:

@@ -1,0 +1,48 @@
+"""What a fusion of image models comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.images.config import ImageFusionConfig
+
+if TYPE_CHECKING:
+    from evomerge.images.measure import Distances
+
+
+@dataclass(frozen=True)
+class FusedImages:
+    """A finished fusion of image models.
+
+    Attributes:
+        out: Everything that it made.
+        model: The student: a pipeline of diffusers' with `styles` beside it; see `images.student.StyledPipeline`.
+        architecture: Class of its denoiser.
+        told: What it is told of a picture: "class", "text" or "none".
+        distances: Of each style to each teacher.
+        prompts: What was asked for to measure them.
+        learned: Mean losses in the course of the training.
+        contents, places: Hash and folder of what it began as ("begins") and of each teacher, by style.
+        old: Styles that it had before.
+        pictures: How many it was shown.
+        training_seconds: In all runs together.
+        seconds: Of this run.
+    """
+
+    config: ImageFusionConfig
+    out: Path
+    model: Path
+    architecture: str
+    told: str
+    distances: Distances
+    prompts: tuple[str | int, ...]
+    learned: tuple[Mapping[str, float], ...]
+    contents: Mapping[str, str]
+    places: Mapping[str, str]
+    old: tuple[str, ...]
+    pictures: int
+    training_seconds: float
+    seconds: float
