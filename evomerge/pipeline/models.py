@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import SourceError, SpaceError
+from evomerge.merging.modules import is_composite
+from evomerge.pipeline.seeing import seeing
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
 
@@ -19,6 +21,7 @@ def opened(config: SpaceConfig | DataflowConfig, root: Path | None) -> dict[str,
         SourceError: a model cannot be opened, or they do not fit each other.
     """
     found = open_sources(config.references(), root=root, weights=False)
+    config = seeing(config, found)
     if isinstance(config, DataflowConfig):
         check_path_models(config, found)
     else:
@@ -62,6 +65,7 @@ def fingerprint_of(space: SearchSpace) -> dict[str, Any]:
     """What makes a space this one: models count by their short name, not by where they lie."""
     named = space.fingerprint() | {"sources": list(space.names)}
     named.pop("base_model", None)
+    named.pop("into", None)
     return named
 
 
@@ -77,6 +81,7 @@ def told_of(what: str | Path | None) -> Iterator[None]:
 def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple[dict[str, Source], SearchSpace]:
     """A space's models, and the space over them."""
     found = opened(config, root)
+    config = seeing(config, found)
     return found, config.bind_models(shapes(found, config))
 
 
@@ -88,11 +93,18 @@ def second_space(config: HybridConfig, merge: Source, root: Path | None) -> Sear
     """
     later = config.dataflow(MERGED)
     found = open_sources([r for r in later.references() if r != MERGED], root=root, weights=False) | {MERGED: merge}
+    later = seeing(later, found)
     check_path_models(later, found)
     return later.bind_models({r: shape_of(s) for r, s in found.items()})
 
 
-def live_of(config: SpaceConfig | DataflowConfig) -> str:
-    """The model whose architecture, tokenizer and configuration merges have; of paths, the first source."""
-    base = None if isinstance(config, DataflowConfig) else config.base_model
-    return base or config.sources[0].model
+def live_of(config: SpaceConfig | DataflowConfig, sources: Mapping[str, Source]) -> str:
+    """The model whose architecture, tokenizer and configuration merges have; of paths, the first source.
+
+    Where text models meet vision-language models it is one of these.
+    """
+    config = seeing(config, sources)
+    if isinstance(config, DataflowConfig):
+        listed = [s.model for s in config.sources]
+        return next((r for r in listed if r in sources and is_composite(sources[r])), listed[0])
+    return config.into or config.base_model or config.sources[0].model

@@ -45,6 +45,8 @@ class SpaceConfig(Frozen):
         out_dtype: Type that a checkpoint is saved in; default: dtype, else the sources' own.
         tokenizer_source: Whose vocabulary a merge has: `union`, `base` or a model; default: the base's (or first
             source's).
+        into: The vision-language model whose language model is replaced by merges; its image encoder, projector and
+            processor stay. Default, where some of the models are text models: the first that is none.
     """
 
     name: str = ""
@@ -57,6 +59,7 @@ class SpaceConfig(Frozen):
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None
+    into: Model | None = None
     _migrated: Migrated | None = PrivateAttr(default=None)
 
     @field_validator("kind")
@@ -150,7 +153,8 @@ class SpaceConfig(Frozen):
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""
-        return named_models(self.base_model, self.sources)
+        named = named_models(self.base_model, self.sources)
+        return named if self.into is None or self.into in named else [*named, self.into]
 
     def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
         """The same space over other models (`--models A B --base C`)."""
@@ -192,6 +196,7 @@ class SpaceConfig(Frozen):
                 "sources": tuple(s.at(places) for s in self.sources),
                 "base_model": places.get(self.base_model or "", self.base_model),
                 "tokenizer_source": places.get(self.tokenizer_source or "", self.tokenizer_source),
+                "into": places.get(self.into or "", self.into),
             }
         )
         config._migrated = self._migrated

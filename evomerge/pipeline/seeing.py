@@ -1,0 +1,71 @@
+"""Text models among vision-language models: which of these candidates are, and how the text models are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from evomerge.errors import SpaceError
+from evomerge.merging.modules import is_composite
+from evomerge.recipe import Extras, InputModel, Recipe
+from evomerge.sources import Source
+from evomerge.space import DataflowConfig, SpaceConfig
+
+C = TypeVar("C", bound=SpaceConfig | DataflowConfig)
+
+
+def seeing(config: C, sources: Mapping[str, Source]) -> C:
+    """The space with the vision-language model named that candidates are, where some of its models are text models.
+
+    Of merges it is the one that they are put into (`into`), of paths the one that gives the embeddings, and with them
+    image encoder and projector. Where all of the models are of one kind nothing changes.
+
+    Raises:
+        SpaceError: a text model is named in its place.
+    """
+    named = [r for r in config.references() if r in sources]
+    sighted = [r for r in named if is_composite(sources[r])]
+    if isinstance(config, SpaceConfig):
+        if config.into is not None and config.into not in sighted:
+            raise SpaceError(f'into: "{config.into}" is a text model; {_expected(sighted)}')
+        if config.into is not None or not sighted or len(sighted) == len(named):
+            return config
+        return config.model_copy(update={"into": sighted[0]})
+    names = [s.name for s in config.sources if s.model in sighted]
+    if not names or len(names) == len(config.sources):
+        return config
+    wrong = [name for name in config.embeddings or () if name not in names]
+    if wrong:
+        raise SpaceError(f'embeddings: "{wrong[0]}" is a text model; {_expected(names)}')
+    return config if config.embeddings else config.model_copy(update={"embeddings": (names[0],)})
+
+
+def inside(text: str, into: str, config: SpaceConfig | DataflowConfig) -> Recipe:
+    """A text model as the language model of a vision-language model: what of it can be asked about pictures."""
+    return Recipe(
+        merge_method="passthrough", models=[InputModel(model=text)], dtype=config.dtype, out_dtype=config.out_dtype,
+        tokenizer_source=config.tokenizer_source, evomerge=Extras(into=into),
+    )  # fmt: skip
+
+
+def words(models: Sequence[str], live: str, sources: Mapping[str, Source]) -> list[str]:
+    """What the user should know of text models among vision-language models, a line or none.
+
+    Args:
+        models: The base and the sources.
+        live: The model that candidates are.
+    """
+    if not is_composite(sources[live]):
+        return []
+    text = [sources[r].name for r in dict.fromkeys(models) if not is_composite(sources[r])]
+    if not text:
+        return []
+    return [
+        f"the language model of {sources[live].name} is merged with {' and '.join(text)}; its image encoder and "
+        "projector stay as they are, and text models are measured as its language model"
+    ]
+
+
+def _expected(sighted: Sequence[str]) -> str:
+    found = " or ".join(f'"{name}"' for name in sighted)
+    return f"expected a vision-language model, as {found} is" if found else "expected a vision-language model"
