@@ -22,7 +22,7 @@ from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
 from evomerge.pipeline.goals import check_goals, no_race, objectives_of
 from evomerge.pipeline.models import fingerprint_of, fits, live_of, opened, shapes, told_of
 from evomerge.pipeline.options import Asked, Options
-from evomerge.pipeline.seeing import inside, seeing, words
+from evomerge.pipeline.seeing import check_sees, inside, seeing, words
 from evomerge.pipeline.trained_on import shared
 from evomerge.recipe import Chain, Extras, InputModel, Recipe, Step, load_recipe
 from evomerge.recipe import Path as RecipePath
@@ -115,6 +115,7 @@ class Plan:
             self.optimizer(self.space)
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
+        check_sees(evaluator, self.evaluator.file, self.sources[self.live])
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
         check_goals(evaluator, self.evaluator, isinstance(self.config, DataflowConfig), self.objectives)
         self.items = _items(evaluator)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from evomerge.errors import SpaceError
+from evomerge.errors import EvaluatorError, SpaceError
+from evomerge.evaluation import Evaluator
 from evomerge.merging.modules import is_composite
+from evomerge.merging.small_files import PROCESSORS
 from evomerge.recipe import Extras, InputModel, Recipe
 from evomerge.sources import Source
 from evomerge.space import DataflowConfig, SpaceConfig
@@ -61,9 +63,27 @@ def words(models: Sequence[str], live: str, sources: Mapping[str, Source]) -> li
     if not text:
         return []
     return [
-        f"the language model of {sources[live].name} is merged with {' and '.join(text)}; its image encoder and "
-        "projector stay as they are, and text models are measured as its language model"
+        f"{sources[live].name} sees: a language model for it is searched for, made of its own and of text models "
+        f"({', '.join(text)}); its image encoder and projector stay, and text models are measured as its language model"
     ]
+
+
+def check_sees(evaluator: Evaluator, file: str, model: Source) -> None:
+    """Refuse an evaluator that shows pictures to a model that cannot be shown any.
+
+    Args:
+        file: The evaluator's, for messages.
+        model: What candidates are.
+
+    Raises:
+        EvaluatorError: it has no processor.
+    """
+    if evaluator.sees and not any((model.path / name).is_file() for name in PROCESSORS):
+        what = "has no processor" if is_composite(model) else "is a text model"
+        raise EvaluatorError(
+            f'{file}: shows pictures, and "{model.reference}" {what}; expected a vision-language model with the files of '
+            f"its processor ({' or '.join(PROCESSORS[:2])})"
+        )
 
 
 def _expected(sighted: Sequence[str]) -> str:
