@@ -20,18 +20,18 @@ def load(language: str, count: int, **_: object) -> dict[str, datasets.Dataset]:
     rng = np.random.default_rng(SEED)
     found: dict[tuple[object, ...], dict[str, Any]] = {}
     while len(found) < count:
-        item = draw_about_picture(rng, language, held_out=True)
+        item = draw_about_picture(rng, "sum", language, held_out=True)
         assert item.scene is not None
-        colour, shape, ink, digit = item.scene.words
-        row = {"question": item.prompt, "answer": item.answer, "colour": colour, "shape": shape, "ink": ink,
-               "digit": digit, "place": len(found)}  # fmt: skip
+        colour, shape, first, second = item.scene.words
+        row = {"question": item.prompt, "answer": item.answer, "colour": colour, "shape": shape, "first": first,
+               "second": second, "place": len(found)}  # fmt: skip
         found.setdefault((item.prompt, item.scene), row)
     return {"test": datasets.Dataset.from_list(list(found.values()))}
 
 
 def shown(doc: Mapping[str, Any]) -> list[Any]:
     """The picture of an item: the same whenever it is asked for."""
-    scene = Scene(doc["colour"], doc["shape"], doc["ink"], doc["digit"])
+    scene = Scene(doc["colour"], doc["shape"], doc["first"], doc["second"])
     return [draw(scene, np.random.default_rng([SEED, doc["place"]]))]
 
 

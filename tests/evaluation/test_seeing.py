@@ -22,7 +22,7 @@ from evomerge.evaluation.seeing import SeeingLM
 from evomerge.merging.live import live_model, load_processor, load_tokenizer
 from evomerge.zoo.vision.model import build_text, build_tower, build_vlm, save
 from evomerge.zoo.vision.pictures import draw
-from evomerge.zoo.vision.scenes import Scene, asked, draw_about_picture
+from evomerge.zoo.vision.scenes import Scene, asked, draw_scene
 
 SCORE = """
 import numpy as np
@@ -77,9 +77,7 @@ def make(tmp_path: Path) -> Make:
         (tmp_path / "pictures").mkdir(exist_ok=True)
         rng = np.random.default_rng(0)
         for i in range(24):
-            draw(draw_about_picture(rng, "en").scene or Scene("red", "bar", "red", "one"), rng).save(
-                tmp_path / "pictures" / f"{i}.png"
-            )
+            draw(draw_scene(rng), rng).save(tmp_path / "pictures" / f"{i}.png")
         (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(line) for line in lines or rows()))
         data = {"kind": "python", "function": "score.py:brightness", "items": "items.jsonl", "images": "image",
                 "tasks": ["pictures"]} | keys  # fmt: skip
@@ -194,10 +192,10 @@ def test_a_task_of_lm_eval_with_pictures(seeing: tuple[Any, Any], tmp_path: Path
     expected, answers = [], []
     for item in task.items["search"]:
         doc = task.task.eval_docs[item.index]
-        scene = Scene(doc["colour"], doc["shape"], doc["ink"], doc["digit"])
+        item = asked(Scene(doc["colour"], doc["shape"], doc["first"], doc["second"]), "sum", "ja")
+        assert (item.prompt, item.answer) == (doc["question"], doc["answer"])
         (picture,) = task.task.doc_to_image(doc)
-        kind = next(k for k in ("all", "shape", "digit") if asked(scene, k, "ja").prompt == doc["question"])
-        answers.append(generated(*seeing, asked(scene, kind, "ja"), picture))
+        answers.append(generated(*seeing, item, picture))
         expected.append(rouge_l(answers[-1], doc["answer"]) if in_language(answers[-1], "ja") else 0.0)
     assert len(set(answers)) > 1, "what is seen matters"
     assert np.allclose(score.tasks[0].results, expected, atol=1e-6)
@@ -255,5 +253,6 @@ def test_weights_that_are_not_finite_are_a_candidates_failure(folders: tuple[Pat
     model = live_model(folders[0], dtype=torch.float32)
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.bias.fill_(float("nan"))
-    with pytest.raises(CandidateError, match=r"multi_modal_projector.linear_2.bias.*pictures_ja|NaN"):
+    with pytest.raises(CandidateError) as e:
         pictures(tmp_path).evaluate(model, load_processor(folders[0]), "search")
+    assert "multi_modal_projector.linear_2.bias" in str(e.value)

@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from evomerge.zoo.vision.pictures import SIZE
-from evomerge.zoo.vision.scenes import EOS, IMAGE, PAD, UNKNOWN, vocabulary
+from evomerge.zoo.vision.scenes import EOS, IMAGE, PAD, SIDE, UNKNOWN, vocabulary
 
 MAX_POSITIONS = 96
-PATCH = 8
-PATCHES = (SIZE // PATCH) ** 2
+PATCH = SIZE // SIDE
+PATCHES = SIDE**2
 
 
 def token_ids() -> dict[str, int]:

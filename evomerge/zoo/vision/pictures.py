@@ -1,4 +1,4 @@
-"""Pictures of scenes, 32 x 32 points: a shape on the left, a digit on the right, both a little out of place."""
+"""Pictures of scenes, 32 x 32 points: a shape on the left, two digits on the right, all a little out of place."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ INKS = {
 }
 # Five rows of three points each, as on a pocket calculator.
 _GLYPHS = {
-    "zero": "### #.# #.# #.# ###",
-    "one": ".#. ##. .#. .#. ###",
-    "two": "### ..# ### #.. ###",
-    "three": "### ..# ### ..# ###",
-    "four": "#.# #.# ### ..# ..#",
-    "five": "### #.. ### ..# ###",
-    "six": "### #.. ### #.# ###",
-    "seven": "### ..# ..# ..# ..#",
-    "eight": "### #.# ### #.# ###",
-    "nine": "### #.# ### ..# ###",
+    "0": "### #.# #.# #.# ###",
+    "1": ".#. ##. .#. .#. ###",
+    "2": "### ..# ### #.. ###",
+    "3": "### ..# ### ..# ###",
+    "4": "#.# #.# ### ..# ..#",
+    "5": "### #.. ### ..# ###",
+    "6": "### #.. ### #.# ###",
+    "7": "### ..# ..# ..# ..#",
+    "8": "### #.# ### #.# ###",
+    "9": "### #.# ### ..# ###",
 }
-_DOT = 3
+_DOT, _WHITE = 3, (245, 245, 245)
 assert tuple(_GLYPHS) == DIGITS
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The picture of a scene, RGB; the generator moves shape and digit."""
+    """The picture of a scene, RGB; the generator moves shape and digits."""
     image = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     pen = ImageDraw.Draw(image)
     left, top = (int(rng.integers(low, high)) for low, high in ((1, 4), (4, 14)))
     _shape(pen, scene.shape, left, top, 13, INKS[scene.colour])
-    left, top = (int(rng.integers(low, high)) for low, high in ((19, 23), (2, 15)))
-    for y, row in enumerate(_GLYPHS[scene.digit].split()):
-        for x, point in enumerate(row):
-            if point == "#":
-                corner = (left + _DOT * x, top + _DOT * y)
-                pen.rectangle((corner, (corner[0] + _DOT - 1, corner[1] + _DOT - 1)), fill=INKS[scene.ink])
+    for digit, above in ((scene.first, 0), (scene.second, 16)):
+        left, top = 20 + int(rng.integers(4)), above + int(rng.integers(2))
+        for y, row in enumerate(_GLYPHS[digit].split()):
+            for x, point in enumerate(row):
+                if point == "#":
+                    corner = (left + _DOT * x, top + _DOT * y)
+                    pen.rectangle((corner, (corner[0] + _DOT - 1, corner[1] + _DOT - 1)), fill=_WHITE)
     return image
 
 
