@@ -199,7 +199,9 @@ def _check_seen(task: Any, entry: TaskConfig, where: str) -> None:
             f"{where} has pictures and is {kind}, which lm-eval has for texts alone; expected generate_until"
         )
     if entry.greedy_likelihood:
-        raise EvaluatorError(f"{where}: greedy_likelihood: true is for texts alone, and the task has pictures; leave it out")
+        raise EvaluatorError(
+            f"{where}: greedy_likelihood: true is for texts alone, and the task has pictures; leave it out"
+        )
     check_pillow(where)
 
 

@@ -133,7 +133,8 @@ def load_processor(model: Source | Path | str, *, trust_remote_code: bool = Fals
     except ImportError as e:
         why = " ".join(str(e).split())[:300]
         raise SourceError(
-            f"{folder}: its processor needs a library that is not installed (Pillow: pip install 'evomerge[vision]'): {why}"
+            f"{folder}: its processor needs a library that is not installed (Pillow: pip install 'evomerge[vision]'): "
+            f"{why}"
         ) from e
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise SourceError(f"{folder}: its processor cannot be loaded: {' '.join(str(e).split())[:300]}") from e

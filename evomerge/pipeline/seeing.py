@@ -81,8 +81,8 @@ def check_sees(evaluator: Evaluator, file: str, model: Source) -> None:
     if evaluator.sees and not any((model.path / name).is_file() for name in PROCESSORS):
         what = "has no processor" if is_composite(model) else "is a text model"
         raise EvaluatorError(
-            f'{file}: shows pictures, and "{model.reference}" {what}; expected a vision-language model with the files of '
-            f"its processor ({' or '.join(PROCESSORS[:2])})"
+            f'{file}: shows pictures, and "{model.reference}" {what}; expected a vision-language model with the files '
+            f"of its processor ({' or '.join(PROCESSORS[:2])})"
         )
 
 

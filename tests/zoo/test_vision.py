@@ -1,4 +1,4 @@
-"""The vision zoo: what is drawn and asked, who is taught what, and its models on disk. Trained by the benchmark's test."""
+"""The vision zoo: what is drawn and asked, who is taught what, its models on disk. The benchmark trains it whole."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_is_held_out_is_never_drawn_for_training() -> None:
 
 
 def test_who_is_taught_what() -> None:
-    """No lesson has a picture and Japanese. Who sees knows half of the Japanese words; who knows all, 40 % of the sums."""
+    """No lesson has a picture and Japanese. Who sees knows half of the Japanese words; who knows all, few sums."""
     generator = rng()
     beyond = {w for e, w in JAPANESE.items() if e not in {*SCHOOL.shapes, *SCHOOL.colours}}
     assert len(beyond) == 8 and len(SCHOOL.sums) == 40

@@ -1,9 +1,9 @@
 """What is asked about pictures: scenes, questions and answers in English and in Japanese.
 
 A scene is a coloured shape and two digits: how many of it there are, to be added. Every word stands alone between
-spaces, in Japanese too, so that one word is one token. Numerals are the same in both languages; the words are written in
-another script, so that py3langid tells an answer's language: the evaluator's language constraint is the one that is used
-on real models.
+spaces, in Japanese too, so that one word is one token. Numerals are the same in both languages; the words are written
+in another script, so that py3langid tells an answer's language: the evaluator's language constraint is the one that is
+used on real models.
 
 What a model may know is a `Knowledge`: which Japanese words, and which sums. Every draw is made from one, so that "no
 source was ever shown this" is a property of the arguments.

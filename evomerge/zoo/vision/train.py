@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel
+from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
 
 from evomerge.zoo.plan import Schedule
 from evomerge.zoo.vision.model import (
