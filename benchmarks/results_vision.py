@@ -21,8 +21,8 @@ def vision_text(results: Mapping[str, Any]) -> list[str]:
         f"## Vision, {len(results)} seeds",
         "",
         "Answers in Japanese about pictures ([vision](vision.md#what-it-brought)): ROUGE-L, 0 where an answer is in",
-        f"another language, on {items} test items of scenes that no model saw. {BUDGET} candidates, and as many for each",
-        "searched control.",
+        f"another language, on {items} test items of scenes that no model saw. {BUDGET} candidates, and as many for",
+        "each searched control.",
         "Text models (base, japanese, and what the vectors alone give) are measured as the language model of seeing.",
         "",
     ]

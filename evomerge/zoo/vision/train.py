@@ -181,17 +181,19 @@ def fit_projector(vlm: LlavaForConditionalGeneration, schedule: Schedule, rng: n
     """Train the projector alone, in place: what it makes of a picture's patches is to be near to the embeddings of the
     words that tell the picture, on their board."""
     ids, embeddings = token_ids(), vlm.get_input_embeddings().weight.detach()
+    tower: nn.Module = vlm.model.vision_tower
+    projector: nn.Module = vlm.model.multi_modal_projector
 
     def loss() -> Tensor:
         scenes = [draw_scene(rng) for _ in range(schedule.batch)]
         words = [board(s) for s in scenes]
         wanted = embeddings[torch.tensor([[ids[w] for w in told] for told in words])]
         with torch.no_grad():
-            states = vlm.model.vision_tower(pixels(scenes, rng)).last_hidden_state[:, 1:]
-        found: Tensor = vlm.model.multi_modal_projector(states)
+            states = tower(pixels(scenes, rng)).last_hidden_state[:, 1:]
+        found: Tensor = projector(states)
         return nn.functional.mse_loss(found, wanted) / embeddings.var()
 
-    _optimise(vlm, list(vlm.model.multi_modal_projector.parameters()), loss, schedule, "projector")
+    _optimise(vlm, list(projector.parameters()), loss, schedule, "projector")
 
 
 def _optimise(
