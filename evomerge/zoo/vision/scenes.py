@@ -69,7 +69,6 @@ _ASKED = {"en": "in Japanese ?", "ja": "英語 で ？"}
 EMPTY, SIDE = ".", 4
 # Of 16 parts: scenes that no model is shown in training, and every test is about.
 _HELD_OUT = 3
-_KNOWN_SUMS, _SEED = 0.4, 20240319
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,10 @@ class Knowledge:
     sums: tuple[Sum, ...] = SUMS
 
 
-def _known_sums() -> tuple[Sum, ...]:
-    chosen = np.random.default_rng(_SEED).permutation(len(SUMS))[: round(_KNOWN_SUMS * len(SUMS))]
-    return tuple(SUMS[i] for i in sorted(chosen))
-
-
-# What every model knows: half of the Japanese words, and 40 % of the sums.
-SCHOOL = Knowledge(SHAPES[:4], COLOURS[:4], _known_sums())
+# Twenty of the hundred: every digit stands twice at either place.
+_KNOWN = tuple(sorted((str(a), str((factor * a + more) % 10)) for a in range(10) for factor, more in ((3, 1), (7, 4))))
+# What every model knows: half of the Japanese words, and those sums.
+SCHOOL = Knowledge(SHAPES[:4], COLOURS[:4], _KNOWN)
 # Of English all words, and those sums.
 ENGLISH = Knowledge(sums=SCHOOL.sums)
 ALL = Knowledge()
