@@ -36,7 +36,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(RUN)/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)/python
 	$(PIP) torch
-	$(PIP) -e '.[dev,docs,preferences,diffusion,postgresql,mysql,wandb]'
+	$(PIP) -e '.[dev,docs,preferences,diffusion,vision,postgresql,mysql,wandb]'
 	@touch $(VENV)/run.stamp $@
 
 search: $(VENV)/run.stamp  ## Search for a merge on the embedded models (ARGS="--seed 1" adds options, BUDGET=100)

@@ -6,10 +6,10 @@ zoo: for each training seed, train base, three fine-tunes and the joint-training
 equal budget, then measure what only a table of controls asks for. quickstart: `make search` with several search seeds.
 search: what searches cost, replayed on a surrogate without models. dataflow, hybrid: paths over the layer-local
 experts, with their controls. fusion: bits per byte of fusions of models that share neither architecture nor tokenizer,
-with theirs. skills: adapters composed by static weights and by a gate, on the two-marker task. images: a student of
-three tiny diffusion models, and a fourth style added to it. Every step is
-resumable: the same command goes on where it was. A part that is not asked for keeps the figures that it has. About
-three hours on two cores.
+with theirs. skills: adapters composed by static weights and by a gate, on the two-marker task. vision: a language model
+merged inside a vision-language model. images: a student of three tiny diffusion models, and a fourth style added to it.
+Every step is resumable: the same command goes on where it was. A part that is not asked for keeps the figures that it
+has. About three hours on two cores.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import results_merges as merges
 import results_paths as paths
 import results_search as searches
 import results_skills as libraries
+import results_vision as seeing
 import torch
 
 import evomerge
@@ -56,6 +57,7 @@ PARTS = {
     "hybrid": Part(paths.hybrid, paths.hybrid_text, (0, 1, 2, 3, 4)),
     "fusion": Part(fusions.fusion, fusions.fusion_text, (0, 1, 2)),
     "skills": Part(libraries.skills, libraries.skills_text, (0, 1, 2)),
+    "vision": Part(seeing.vision, seeing.vision_text, (0, 1, 2)),
     "images": Part(image_models.images, image_models.images_text, (0, 1, 2)),
 }
 
@@ -70,8 +72,8 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "Written by `python benchmarks/results.py --work runs/results`; the raw figures are in `results.json`. Scores",
         "are exact match on word problems in Kovesh, a skill no source was trained on, over the held-out test items;",
-        "those of fusion bits per byte, those of skills exact match on tasks of their own, those of image models, at",
-        "the end, Fréchet distances. Intervals are",
+        "those of fusion bits per byte, those of skills and vision of tasks of their own, those of image models Fréchet",
+        "distances. Intervals are",
         "95 % (Wilson for a score; normal for a difference or a mean). Each control was searched at the budget of the",
         "main search.",
         f"evomerge {evomerge.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU.",

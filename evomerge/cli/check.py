@@ -117,7 +117,7 @@ def _space(path: Path) -> Facts:
     if not isinstance(config, HybridConfig):
         with told_of(path):
             sources, space = open_space(config, path.parent)
-        facts = _space_facts(space, sources[live_of(config)].num_layers)
+        facts = _space_facts(space, sources[live_of(config, sources)].num_layers)
         migrated = config.migrated
         if migrated is None:
             return facts, space.describe()
@@ -128,7 +128,7 @@ def _space(path: Path) -> Facts:
         return facts, "\n".join([*lines, *(f"  {change}" for change in changes)])
     with told_of(path):
         sources, first = open_space(config.parameter, path.parent)
-        merge = sources[live_of(config.parameter)]
+        merge = sources[live_of(config.parameter, sources)]
         second = second_space(config, merge, path.parent)
     stages = {name: _space_facts(s, merge.num_layers) for name, s in (("parameter", first), ("dataflow", second))}
     lines = [f"{config.share:.0%} of the budget: {first.describe()}", f"the rest: {second.describe()}"]

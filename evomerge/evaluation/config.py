@@ -132,6 +132,8 @@ class EvaluatorConfig(Frozen):
         scratch: For `kind: command`: folder in which candidates are saved for a moment; default: the memory disk, else
             where temporary files go.
         items: For `kind: python` and `command`: JSONL file of items to be scored, relative to this file.
+        images: For `kind: python` with items: the items' keys that name a picture (or a list of them), relative to the
+            file of the items. The function gets the pictures instead of the names.
         timeout: Seconds that one candidate may take to be built and scored (each block of a race by itself); of a
             command, that it may run.
         objectives: What the search is after: "score", tasks, "depth" (of paths), TASK.length. Where tasks are named and
@@ -163,6 +165,7 @@ class EvaluatorConfig(Frozen):
     env: dict[str, str] = {}
     scratch: str | None = None
     items: str | None = None
+    images: list[str] = []
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     objectives: list[str] = Field(default=[SCORE], min_length=1)
     constraints: list[Constraint] = []
@@ -194,6 +197,12 @@ class EvaluatorConfig(Frozen):
     @classmethod
     def _one_objective(cls, value: Any) -> Any:
         """A single one may be written without a list."""
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_image(cls, value: Any) -> Any:
+        """A single key may be written without a list."""
         return [value] if isinstance(value, str) else value
 
     @field_validator("batch_size")
@@ -236,6 +245,8 @@ class EvaluatorConfig(Frozen):
             raise ValueError('"function" belongs to kind "python"')
         if self.items and self.kind not in ("python", "command"):
             raise ValueError('"items" belongs to the kinds "python" and "command"')
+        if self.images and (self.kind != "python" or not self.items):
+            raise ValueError('"images" belongs to kind "python" with items: FILE.jsonl, whose keys it names')
         self._check_command()
         return self
 

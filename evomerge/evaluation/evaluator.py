@@ -35,6 +35,10 @@ class Evaluator(Protocol):
             EvaluatorError: an unknown task, metric or option.
         """
 
+    @property
+    def sees(self) -> bool:
+        """Whether it shows pictures: models are then vision-language models, each with its processor."""
+
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
 
@@ -64,6 +68,8 @@ class Evaluator(Protocol):
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model (a transformers causal language model in eval mode) with its tokenizer.
+
+        One that `sees` is given the model's processor, which holds the tokenizer, in the tokenizer's place.
 
         On "search" only the tasks are run that count or that an objective or a constraint needs; on "select" and "test"
         all of them. What is measured of a task's answers beside its metric follows it as a score "TASK.MEASURE" of

@@ -3,11 +3,15 @@
     def score(model, tokenizer, items): ...      # with `items: FILE.jsonl`: one result per item, in order
     def score(model, tokenizer, split): ...      # without: "search", "select" or "test"; {item id: result} or a number
 
+One with a parameter called `processor` is handed the processor of a vision-language model by it. With `images: [KEY]`
+the items hold pictures (PIL, RGB) under those keys.
+
 With several tasks the function returns a mapping from task name to such a value.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +22,7 @@ from evomerge.evaluation.config import Split
 from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.finite import NotFiniteError, finite_logits, first_not_finite, where_not_finite
 from evomerge.evaluation.items import ItemEvaluator
+from evomerge.evaluation.pictures import check_pillow, processor_of, tokenizer_of
 from evomerge.evaluation.returned import kind, score_of
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Item, Places
@@ -31,6 +36,14 @@ class FunctionEvaluator(ItemEvaluator):
     def __init__(self, file: EvaluatorFile, say: Callable[[str], None] | None = None) -> None:
         super().__init__(file)
         self._function = self._load(file.config.function or "")
+        self._sees = "processor" in inspect.signature(self._function).parameters
+        if self._sees:
+            check_pillow(f"{file.file}: function = {file.config.function}")
+
+    @property
+    def sees(self) -> bool:
+        """See `Evaluator.sees`: the function has a parameter called `processor`."""
+        return self._sees
 
     def evaluate(self, model: Any, tokenizer: Any, split: Split, only: Places | None = None) -> Score:
         """Score a model on a split; see `Evaluator.evaluate`. Every task has the same items.
@@ -42,11 +55,13 @@ class FunctionEvaluator(ItemEvaluator):
         if only is not None and not self._items.given:
             raise EvaluatorError(f"{self._file.file}: function: it brings its own items, so no part of them can be run")
         items = self._items.chosen(split, only)
+        where = f"{self._file.file}: function = {self._config.function}"
+        more = {"processor": processor_of(tokenizer, where)} if self._sees else {}
         seed_all(self._config.seed)
 
         def run(some: Sequence[Item]) -> Any:
-            argument: Any = [self._items.contents[i.index] for i in some] if self._items.given else split
-            return self._function(model, tokenizer, argument)
+            argument: Any = [self._items.shown(i) for i in some] if self._items.given else split
+            return self._function(model, tokenizer_of(tokenizer), argument, **more)
 
         try:
             with finite_logits(model), torch.inference_mode():
@@ -71,7 +86,7 @@ class FunctionEvaluator(ItemEvaluator):
         found = returned[tasks[0].name] if named_task else returned
         return Score((score_of(tasks[0], found, ids, split, who),))
 
-    def _load(self, where: str) -> Callable[[Any, Any, Any], Any]:
+    def _load(self, where: str) -> Callable[..., Any]:
         file, name = where.rsplit(":", 1)
         path = self._file.path(file, "function")
         return load_function(path, name, f"{self._file.file}: function = {where}", EvaluatorError)

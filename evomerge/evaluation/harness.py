@@ -21,6 +21,7 @@ from evomerge.evaluation.goals import LANGUAGE, LENGTH
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import identifier_version, in_language
 from evomerge.evaluation.obstacles import right_answer
+from evomerge.evaluation.pictures import picture_hashes
 from evomerge.evaluation.results import measure_of, task_score
 from evomerge.evaluation.seeds import seed_all
 from evomerge.evaluation.splits import Places, content_id
@@ -41,8 +42,14 @@ class HarnessEvaluator:
         several = [entry for entry, name, *_ in loaded if name != entry.name]
         self._groups = {entry.name: [name for other, name, *_ in loaded if other is entry] for entry in several}
         self._tasks = [prepare(file, *entry) for entry in loaded]
-        self._wrapper = Wrapper(file.config)
+        self._sees = any(t.sees for t in self._tasks)
+        self._wrapper = Wrapper(file.config, file.file if self._sees else None)
         self._say = say or (lambda text: None)
+
+    @property
+    def sees(self) -> bool:
+        """See `Evaluator.sees`: a task has pictures (`doc_to_image`)."""
+        return self._sees
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split."""
@@ -67,7 +74,11 @@ class HarnessEvaluator:
         with templates_compiled_once():
             for t in self._tasks:
                 docs = t.task.eval_docs
-                found[t.name] = tuple(item_text(t.task, docs[i.index]) for i in t.items[split])
+                # With a picture's hash: one question about two pictures is two items.
+                found[t.name] = tuple(
+                    " ".join([item_text(t.task, doc), *(picture_hashes(t.task.doc_to_image(doc)) if t.sees else ())])
+                    for doc in (docs[i.index] for i in t.items[split])
+                )
         return found
 
     def definition(self) -> dict[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.file import EvaluatorFile
+from evomerge.evaluation.pictures import Pictures, check_pillow
 from evomerge.evaluation.splits import Item, Places, content_id, divide
 
 
@@ -29,19 +31,30 @@ class ItemFile:
         self.given = file.config.items is not None
         self.contents: list[dict[str, Any]] = []
         self._split: dict[Split, list[Item]] = {split: [] for split in SPLITS}
+        self._pictures: Pictures | None = None
+        self._hashed: list[dict[str, Any]] = []
         if file.config.items is not None:
             self.contents = _read(file, file.config.items)
             where = f"{file.file}: items = {file.config.items}"
-            self._split = divide(self.contents, file.config.splits, file.config.split_seed, where)
+            self._pictures = pictures_of(file, self.contents)
+            # By what is in the pictures, not by what they are called.
+            self._hashed = [self._pictures.hashed(c) for c in self.contents] if self._pictures else self.contents
+            self._split = divide(self._hashed, file.config.splits, file.config.split_seed, where)
 
     def ids(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """See `Evaluator.items`."""
         return {task: tuple(i.id for i in self._split[split]) for task in self._tasks}
 
     def texts(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        """See `Evaluator.texts`: the strings and numbers of each item, in its order."""
-        found = tuple(" ".join(_leaves(self.contents[i.index])) for i in self._split[split])
+        """See `Evaluator.texts`: the strings and numbers of each item, in its order; of pictures their hashes, by which
+        one question about two pictures is two items."""
+        found = tuple(" ".join(_leaves(self._hashed[i.index])) for i in self._split[split])
         return {task: found for task in self._tasks}
+
+    def shown(self, item: Item) -> dict[str, Any]:
+        """An item as whoever scores it gets it: with its pictures."""
+        content = self.contents[item.index]
+        return self._pictures.opened(content) if self._pictures else content
 
     def chosen(self, split: Split, only: Places | None) -> list[Item]:
         """The items of a split, or those of the places that are named for any task."""
@@ -49,6 +62,31 @@ class ItemFile:
         if only is None:
             return items
         return [items[place] for place in sorted({p for places in only.values() for p in places})]
+
+
+def pictures_of(file: EvaluatorFile, contents: Sequence[Mapping[str, Any]]) -> Pictures | None:
+    """Where the pictures of an evaluator's items are; None where it names none.
+
+    Raises:
+        EvaluatorError: one of them is missing or lies outside of the items' folder, or Pillow is not installed.
+    """
+    config = file.config
+    if not config.images or config.items is None:
+        return None
+    check_pillow(f"{file.file}: images")
+    folder = file.path(str(PurePath(config.items).parent), "images")
+    found = Pictures(folder, config.images, f"{file.file}: items = {config.items}")
+    for number, content in enumerate(contents, 1):
+        list(found.names(content, number))
+    return found
+
+
+def picture_names(file: EvaluatorFile) -> list[str]:
+    """The files of pictures that an evaluator's items name, relative to the folder of the items, each once."""
+    contents = _read(file, file.config.items) if file.config.items is not None else []
+    found = pictures_of(file, contents)
+    listed = [name for n, c in enumerate(contents, 1) for name in found.names(c, n)] if found is not None else []
+    return list(dict.fromkeys(listed))
 
 
 class ItemEvaluator:
@@ -61,6 +99,11 @@ class ItemEvaluator:
         self._file = file
         self._config = file.config
         self._items = ItemFile(file)
+
+    @property
+    def sees(self) -> bool:
+        """See `Evaluator.sees`."""
+        return False
 
     def items(self, split: Split) -> Mapping[str, tuple[str, ...]]:
         """Ids of each task's items in a split; none where there is no file."""

@@ -17,6 +17,7 @@ from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import check_language
 from evomerge.evaluation.obstacles import language_obstacles, obstacles
+from evomerge.evaluation.pictures import check_pillow, picture_hashes
 from evomerge.evaluation.splits import Item, Places, divide
 from evomerge.evaluation.wrapper import quiet
 
@@ -31,6 +32,7 @@ class Prepared:
         searched: Whether it is run on the search split.
         measures: What is measured of its answers beside the metric.
         language: The one that answers must be in to count, if any.
+        sees: Whether its items have pictures.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Prepared:
     measures: Sequence[str] = ()
     requests: dict[Split, list[Any]] = field(default_factory=dict)
     rendered: dict[tuple[str, int], Any] = field(default_factory=dict)
+    sees: bool = False
 
     @property
     def share(self) -> str:
@@ -137,8 +140,9 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
         raise EvaluatorError(
             f'{file.file}: task "{name}" runs generated code; set confirm_run_unsafe_code: true to allow it'
         )
-    if getattr(task, "MULTIMODAL", False):
-        raise EvaluatorError(f'{file.file}: task "{name}" needs images or audio, which are not supported yet')
+    sees = bool(getattr(task, "MULTIMODAL", False))
+    if sees:
+        _check_seen(task, entry, f'{file.file}: task "{name}"')
     if config.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=config.gen_kwargs, update=True)
     if task.get_config("num_fewshot") != 0:
@@ -160,7 +164,9 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
         if lines := list(language_obstacles(task, metric, higher)):
             raise EvaluatorError("\n".join(f"{where}: language: {line}" for line in lines))
     docs, chosen = task.eval_docs, chosen or filters[0]
-    items = divide(docs, config.splits, config.split_seed, f'{file.file}: task "{name}"')
+    # An item is what a model is shown: the pictures themselves too, where the data has but their names.
+    contents = ({**doc, "pictures": picture_hashes(task.doc_to_image(doc))} for doc in docs) if sees else docs
+    items = divide(contents, config.splits, config.split_seed, f'{file.file}: task "{name}"')
     if entry.greedy_likelihood:
         found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
         if found:
@@ -176,7 +182,27 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
             "generated answers (generate_until) have one"
         )
     return Prepared(name, task, metric, chosen, weight, higher, items, entry.greedy_likelihood, entry.language,
-                     searched=config.searched(entry, name), measures=measures)  # fmt: skip
+                     searched=config.searched(entry, name), measures=measures, sees=sees)  # fmt: skip
+
+
+def _check_seen(task: Any, entry: TaskConfig, where: str) -> None:
+    """Refuse what lm-eval's models that see cannot do.
+
+    Raises:
+        EvaluatorError: sounds, another kind of request than generation, greedy likelihood, or no Pillow.
+    """
+    if task.config.doc_to_image is None:
+        raise EvaluatorError(f"{where} has sounds (doc_to_audio), which are not supported yet; expected pictures")
+    kind = task.get_config("output_type") or task.OUTPUT_TYPE
+    if kind != "generate_until":
+        raise EvaluatorError(
+            f"{where} has pictures and is {kind}, which lm-eval has for texts alone; expected generate_until"
+        )
+    if entry.greedy_likelihood:
+        raise EvaluatorError(
+            f"{where}: greedy_likelihood: true is for texts alone, and the task has pictures; leave it out"
+        )
+    check_pillow(where)
 
 
 def build(task: Prepared, split: Split, lm: Any, config: EvaluatorConfig) -> list[Any]:

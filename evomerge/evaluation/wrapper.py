@@ -10,6 +10,7 @@ from typing import Any
 
 from evomerge.errors import CandidateError
 from evomerge.evaluation.config import EvaluatorConfig
+from evomerge.evaluation.pictures import processor_of, tokenizer_of
 
 CPU_BATCH = 64
 
@@ -19,10 +20,14 @@ class Wrapper:
 
     A smaller batch stays for all models that follow. Results do not depend on it: rows of a batch are padded, and what
     is padded is masked. (What is sampled does: a batch's rows share one stream of random numbers.)
+
+    Args:
+        seen_by: The evaluator's file, where models are shown pictures; they come with their processors.
     """
 
-    def __init__(self, config: EvaluatorConfig) -> None:
+    def __init__(self, config: EvaluatorConfig, seen_by: str | None = None) -> None:
         self._config = config
+        self._seen_by = seen_by
         self._harness: Any = None
         self._limit: int | None = None
 
@@ -31,21 +36,34 @@ class Wrapper:
         return self._harness is not None and self._harness.model is model
 
     def of(self, model: Any, tokenizer: Any) -> Any:
-        """lm-eval's wrapper of a model; the same as long as the model is."""
+        """lm-eval's wrapper of a model; the same as long as the model is.
+
+        Args:
+            tokenizer: Where it sees, the model's processor.
+        """
         if self.wraps(model):
             return self._harness
-        from lm_eval.models.huggingface import HFLM
+        kind: Any
+        if self._seen_by is not None:
+            from evomerge.evaluation.seeing import SeeingLM
 
+            kind, tokenizer = SeeingLM, processor_of(tokenizer, self._seen_by)
+        else:
+            from lm_eval.models.huggingface import HFLM
+
+            kind, tokenizer = HFLM, tokenizer_of(tokenizer)
         config = self._config
         self._harness = None
         size: int | str = config.batch_size
         if size == "auto" and model.device.type == "cpu":
             # lm-eval's search for the largest batch runs until memory is out, which on a CPU is the machine's.
             size = CPU_BATCH
+        if size == "auto" and self._seen_by is not None:
+            size = config.max_batch_size  # lm-eval has no search with pictures; where memory runs out it is halved
         if self._limit is not None:
             size = self._limit if size == "auto" else min(int(size), self._limit)
         with quiet():
-            self._harness = HFLM(
+            self._harness = kind(
                 pretrained=model,
                 tokenizer=tokenizer,
                 batch_size=size,

@@ -196,13 +196,15 @@ class OpenChain:
 
 
 def _tokenizers(chain: Chain) -> dict[str, str]:
-    """What a message says first about models that are named for their tokenizer alone."""
+    """What a message says first about models that are named for their tokenizer, or as what is merged into, alone."""
     found: dict[str, str] = {}
     for recipe in (step.recipe for step in chain.steps):
         merged = recipe.merged_models()
         key = "tokenizer_source" if recipe.tokenizer_source else "tokenizer.source"
         for r in recipe.references():
-            if r not in merged:
+            if r not in merged and r == recipe.evomerge.into:
+                found[r] = "evomerge.into: "
+            elif r not in merged:
                 found[r] = f'{key}: "{r}" is no model that can be opened ({choose(r, [UNION, BASE, *merged])}): '
     return {r: words for r, words in found.items() if not any(r in s.recipe.merged_models() for s in chain.steps)}
 

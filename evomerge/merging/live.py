@@ -11,11 +11,12 @@ from evomerge.merging.allocation import out_of_memory
 from evomerge.merging.config import merged_config
 from evomerge.merging.placement import Devices, spread
 from evomerge.merging.plan import Plan
+from evomerge.merging.small_files import PROCESSORS
 from evomerge.sources import HEADS, Source
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 def live_model(
@@ -110,6 +111,37 @@ def load_tokenizer(model: Source | Path | str, *, trust_remote_code: bool = Fals
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise SourceError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(e).split())[:300]}") from e
     return tokenizer
+
+
+def load_processor(model: Source | Path | str, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """Load the processor of a vision-language model: what makes its input of text and pictures; with its tokenizer.
+
+    Raises:
+        SourceError: the model has none, or transformers cannot load it.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    folder = model.path if isinstance(model, Source) else Path(model)
+    name = model.reference if isinstance(model, Source) else str(folder)
+    if not any((folder / file).is_file() for file in PROCESSORS):
+        raise SourceError(
+            f'"{name}" is a text model: it has no processor for pictures ({" or ".join(PROCESSORS[:2])}); expected a '
+            "vision-language model"
+        )
+    try:
+        found = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except ImportError as e:
+        why = " ".join(str(e).split())[:300]
+        raise SourceError(
+            f"{folder}: its processor needs a library that is not installed (Pillow: pip install 'evomerge[vision]'): "
+            f"{why}"
+        ) from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise SourceError(f"{folder}: its processor cannot be loaded: {' '.join(str(e).split())[:300]}") from e
+    if not isinstance(found, ProcessorMixin):
+        # Without a processor of its own kind transformers gives what else there is.
+        raise SourceError(f"{folder}: has a {type(found).__name__} and no processor for text and pictures together")
+    return found
 
 
 def _loader(config: Any) -> Any:

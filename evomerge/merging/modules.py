@@ -34,16 +34,37 @@ class Module:
 
 
 def donor_of(recipe: Recipe, sources: Mapping[str, Source]) -> str:
-    """The model whose configuration and modules the merge has: the base, or else the first.
+    """The model whose configuration and modules the merge has: the one that the recipe says, the base, or the first.
 
     Where a composite model meets text models it is the (first) composite one: they have no place for its modules.
+
+    Raises:
+        RecipeError: the recipe says one that has nothing beside a language model.
     """
+    into = recipe.evomerge.into
+    if into is not None:
+        if not is_composite(sources[into]):
+            raise RecipeError(
+                f'evomerge.into: "{into}" is a text model; expected a vision-language model, into which the merged '
+                f"language model is put, {_composites(sources)}"
+            )
+        return into
     listed = [recipe.base_model, *recipe.merged_models()]
     named = [r for r in dict.fromkeys(listed) if r is not None]
-    composite = (r for r in named if len(sources[r].layout.stacks) > 1)
+    composite = (r for r in named if is_composite(sources[r]))
     # Of diffusion models one with a pipeline, which gives encoders, scheduler and tokenizer.
     piped = (r for r in named if (d := sources[r].diffusion) is not None and d.component is not None)
     return next(composite, next(piped, named[0]))
+
+
+def is_composite(source: Source) -> bool:
+    """Whether a model has modules beside its language model (an image encoder, a projector)."""
+    return len(source.layout.stacks) > 1
+
+
+def _composites(sources: Mapping[str, Source]) -> str:
+    found = [f'"{r}"' for r, source in sources.items() if is_composite(source)]
+    return f"as {' or '.join(found)} is" if found else "and none of the models is one"
 
 
 def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
@@ -59,9 +80,14 @@ def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
     if recipe.modules is None:
         if recipe.slices:
             return [Module(TEXT, "", (), tuple(recipe.slices), None)]
-        shared = [m for m in layout.stacks if all(m in sources[r].layout.stacks for r in recipe.merged_models())]
+        merged = recipe.merged_models()
+        # What is put into another model is its language model alone.
+        away = recipe.evomerge.into is not None and donor not in merged
+        shared = [
+            m for m in layout.stacks if all(m in sources[r].layout.stacks for r in merged) and not (away and m != TEXT)
+        ]
         if not shared:
-            kinds = ", ".join(f'"{r}" is a {sources[r].architecture}' for r in recipe.merged_models())
+            kinds = ", ".join(f'"{r}" is a {sources[r].architecture}' for r in merged)
             raise RecipeError(f"models: have nothing in common that could be merged: {kinds}")
         return [Module(name, "", tuple(recipe.models or ()), (), None) for name in shared]
     found: dict[str, Module] = {}

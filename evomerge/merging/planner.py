@@ -74,7 +74,7 @@ class Planner:
             merged = recipe.merged_models()
             lines = [
                 f'model "{r}" is not open; {choose(r, list(self.sources))}'
-                if r in merged
+                if r in merged or r == recipe.evomerge.into
                 else f'tokenizer source "{r}" is not open; {choose(r, [UNION, BASE, *self.sources])}'
                 for r in unknown
             ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from evomerge.errors import RecipeError, SourceError
-from evomerge.merging.modules import Module, donor_of, modules_of
+from evomerge.merging.modules import Module, donor_of, is_composite, modules_of
 from evomerge.merging.plan import Input
 from evomerge.methods import METHODS, Method
 from evomerge.recipe import InputSlice, OutputSlice, Parameters, Recipe
@@ -78,6 +78,7 @@ def key_of(recipe: Recipe) -> Key:
     return (
         recipe.merge_method,
         recipe.base_model,
+        recipe.evomerge.into,
         *(
             (
                 name,
@@ -168,7 +169,15 @@ def build(recipe: Recipe, sources: Mapping[str, Source], *, vocabulary: bool = T
             stack = not by_name and all(len(listed) == 1 for listed in own)
             ends = [sources[own[0][0].model], sources[own[-1][0].model]] if stack else None
             fitting = [sources[r] for r in named]
+            donor = sources[donor_of(recipe, sources)]
+            kept = is_composite(donor)
+            if kept and ends is not None and donor in fitting:
+                ends.append(donor)  # whose configuration says how many tokens there are
             check_fit(fitting, layers=by_name, vocabulary=vocabulary, modules=[module.name], ends=ends)
+            if kept and donor not in fitting:
+                # Encoder, projector and configuration are of a model that is not merged: what is must go with them.
+                check_fit([donor, ends[0] if ends else fitting[0]], layers=False, vocabulary=vocabulary,
+                          modules=[module.name])  # fmt: skip
         except SourceError as e:
             problems.append(str(e))
     structural = [p for piece in pieces for p in _piece_problems(recipe, piece, sources)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.optimizers.table import AUTO
 from evomerge.pipeline.models import fits
+from evomerge.pipeline.seeing import seeing
 from evomerge.space import DataflowConfig, SearchSpace, default_space
 
 if TYPE_CHECKING:
@@ -62,4 +63,4 @@ def _parameter_space(plan: Plan) -> SearchSpace | None:
     named = default_space(merged, plan.config.base_model)
     names = {s.model: s.name for s in plan.config.sources}
     sources = tuple(s.model_copy(update={"name": names[s.model]}) for s in named.sources)
-    return plan.bind(named.model_copy(update={"sources": sources}))
+    return plan.bind(seeing(named.model_copy(update={"sources": sources}), plan.sources))

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import EvoMergeError, StudyError
 from evomerge.pipeline.models import opened, shape_of
 from evomerge.pipeline.plan import SPACE_NOTE, STEPS_NOTE, chained
+from evomerge.pipeline.seeing import seeing
 from evomerge.recipe import Chain, Recipe, load_chain
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import Source
@@ -88,6 +89,7 @@ def rebuilt(study: Study, trial: int | None = None) -> Rebuilt:
     assert not isinstance(config, HybridConfig)
     steps: Mapping[str, Mapping[str, Any]] = notes.get(STEPS_NOTE, {})
     sources = _sources(config, steps)
+    config = seeing(config, sources)
     space = config.bind_models({r: shape_of(sources[r]) for r in config.references()})
     contents = contents_of(fingerprint["sources"], config)
     seed = fingerprint["seed"]
@@ -107,6 +109,8 @@ def contents_of(stored: Mapping[str, Any], config: SpaceConfig | DataflowConfig)
     contents = {s.model: stored["named"][s.name] for s in config.sources}
     if config.base_model:
         contents[config.base_model] = stored["base"]
+    if isinstance(config, SpaceConfig) and config.into and config.into not in contents:
+        contents[config.into] = stored["into"]
     return contents
 
 

@@ -73,7 +73,7 @@ class Stages:
         self._options = replace(options, study=self.name, out=self.out)
         # All of both stages that can be told now is, before anything is written.
         self._models = open_sources(self.config.references(), root=asked.root, weights=False)
-        merge = self._models[live_of(self.config.parameter)]
+        merge = self._models[live_of(self.config.parameter, self._models)]
         self._sampler = _check_second(self.config, merge, self._options, asked.root)
         self._share = _share(options.budget, self.config.share)
 

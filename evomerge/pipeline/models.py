@@ -10,6 +10,8 @@ from typing import Any
 from evomerge.errors import EvaluatorError, InputError, SourceError, SpaceError
 from evomerge.evaluation import EvaluatorFile
 from evomerge.images.extra import check_diffusers
+from evomerge.merging.modules import is_composite
+from evomerge.pipeline.seeing import seeing
 from evomerge.skills.opened import check_base, check_skills
 from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
@@ -25,6 +27,7 @@ def opened(config: SpaceConfig | DataflowConfig, root: Path | None) -> dict[str,
     found = open_sources(config.references(), root=root, weights=False)
     if isinstance(config, SpaceConfig) and config.library is not None:
         check_skills(config.library, {s.name: found[s.model] for s in config.sources})
+    config = seeing(config, found)
     if isinstance(config, DataflowConfig):
         check_path_models(config, found)
     else:
@@ -74,6 +77,7 @@ def fingerprint_of(space: SearchSpace) -> dict[str, Any]:
     """What makes a space this one: models count by their short name, not by where they lie."""
     named = space.fingerprint() | {"sources": list(space.names)}
     named.pop("base_model", None)
+    named.pop("into", None)
     return named
 
 
@@ -91,6 +95,7 @@ def open_space(config: SpaceConfig | DataflowConfig, root: Path | None) -> tuple
     found = opened(config, root)
     if not any(source.absent for source in found.values()):
         check_library_base(config, found)
+    config = seeing(config, found)
     return found, config.bind_models(shapes(found, config))
 
 
@@ -102,6 +107,7 @@ def second_space(config: HybridConfig, merge: Source, root: Path | None) -> Sear
     """
     later = config.dataflow(MERGED)
     found = open_sources([r for r in later.references() if r != MERGED], root=root, weights=False) | {MERGED: merge}
+    later = seeing(later, found)
     check_path_models(later, found)
     return later.bind_models({r: shape_of(s) for r, s in found.items()})
 
@@ -128,7 +134,13 @@ def check_images(model: Source, evaluator: EvaluatorFile, address: str | None = 
         raise InputError(f"--address {address}: searches over diffusion models run on this machine alone; leave it out")
 
 
-def live_of(config: SpaceConfig | DataflowConfig) -> str:
-    """The model whose architecture, tokenizer and configuration merges have; of paths, the first source."""
-    base = None if isinstance(config, DataflowConfig) else config.base_model
-    return base or config.sources[0].model
+def live_of(config: SpaceConfig | DataflowConfig, sources: Mapping[str, Source]) -> str:
+    """The model whose architecture, tokenizer and configuration merges have; of paths, the first source.
+
+    Where text models meet vision-language models it is one of these.
+    """
+    config = seeing(config, sources)
+    if isinstance(config, DataflowConfig):
+        listed = [s.model for s in config.sources]
+        return next((r for r in listed if r in sources and is_composite(sources[r])), listed[0])
+    return config.into or config.base_model or config.sources[0].model

@@ -178,7 +178,7 @@ def check_alone(store: Store, out: object, name: str) -> None:
 
 def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search") -> Searched:
     """Search until the budget is spent."""
-    for line in plan.cost(pool.size):
+    for line in (*plan.put_into, *plan.cost(pool.size)):
         watcher.say(line)
     _note_overlaps(plan, study, watcher)
     ended = [t for t in study.trials() if t.state is not State.RUNNING]

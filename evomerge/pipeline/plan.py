@@ -15,6 +15,7 @@ from evomerge.errors import InputError, StudyError
 from evomerge.evaluation import SPLITS, Evaluator, open_evaluator
 from evomerge.evaluation.overlaps import Overlaps
 from evomerge.evaluation.splits import content_id
+from evomerge.merging.modules import is_composite
 from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
@@ -30,8 +31,9 @@ from evomerge.pipeline.models import (
     told_of,
 )
 from evomerge.pipeline.options import Asked, Options
+from evomerge.pipeline.seeing import check_sees, inside, seeing, words
 from evomerge.pipeline.trained_on import shared
-from evomerge.recipe import Chain, InputModel, Recipe, Step, load_recipe
+from evomerge.recipe import Chain, Extras, InputModel, Recipe, Step, load_recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.score import Value
 from evomerge.sources import fetch, open_source
@@ -40,6 +42,7 @@ from evomerge.study import place
 from evomerge.study.final import Baseline
 from evomerge.study.goals import Goals, is_minimised
 from evomerge.study.loop import path_order
+from evomerge.study.outcome import Role
 from evomerge.study.store import Store, Study
 
 FINGERPRINT_VERSION = 1
@@ -105,11 +108,12 @@ class Plan:
         self.workers, self.widened = 0, 1
         self.evaluator = asked.evaluator
         self.first = first
-        found = opened(asked.config, asked.root)
+        with told_of(options.file):
+            found = opened(asked.config, asked.root)
         # From here on local folders go by their full path, so that recipes rebuild from any folder.
         places = {r: s.full_reference for r, s in found.items()}
         self.sources = {places[r]: replace(s, reference=places[r]) for r, s in found.items()}
-        self.config = asked.config.placed(places)
+        self.config = seeing(asked.config.placed(places), self.sources)
         with told_of(options.file):
             self.space = self.bind(self.config)
         check_images(self.sources[self.live], self.evaluator, options.cluster.address)
@@ -121,6 +125,7 @@ class Plan:
             self.optimizer(self.space)
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
+        check_sees(evaluator, self.evaluator.file, self.sources[self.live])
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
         check_goals(evaluator, self.evaluator, isinstance(self.config, DataflowConfig), self.objectives)
         self.items = _items(evaluator)
@@ -163,7 +168,7 @@ class Plan:
     @property
     def live(self) -> str:
         """The model whose architecture, tokenizer and configuration merges have; of paths, the first source."""
-        return live_of(self.config)
+        return live_of(self.config, self.sources)
 
     @property
     def order(self) -> Callable[[Recipe], Any] | None:
@@ -273,6 +278,7 @@ class Plan:
             "sources": {
                 **({"base": self.contents[config.base_model]} if config.base_model else {}),
                 "named": {s.name: self.contents[s.model] for s in config.sources},
+                **self._put_into(),
             },
             "sampler": {"name": sampler, "population": options.population, "sigma": options.sigma} | again,
             "seed": options.seed,
@@ -280,6 +286,13 @@ class Plan:
             **({"async": True} if options.asynchronous else {}),
             **({"warm_start": self.warm_from} if self.warm_from and sampler == self.sampler else {}),
         }
+
+    def _put_into(self) -> dict[str, str]:
+        """The content of the vision-language model that merges are put into, where it is not merged itself."""
+        config = self.config
+        into = config.into if isinstance(config, SpaceConfig) else None
+        merged = [config.base_model, *(s.model for s in config.sources)]
+        return {"into": self.contents[into]} if into is not None and into not in merged else {}
 
     def keep(self, study: Study, config: SpaceConfig | DataflowConfig) -> None:
         """Keep with the study what `export` needs to build its candidates again."""
@@ -321,12 +334,24 @@ class Plan:
         """The base, each source as it is, and the uniform merge, where the sources can be merged."""
         found = []
         if self.config.base_model:
-            found.append(Baseline("base", "base", source=self.config.base_model))
-        found += [Baseline(s.name, "source", source=s.model) for s in self.config.sources]
+            found.append(self._as_it_is("base", "base", self.config.base_model))
+        found += [self._as_it_is(s.name, "source", s.model) for s in self.config.sources]
         uniform = self.first.plan.uniform() if self.first is not None else self.uniform()
         if uniform is not None:
             found.append(Baseline("uniform", "uniform", recipe=uniform))
         return found
+
+    def _as_it_is(self, name: str, role: Role, model: str) -> Baseline:
+        """A model to measure beside the winner; a text model where candidates see, as the language model of theirs."""
+        if is_composite(self.sources[self.live]) and not is_composite(self.sources[model]):
+            return Baseline(name, role, recipe=inside(model, self.live, self.config))
+        return Baseline(name, role, source=model)
+
+    @property
+    def put_into(self) -> list[str]:
+        """What the user should know of text models among vision-language models, a line each."""
+        base = [self.config.base_model] if self.config.base_model else []
+        return words([*base, *(s.model for s in self.config.sources)], self.live, self.sources)
 
     def uniform(self) -> Recipe | None:
         """The linear average of the sources, without the base; None where layers or shapes differ."""
@@ -337,6 +362,7 @@ class Plan:
         return Recipe(
             merge_method="linear", models=models, dtype=config.dtype, out_dtype=config.out_dtype,
             tokenizer_source=config.tokenizer_source,
+            evomerge=Extras(into=config.into if isinstance(config, SpaceConfig) else None),
         )  # fmt: skip
 
     def cost(self, workers: int) -> list[str]:

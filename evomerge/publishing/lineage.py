@@ -184,7 +184,9 @@ def _name(path: str) -> str:
 def _role(reference: str, steps: Sequence[Recipe]) -> str:
     if any(step.base_model == reference for step in steps):
         return "base"
-    return "source" if any(reference in step.merged_models() for step in steps) else "tokenizer"
+    if any(reference in step.merged_models() for step in steps):
+        return "source"
+    return "merged into" if any(step.evomerge.into == reference for step in steps) else "tokenizer"
 
 
 class _Reader:

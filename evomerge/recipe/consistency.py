@@ -151,7 +151,8 @@ def _unknown_contents(recipe: Any) -> Iterator[Problem]:
     extras = _get(recipe, "evomerge")
     if not _mapping(_get(extras, "sources")):
         return
-    named = [*merged_models(recipe), *tokenizer_model(recipe)]
+    into = _reference(_get(extras, "into"))
+    named = [*merged_models(recipe), *tokenizer_model(recipe), *([into] if into else [])]
     folders = [f for f in _mapping(_get(extras, "statistics")).values() if isinstance(f, str)]
     for reference, digest in _mapping(_get(extras, "sources")).items():
         if reference not in named and reference not in folders:

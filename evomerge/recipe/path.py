@@ -141,7 +141,9 @@ class Path:
 
     @classmethod
     def read(cls, recipe: Recipe, writers: Sequence[str] | None = None) -> Path | None:
-        """The path that a recipe is, or None where it is another merge (one with a tokenizer of its own, too).
+        """The path that a recipe is, or None where it is another merge.
+
+        That is one with a tokenizer of its own too, or one whose embeddings go into another model than theirs.
 
         A scale is taken for a hop's where it is filtered and what no filter names keeps scale 1.
 
@@ -151,6 +153,8 @@ class Path:
         if recipe.merge_method != METHOD or not recipe.slices or recipe.parameters or recipe.base_model:
             return None
         if recipe.tokenizer_source or recipe.tokenizer:
+            return None
+        if recipe.evomerge.into not in (None, recipe.slices[0].sources[0].model):
             return None
         hops: list[Hop] = []
         for piece in recipe.slices:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from evomerge.errors import RecipeError
 
 # The keys whose value is a model reference, wherever they stand.
-MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
+MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source", "into")
 # What stands for no model where a tokenizer is chosen.
 UNION, BASE = "union", "base"
 WORDS = (UNION, BASE)

@@ -111,12 +111,16 @@ class Extras(Frozen):
         seed: Seed of random masks (DARE); one per study.
         sources: Content hash of each source, checked when the recipe is rebuilt.
         statistics: Folder of the statistics of each model, for methods that need them (evomerge statistics).
+        into: The vision-language model whose language model is replaced by the merge; it gives configuration, image
+            encoder, projector and processor. Default: the base where it is one, else the first such model that is
+            named. It need not be merged itself.
         provenance: Where the recipe comes from (study, trial); not part of its meaning.
     """
 
     seed: int = Field(default=0, ge=0)
     sources: dict[str, str] = {}
     statistics: dict[Reference, str] = {}
+    into: Reference | None = None
     provenance: dict[str, Any] = {}
 
 
@@ -178,8 +182,10 @@ class Recipe(Frozen):
         return METHODS[self.merge_method]
 
     def references(self) -> list[str]:
-        """Every model named: those that are merged, then the one whose tokenizer is taken where that is another."""
-        return list(dict.fromkeys((*self.merged_models(), *tokenizer_model(self))))
+        """Every model named: those that are merged, then those that give the tokenizer, or the modules beside the
+        language model, where those are others."""
+        into = [self.evomerge.into] if self.evomerge.into else []
+        return list(dict.fromkeys((*self.merged_models(), *tokenizer_model(self), *into)))
 
     def merged_models(self) -> list[str]:
         """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
@@ -225,6 +231,8 @@ class Recipe(Frozen):
         if self.method.statistics:
             folders = self.evomerge.statistics.items()
             data["evomerge"]["statistics"] = {contents.get(m, m): contents.get(f, f) for m, f in folders}
+        if self.evomerge.into:
+            data["evomerge"]["into"] = contents.get(self.evomerge.into, self.evomerge.into)
         if self.tokenizer and self.tokenizer.tokens:
             # New tokens are numbered in the order in which they are written.
             data["tokenizer"]["tokens"] = [[token, to] for token, to in data["tokenizer"]["tokens"].items()]

@@ -12,7 +12,7 @@ from torch import nn
 from evomerge.errors import SourceError
 from evomerge.merging.conversion import live_places
 from evomerge.merging.live import live_model
-from evomerge.sources import TEXT, Source, Writers, writers
+from evomerge.sources import TEXT, Place, Source, Writers, writers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,8 @@ class Resident:
     Attributes:
         live: Its model, as transformers loads it; never run, never changed.
         layers: Name of the live module that lists its layers ("model.layers").
-        after: Names of the live tensors that stand after the layers: final norm, and an output head of its own.
+        after: The live tensors that stand after the layers (final norm, and an output head of its own): their names, by
+            what they are.
         writers: For each layer the modules inside it whose outputs are what it writes to the residual stream.
         unscalable: Why a path may only use scale 1 here; None: any.
         uneven: Whether its layers are of several kinds (some dense, some a mixture of experts).
@@ -41,7 +42,7 @@ class Resident:
     source: Source
     live: PreTrainedModel
     layers: str
-    after: tuple[str, ...]
+    after: Mapping[Place, str]
     writers: tuple[tuple[str, ...], ...]
     unscalable: str | None
     uneven: bool
@@ -70,7 +71,7 @@ class Resident:
         unscalable = known.reason
         if unscalable is None and not all(owners):
             unscalable = f"no module of layer {owners.index(())} was found that writes to the residual stream"
-        after = tuple(dict.fromkeys(held[n] for n, p in places.items() if p.stage == "after" and n in held))
+        after = {p: held[n] for n, p in places.items() if p.stage == "after" and n in held}
         kinds: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
         for name, place in places.items():
             if place.layer is not None:

@@ -11,6 +11,7 @@ import torch
 
 from evomerge.errors import RecipeError, SourceError, choose
 from evomerge.merging.engine import TORCH_DTYPES
+from evomerge.merging.modules import is_composite
 from evomerge.recipe import Path
 from evomerge.routing.hop import LiveHop
 from evomerge.routing.passes import LayerCounts, Passes
@@ -121,6 +122,12 @@ class Router:
         for model in path.models:
             if model not in self._sources:
                 yield f'path: model "{model}" is not open; {choose(model, list(self._sources))}'
+        seeing = [m for m in path.models if m in self._sources and is_composite(self._sources[m])]
+        if seeing and path.embeddings not in seeing:
+            yield (
+                f'path: it begins with the embeddings of "{path.embeddings}", a text model, and passes layers of '
+                f'"{seeing[0]}"; expected the embeddings of "{seeing[0]}", whose image encoder and configuration it has'
+            )
         for place, hop in enumerate(path.hops):
             have = self._sources[hop.model].num_layers if hop.model in self._sources else None
             if have is not None and hop.layer >= have:

@@ -82,7 +82,11 @@ class Shell:
             )
 
     def put_head(self, of: Resident) -> None:
-        """Let final norm and output head be another model's, where they are not tied to the embeddings."""
-        for name in of.after:
+        """Let final norm and output head be another model's, where they are not tied to the embeddings.
+
+        A text model calls them otherwise than a vision-language model does.
+        """
+        for place, name in of.after.items():
             module, _, tensor = name.rpartition(".")
-            setattr(self.model.get_submodule(module), tensor, getattr(of.live.get_submodule(module), tensor))
+            own, _, _ = self._resident.after[place].rpartition(".")
+            setattr(self.model.get_submodule(own), tensor, getattr(of.live.get_submodule(module), tensor))

@@ -46,6 +46,8 @@ class SpaceConfig(Frozen):
         out_dtype: Type that a checkpoint is saved in; default: dtype, else the sources' own.
         tokenizer_source: Whose vocabulary a merge has: `union`, `base` or a model; default: the base's (or first
             source's).
+        into: The vision-language model whose language model is replaced by merges; its image encoder, projector and
+            processor stay. Default, where some of the models are text models: the first that is none.
     """
 
     name: str = ""
@@ -58,6 +60,7 @@ class SpaceConfig(Frozen):
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None
+    into: Model | None = None
     _migrated: Migrated | None = PrivateAttr(default=None)
     _library: Library | None = PrivateAttr(default=None)
 
@@ -157,7 +160,8 @@ class SpaceConfig(Frozen):
 
     def references(self) -> list[str]:
         """Every model that the space names, the base first."""
-        return named_models(self.base_model, self.sources)
+        named = named_models(self.base_model, self.sources)
+        return named if self.into is None or self.into in named else [*named, self.into]
 
     def with_sources(self, models: Sequence[str], base: str | None = None) -> SpaceConfig:
         """The same space over other models (`--models A B --base C`)."""
@@ -199,6 +203,7 @@ class SpaceConfig(Frozen):
                 "sources": tuple(s.at(places) for s in self.sources),
                 "base_model": places.get(self.base_model or "", self.base_model),
                 "tokenizer_source": places.get(self.tokenizer_source or "", self.tokenizer_source),
+                "into": places.get(self.into or "", self.into),
             }
         )
         config._migrated, config._library = self._migrated, self._library

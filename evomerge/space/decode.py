@@ -43,7 +43,7 @@ class Decoder:
     def __call__(self, params: Mapping[str, Value], seed: int) -> Recipe:
         """The recipe of parameters that have been checked."""
         form, numbers = self._form, _numbers(params)
-        extras, top = Extras(seed=seed), self._top
+        extras, top = Extras(seed=seed, into=self._space.config.into), self._top
         if form.models is not None:
             models = [_filled(m, own, numbers) for m, own in zip(form.models, self._sources[0], strict=True)]
             return _filled(form, {**top, **self._slices[0]}, numbers, models=models, evomerge=extras)

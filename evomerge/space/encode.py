@@ -145,6 +145,11 @@ class _Reader:
             raise SpaceError(
                 f'the recipe\'s base_model "{recipe.base_model}" is not the space\'s "{space.config.base_model}"'
             )
+        if recipe.evomerge.into and _same(recipe.evomerge.into) != _same(space.config.into):
+            raise SpaceError(
+                f'the recipe\'s evomerge.into "{recipe.evomerge.into}" is not the space\'s into '
+                f"({space.config.into or 'not given'})"
+            )
         if recipe.tokenizer or (
             recipe.tokenizer_source and _same(recipe.tokenizer_source) != _same(space.config.tokenizer_source)
         ):

@@ -144,6 +144,8 @@ class Space:
         config = self.config.model_dump(mode="json", exclude={"name"})
         if config["granularity"]["splits"] is None:  # fingerprints that were stored before there were any
             del config["granularity"]["splits"]
+        if config["into"] is None:
+            del config["into"]
         return {
             "num_layers": self.num_layers,
             **config,

@@ -70,7 +70,6 @@ class Builder:
 
         transformers.utils.logging.disable_progress_bar()
         from evomerge.merging.engine import CUDA_SHARE, Engine
-        from evomerge.merging.live import load_tokenizer
 
         self._sources = dict(sources)
         self._images: LivePipelines | None = None
@@ -113,8 +112,7 @@ class Builder:
             from evomerge.images.live import LivePipelines
 
             self._images = LivePipelines(self._base, self.device)
-        diffusion = self._base.diffusion is not None
-        self._tokenizer = None if diffusion else load_tokenizer(self._base, trust_remote_code=self._trust)
+        self._reader = self._read_by(self._base)
 
     def run(self, job: Job) -> Answer:
         """Build and score. What the candidate did wrong comes back as a reason.
@@ -209,9 +207,9 @@ class Builder:
         path = Path.read(recipe, writers(self._base).filters)
         if path is None:
             with self._merges.using(recipe) as merged:
-                return self._score(merged, self._tokenizer, job, seconds, started), None
+                return self._score(merged, self._reader, job, seconds, started), None
         router = self._routes()
-        score = self._score(router.route(path), self._tokenizer, job, seconds, started)
+        score = self._score(router.route(path), self._reader, job, seconds, started)
         return score, (router.counts.asked, router.counts.run)
 
     def _build_into(self, recipe: Recipe, merged: PreTrainedModel) -> None:
@@ -330,20 +328,30 @@ class Builder:
                     unpark(merged, self.device)
 
     def _loaded(self, checkpoint: Folder | Source, job: Job, seconds: dict[str, float], started: float) -> Score:
-        from evomerge.merging.live import live_model, load_tokenizer
+        from evomerge.merging.live import live_model
 
+        reader = self._read_by(checkpoint)
         if self._images is not None:
-            return self._score(self._images.denoiser(checkpoint, self._dtype), None, job, seconds, started)
+            return self._score(self._images.denoiser(checkpoint, self._dtype), reader, job, seconds, started)
         model = live_model(checkpoint, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
-        tokenizer = load_tokenizer(checkpoint, trust_remote_code=self._trust)
-        return self._score(model, tokenizer, job, seconds, started)
+        return self._score(model, reader, job, seconds, started)
 
-    def _score(self, model: Any, tokenizer: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
+    def _read_by(self, model: Folder | Source) -> Any:
+        """What makes a model's input: its tokenizer, or, where it is shown pictures, its processor; of a diffusion
+        model None: a pipeline reads prompts by itself."""
+        from evomerge.merging.live import load_processor, load_tokenizer
+
+        if self._base.diffusion is not None:
+            return None
+        load = load_processor if self._evaluator.sees else load_tokenizer
+        return load(model, trust_remote_code=self._trust)
+
+    def _score(self, model: Any, reader: Any, job: Job, seconds: dict[str, float], started: float) -> Score:
         """Evaluate a model that is built, keeping the time of both steps."""
         evaluate = self._evaluator.evaluate
         if self._images is not None:
             model = self._images.around(model)
-        return self._timed(lambda: evaluate(model, tokenizer, job.split, job.only), job, seconds, started)
+        return self._timed(lambda: evaluate(model, reader, job.split, job.only), job, seconds, started)
 
     def _timed(
         self, evaluate: Callable[[], Score], job: Job, seconds: dict[str, float], started: float

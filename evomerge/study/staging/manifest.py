@@ -13,6 +13,7 @@ from pathlib import Path
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation import EvaluatorFile
+from evomerge.evaluation.items import picture_names
 from evomerge.sources import Source, file_hash, small_file
 
 # Of a model, beside its weights.
@@ -125,6 +126,9 @@ def _evaluator(evaluator: EvaluatorFile) -> Iterator[Listed]:
             path = evaluator.path(name, key)
             folder = path.parent
             yield Listed(f"{evaluator.file}: {key}", folder, folder.absolute(), (path.name,), key=key)
+    if names := tuple(sorted(picture_names(evaluator))):
+        root = evaluator.path(str(Path(config.items or "").parent), "images")
+        yield Listed(f"{evaluator.file}: images", root, root.absolute(), names, key="images")
     if config.include_path is not None:
         root = evaluator.path(config.include_path, "include_path")
         names = tuple(sorted(p.relative_to(root).as_posix() for p in _included(root)))
@@ -176,5 +180,5 @@ def placed(
         if at.key is None:
             moved[at.path] = place
         else:
-            keys[at.key] = place if at.key == "include_path" else place / at.names[0]
+            keys[at.key] = place if at.key in ("include_path", "images") else place / at.names[0]
     return {r: s.moved(moved) for r, s in sources.items()}, evaluator.placed(keys)
