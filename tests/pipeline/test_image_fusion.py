@@ -116,6 +116,18 @@ def test_models_that_are_told_texts(tmp_path: Path) -> None:
     assert StyledPipeline.from_pretrained(made.model, "cpu").generate(["abc"], "warm", inference_steps=1)
 
 
+def test_dits_over_latents(tmp_path: Path) -> None:
+    """Whose denoisers have no blocks down and up, a time embedding in each layer, and say a variance too."""
+    for i, name in enumerate(("base", "warm", "cold")):
+        models.save_dit(tmp_path / name, i)
+    models.save_pictures(tmp_path / "pictures", [0, 1, 2, 3])
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1}
+    made = fuse_images(fusion(tmp_path, training=training), tmp_path / "out")
+    assert made.architecture == "DiTTransformer2DModel" and made.told == "class"
+    assert all(line["features"] > 0 and line["score"] > 0 for line in made.learned)
+    assert StyledPipeline.from_pretrained(made.model, "cpu").generate([3], "cold", inference_steps=1)
+
+
 def test_check_says_what_it_would_do(tiny: Path, here: Callable) -> None:  # noqa: F811
     done = here("check", fusion(tiny), "--json")
     assert done.result["kind"] == "image fusion" and done.result["styles"] == ["warm", "cold"]
