@@ -2,12 +2,12 @@
 
     python benchmarks/vision.py [--seeds 0 1 2] [--work runs/vision] [--out FILE.json]
 
-For each seed the three models of the vision zoo are trained (evomerge.zoo.vision.train), and the weights of both task
-vectors are searched, with all controls at equal budget: each vector alone, put into the vision-language model, random
-search, and, measured once, the uniform merge. Sources: `seeing` answers in English about pictures, with all sums;
-`japanese`, a text model, knows all Japanese words; it is measured as the language model of `seeing`, and so is their
-base. Scores are exact match of answers, and ROUGE-L beside it, 0 where one is not in Japanese, on scenes that no model
-was trained on.
+For each seed the three models of the vision zoo are trained (evomerge.zoo.vision.train), and a weight for each of two
+task vectors is searched, with all controls at equal budget: each vector alone, put into the vision-language model,
+random search, and, measured once, the uniform merge. Sources: `seeing` answers in English about pictures, with all
+sums; `japanese`, a text model, knows all Japanese words; it is measured as the language model of `seeing`, and so is
+their base. Scores are exact match of answers, and ROUGE-L beside it, 0 where one is not in Japanese, on scenes that no
+model was trained on.
 
 One thread, some four minutes for each seed on a quiet machine; a seed that is done is not measured again.
 """
@@ -38,7 +38,7 @@ from evomerge.study.outcome import Outcome
 from evomerge.study.workers import Cluster
 from evomerge.zoo.vision.train import train
 
-BUDGET = 40
+BUDGET = 24
 SOURCES = ("seeing", "japanese")
 TASK, ROUGE, ENGLISH = "pictures_ja", "pictures_ja_rouge", "pictures_en"
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,8 +50,7 @@ def searched(seed: int, work: Path) -> Outcome:
     space = {
         "method": "task_arithmetic", "base_model": str((work / "zoo" / "base").resolve()),
         "sources": [str((work / "zoo" / name).resolve()) for name in SOURCES],
-        "granularity": {"layers_per_group": 1, "embeddings": "together"},
-        "parameters": {"weight": {"low": 0.0, "high": 1.5, "init": 0.75}, "normalize": False},
+        "parameters": {"weight": {"low": 0.0, "high": 2.0, "init": 1.0}, "normalize": False},
         "dtype": "float32", "out_dtype": "bfloat16",
     }  # fmt: skip
     evaluator = {
@@ -59,7 +58,7 @@ def searched(seed: int, work: Path) -> Outcome:
         "tasks": [{"name": TASK, "metric": "exact_match", "language": "ja"},
                   {"name": ROUGE, "metric": "rouge_l", "language": "ja", "weight": 0},
                   {"name": ENGLISH, "metric": "exact_match", "weight": 0}],
-        "splits": {"search": {"share": 0.3, "items": 100}, "select": {"share": 0.2, "items": 100},
+        "splits": {"search": {"share": 0.3, "items": 150}, "select": {"share": 0.2, "items": 150},
                    "test": {"share": 0.5, "items": 400}},
         "batch_size": 100,
     }  # fmt: skip
