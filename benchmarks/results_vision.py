@@ -28,6 +28,6 @@ def vision_text(results: Mapping[str, Any]) -> list[str]:
     ]
     lines += tables(results)
     failed = [f"seed {s}: {what}" for s, r in results.items() for what, held in r["held"].items() if not held]
-    wanted = "better than base, seeing and japanese beyond a 95 % interval, by exact match and by ROUGE-L; loaded by"
+    wanted = "better than base, seeing and japanese beyond a 95 % interval, by exact match; loaded by"
     lines += ["", f"To hold: {wanted} plain transformers. Failed: {'; '.join(failed) or 'none'}."]
     return lines

@@ -182,7 +182,7 @@ def fit_tower(tower: CLIPVisionModel, schedule: Schedule, rng: np.random.Generat
 def fit_projector(vlm: LlavaForConditionalGeneration, schedule: Schedule, rng: np.random.Generator) -> None:
     """Train the projector alone, in place: what it makes of a picture's patches is to be near to the embeddings of the
     words that tell the picture, on their board."""
-    ids, embeddings = token_ids(), vlm.get_input_embeddings().weight.detach()
+    ids, embeddings = token_ids(), vlm.get_input_embeddings().state_dict()["weight"]
     tower: nn.Module = vlm.model.vision_tower
     projector: nn.Module = vlm.model.multi_modal_projector
 
