@@ -16,7 +16,7 @@ def vision(seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def vision_text(results: Mapping[str, Any]) -> list[str]:
     """Its section of docs/results.md."""
-    items = len(next(iter(results.values()))["items"][TASK]["best"])
+    items = len(next(iter(results.values()))["items"][TASK]["best"].split())
     lines = [
         f"## Vision, {len(results)} seeds",
         "",

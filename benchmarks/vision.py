@@ -92,10 +92,10 @@ def _value(score: Any, task: str) -> float:
     return round(float(next(t.value for t in score.tasks if t.task == task)), 4)
 
 
-def _items(score: Any, name: str) -> list[float]:
+def _items(score: Any, name: str) -> str:
     """Results on the test items, in the order of their ids, which is the same in every seed."""
     task = next(t for t in score.tasks if t.task == name)
-    return [round(float(r), 4) for _, r in sorted(zip(task.items, task.results.tolist(), strict=True))]
+    return " ".join(f"{float(r):.4g}" for _, r in sorted(zip(task.items, task.results.tolist(), strict=True)))
 
 
 def loads(model: Path, seeing: Path) -> dict[str, bool]:
@@ -131,7 +131,10 @@ def interval(results: Sequence[Mapping[str, Any]], name: str, task: str) -> tupl
 
 
 def _differences(results: Sequence[Mapping[str, Any]], name: str, task: str) -> list[np.ndarray]:
-    return [np.array(r["items"][task]["best"]) - np.array(r["items"][task][name]) for r in results]
+    def of(result: Mapping[str, Any], model: str) -> np.ndarray:
+        return np.array([float(x) for x in result["items"][task][model].split()])
+
+    return [of(r, "best") - of(r, name) for r in results]
 
 
 def pooled(results: Mapping[str, Any], name: str, task: str = TASK) -> str:
