@@ -2,12 +2,12 @@
 
     python benchmarks/vision.py [--seeds 0 1 2] [--work runs/vision] [--out FILE.json]
 
-For each seed the three models of the vision zoo are trained (evomerge.zoo.vision.train), and the weights of both task
-vectors are searched, with all controls at equal budget: each vector alone, put into the vision-language model, random
-search, and, measured once, the uniform merge. Sources: `seeing` answers in English about pictures, with all sums;
-`japanese`, a text model, knows all Japanese words; it is measured as the language model of `seeing`, and so is their
-base. Scores are exact match of answers, and ROUGE-L beside it, 0 where one is not in Japanese, on scenes that no model
-was trained on.
+For each seed the three models of the vision zoo are trained (evomerge.zoo.vision.train), and a weight for each of two
+task vectors is searched, with all controls at equal budget: each vector alone, put into the vision-language model,
+random search, and, measured once, the uniform merge. Sources: `seeing` answers in English about pictures, with all
+sums; `japanese`, a text model, knows all Japanese words; it is measured as the language model of `seeing`, and so is
+their base. Scores are exact match of answers, and ROUGE-L beside it, 0 where one is not in Japanese, on scenes that no
+model was trained on.
 
 One thread, some four minutes for each seed on a quiet machine; a seed that is done is not measured again.
 """
@@ -38,7 +38,7 @@ from evomerge.study.outcome import Outcome
 from evomerge.study.workers import Cluster
 from evomerge.zoo.vision.train import train
 
-BUDGET = 40
+BUDGET = 24
 SOURCES = ("seeing", "japanese")
 TASK, ROUGE, ENGLISH = "pictures_ja", "pictures_ja_rouge", "pictures_en"
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,8 +50,7 @@ def searched(seed: int, work: Path) -> Outcome:
     space = {
         "method": "task_arithmetic", "base_model": str((work / "zoo" / "base").resolve()),
         "sources": [str((work / "zoo" / name).resolve()) for name in SOURCES],
-        "granularity": {"layers_per_group": 1, "embeddings": "together"},
-        "parameters": {"weight": {"low": 0.0, "high": 1.5, "init": 0.75}, "normalize": False},
+        "parameters": {"weight": {"low": 0.0, "high": 2.0, "init": 1.0}, "normalize": False},
         "dtype": "float32", "out_dtype": "bfloat16",
     }  # fmt: skip
     evaluator = {
@@ -59,7 +58,7 @@ def searched(seed: int, work: Path) -> Outcome:
         "tasks": [{"name": TASK, "metric": "exact_match", "language": "ja"},
                   {"name": ROUGE, "metric": "rouge_l", "language": "ja", "weight": 0},
                   {"name": ENGLISH, "metric": "exact_match", "weight": 0}],
-        "splits": {"search": {"share": 0.3, "items": 100}, "select": {"share": 0.2, "items": 100},
+        "splits": {"search": {"share": 0.3, "items": 150}, "select": {"share": 0.2, "items": 150},
                    "test": {"share": 0.5, "items": 400}},
         "batch_size": 100,
     }  # fmt: skip
@@ -85,7 +84,7 @@ def measure(seed: int, work: Path) -> dict[str, Any]:
         "items": {t: {m.name: _items(m.test, t) for m in outcome.measured} for t in (TASK, ROUGE)},
         "loads": loads(outcome.model, work / "zoo" / "seeing"),
     }  # fmt: skip
-    return {**found, "held": held(found), "seconds": round(time.monotonic() - began, 1)}
+    return {**found, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _value(score: Any, task: str) -> float:
@@ -93,10 +92,10 @@ def _value(score: Any, task: str) -> float:
     return round(float(next(t.value for t in score.tasks if t.task == task)), 4)
 
 
-def _items(score: Any, name: str) -> list[float]:
+def _items(score: Any, name: str) -> str:
     """Results on the test items, in the order of their ids, which is the same in every seed."""
     task = next(t for t in score.tasks if t.task == name)
-    return [round(float(r), 4) for _, r in sorted(zip(task.items, task.results.tolist(), strict=True))]
+    return " ".join(f"{float(r):.4g}" for _, r in sorted(zip(task.items, task.results.tolist(), strict=True)))
 
 
 def loads(model: Path, seeing: Path) -> dict[str, bool]:
@@ -115,11 +114,11 @@ def loads(model: Path, seeing: Path) -> dict[str, bool]:
 
 
 def held(found: Mapping[str, Any]) -> dict[str, bool]:
-    """What was to be shown of a seed: better than sources and base beyond a 95 % interval; a plain checkpoint."""
+    """What is held to of a seed: better than sources and base, by what is searched for, beyond a 95 % interval; and a
+    plain checkpoint."""
     others = ("base", *SOURCES)
     exact = {f"best > {name}": found["baselines"][name]["difference"]["low"] > 0 for name in others}
-    rouge = {f"best > {name} by ROUGE-L": interval([found], name, ROUGE)[1] > 0 for name in others}
-    return {**exact, **rouge, "loads": all(found["loads"].values())}
+    return {**exact, "loads": all(found["loads"].values())}
 
 
 def interval(results: Sequence[Mapping[str, Any]], name: str, task: str) -> tuple[float, float, float]:
@@ -132,7 +131,10 @@ def interval(results: Sequence[Mapping[str, Any]], name: str, task: str) -> tupl
 
 
 def _differences(results: Sequence[Mapping[str, Any]], name: str, task: str) -> list[np.ndarray]:
-    return [np.array(r["items"][task]["best"]) - np.array(r["items"][task][name]) for r in results]
+    def of(result: Mapping[str, Any], model: str) -> np.ndarray:
+        return np.array([float(x) for x in result["items"][task][model].split()])
+
+    return [of(r, "best") - of(r, name) for r in results]
 
 
 def pooled(results: Mapping[str, Any], name: str, task: str = TASK) -> str:
@@ -179,7 +181,7 @@ def figures(seed: int, work: Path) -> dict[str, Any]:
     if not file.is_file():
         file.write_text(json.dumps(measure(seed, folder), indent=1) + "\n")
     found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return found | {"held": held(found)}
 
 
 def main() -> None:

@@ -182,7 +182,7 @@ def fit_tower(tower: CLIPVisionModel, schedule: Schedule, rng: np.random.Generat
 def fit_projector(vlm: LlavaForConditionalGeneration, schedule: Schedule, rng: np.random.Generator) -> None:
     """Train the projector alone, in place: what it makes of a picture's patches is to be near to the embeddings of the
     words that tell the picture, on their board."""
-    ids, embeddings = token_ids(), vlm.get_input_embeddings().weight.detach()
+    ids, embeddings = token_ids(), vlm.get_input_embeddings().state_dict()["weight"]
     tower: nn.Module = vlm.model.vision_tower
     projector: nn.Module = vlm.model.multi_modal_projector
 
@@ -192,8 +192,8 @@ def fit_projector(vlm: LlavaForConditionalGeneration, schedule: Schedule, rng: n
         wanted = embeddings[torch.tensor([[ids[w] for w in told] for told in words])]
         with torch.no_grad():
             states = tower(pixels(scenes, rng)).last_hidden_state[:, 1:]
-        found: Tensor = projector(states)
-        return nn.functional.mse_loss(found, wanted) / embeddings.var()
+        apart: Tensor = nn.functional.mse_loss(projector(states), wanted) / embeddings.var()
+        return apart
 
     _optimise(vlm, list(projector.parameters()), loss, schedule, "projector")
 
