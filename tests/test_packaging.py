@@ -135,7 +135,7 @@ def test_what_the_package_imports_is_what_it_depends_on() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found.add(node.module.split(".")[0])
     foreign = found - set(sys.stdlib_module_names) - {"evomerge"}
-    extras = {"trl", "wandb", "PIL"}  # asked for by name where it is needed
+    extras = {"diffusers", "trl", "wandb", "PIL"}  # asked for by name where it is needed
     assert extras <= foreign
     foreign -= extras
     assert foreign - known == set(), "imported, but not in [project.dependencies]"

@@ -64,7 +64,7 @@ def locate(name: str) -> Path:
     """The file that is meant: a path, or a preset by its folder and name."""
     from evomerge import presets
 
-    if Path(name).exists():
+    if Path(name).is_file():  # a preset's folder of tasks bears its name
         return Path(name)
     for kind in ("search_spaces", "evaluators"):
         if name.startswith(f"{kind}/") and (found := presets.find(kind, name)):
