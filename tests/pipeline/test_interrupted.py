@@ -34,6 +34,7 @@ def kill(process):
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow  # 100 s; tests/faults/test_kills.py does it 200 times
 def test_killed_with_candidates_in_flight_it_goes_on_to_the_same_end(whole, here, small_evaluator, tmp_path):
     """Two workers are evaluating; the search that goes on has none, as a resumed one need not have the same."""
     out, result = whole

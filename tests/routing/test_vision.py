@@ -30,7 +30,7 @@ VISION = {
 def both(request: pytest.FixtureRequest, make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A LLaVA, and a text model of its language model's shape."""
     tied = request.param
-    text = make("llama", 2, "tied" if tied else "unbiased", tie_word_embeddings=tied, attention_bias=False, mlp_bias=False)
+    text = make("llama", 2, "tied" if tied else "plain", tie_word_embeddings=tied, attention_bias=False, mlp_bias=False)
     folder = tmp_path_factory.mktemp("llava") / "vlm"
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**SHAPE, num_key_value_heads=2, tie_word_embeddings=tied),

@@ -133,7 +133,10 @@ def test_a_race_finds_more_for_the_same(url):
     assert np.mean(found[True]) > np.mean(found[False])
 
 
-@pytest.mark.parametrize("kills", [(1,), (5, 40), (13, 27, 33, 71), tuple(range(1, 60, 2))])
+OFTEN = pytest.param(tuple(range(1, 60, 2)), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kills", [(1,), (5, 40), (13, 27, 33, 71), OFTEN])
 def test_killed_and_started_again_it_ends_the_same(url, kills):
     undisturbed, _ = search(url, 20, name="undisturbed", versions="u")
     for after in kills:
