@@ -15,6 +15,7 @@ One thread, some four minutes for each seed on a quiet machine; a seed that is d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -193,7 +194,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    results = {str(seed): figures(seed, args.work) for seed in args.seeds}
+    with contextlib.redirect_stdout(sys.stderr):  # training tells of its steps
+        results = {str(seed): figures(seed, args.work) for seed in args.seeds}
     failed = [f"seed {s}: {what}" for s, r in results.items() for what, ok in r["held"].items() if not ok]
     print("\n".join([*tables(results), "", f"Failed: {'; '.join(failed) or 'none'}"]), file=sys.stderr)
     text = json.dumps(results, indent=1) + "\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge import __version__
 from evomerge.publishing.front import front_matter
 from evomerge.publishing.lineage import Lineage, lineage, model_name
-from evomerge.publishing.sections import library_of, made, rebuild_section
+from evomerge.publishing.sections import library_of, made, rebuild_section, task_of
 from evomerge.recipe import Chain
 from evomerge.sources import ZOO
 
@@ -32,7 +32,7 @@ def merge_card(chain: Chain, contents: Mapping[str, str], of: Lineage) -> str:
     signed = chain.with_hashes(contents)
     shown = signed.steps[0].recipe if len(signed.steps) == 1 else signed
     title = _title(chain)
-    return f"""{front_matter(of, name=title, library=library_of(shown))}
+    return f"""{front_matter(of, name=title, library=library_of(shown), task=task_of(shown))}
 # {title}
 
 {made(shown)} Made by evomerge {__version__} (`evomerge merge`).

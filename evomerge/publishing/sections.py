@@ -11,6 +11,9 @@ from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import local_folder
 from evomerge.sources.diffusion import is_diffusion
+from evomerge.sources.files import read_object
+
+SEEING = "image-text-to-text"
 
 
 def made(recipe: Recipe | Chain) -> str:
@@ -61,6 +64,18 @@ def library_of(recipe: Recipe | Chain) -> str:
         if folder is not None and is_diffusion(folder):
             return "diffusers"
     return "transformers"
+
+
+def task_of(recipe: Recipe | Chain) -> str | None:
+    """What a merge is for, by the Hub's name, where that is not what its library's models mostly do: one into which a
+    vision-language model went sees."""
+    for reference in recipe.references():
+        folder = local_folder(reference, None)
+        if folder is not None and (folder / "config.json").is_file():
+            config = read_object(folder, "config.json")
+            if "vision_config" in config and "text_config" in config:
+                return SEEING
+    return None
 
 
 def public(recipe: Recipe | Chain) -> Recipe | Chain:

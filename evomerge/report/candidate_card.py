@@ -8,7 +8,7 @@ from evomerge import __version__
 from evomerge.comparison import interval
 from evomerge.publishing.front import front_matter
 from evomerge.publishing.lineage import Lineage
-from evomerge.publishing.sections import library_of, made, rebuild_section, table_line
+from evomerge.publishing.sections import library_of, made, rebuild_section, table_line, task_of
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.model_card import held_out_results, model_card, path_section
@@ -45,7 +45,8 @@ def candidate_card(
     name = f"{record.name}, candidate {trial_number}"
     select = record.finalists.get(trial_number)
     front = front_matter(
-        of, name=name, results=held_out_results(test) if test is not None else (), library=library_of(recipe)
+        of, name=name, results=held_out_results(test) if test is not None else (), library=library_of(recipe),
+        task=task_of(recipe),
     )
     return f"""{front}
 # {name}

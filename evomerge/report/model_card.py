@@ -8,7 +8,7 @@ from evomerge import __version__
 from evomerge.comparison import BOOTSTRAP, MCNEMAR
 from evomerge.publishing.front import front_matter, result
 from evomerge.publishing.lineage import Lineage, lineage
-from evomerge.publishing.sections import library_of, made, rebuild_section, table_line
+from evomerge.publishing.sections import library_of, made, rebuild_section, table_line, task_of
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.report.path import path_text
@@ -38,7 +38,8 @@ def model_card(outcome: Outcome, of: Lineage | None = None) -> str:
     of = of or lineage(outcome.recipe)
     name = outcome.study
     results = held_out_results(outcome.winner.test)
-    front = front_matter(of, name=name, results=results, library=library_of(outcome.recipe))
+    made_of = outcome.recipe
+    front = front_matter(of, name=name, results=results, library=library_of(made_of), task=task_of(made_of))
     counts = [t.state for t in outcome.trials]
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
     also = ", ".join(f"{n} of them {what}" for n, what in ended if n)

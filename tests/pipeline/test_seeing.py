@@ -111,6 +111,7 @@ def test_a_search(kind: str, here: Any, root: Path, tmp_path: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
     processor = transformers.AutoProcessor.from_pretrained(model)
     assert isinstance(processor, transformers.LlavaProcessor)
+    assert "pipeline_tag: image-text-to-text\n" in (out / "README.md").read_text()
     # What was searched is what was written.
     again = here("evaluate", model, "--evaluator", root / "evaluator.yaml", "--split", "test", "--json").result
     assert again["score"] == pytest.approx(done.result["best"]["test"]["score"], abs=1e-6)
