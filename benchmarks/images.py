@@ -15,7 +15,6 @@ One thread, six to nine minutes for each seed; a seed that is done is not measur
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
+from by_seed import kept, parser_of, tell
 
 from evomerge.images.config import MeasureConfig
 from evomerge.images.frechet import frechet_distance
@@ -152,29 +152,15 @@ def tables(results: Mapping[str, Any]) -> list[str]:
 def figures(seed: int, work: Path) -> dict[str, Any]:
     """Everything of one seed, measured where it is not there yet."""
     folder = work / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "figures.json"
-    if not file.is_file():
-        file.write_text(json.dumps(run(folder, seed), indent=1) + "\n")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return kept(folder, lambda: run(folder, seed))
 
 
 def main() -> None:
     """Measure every seed; print the tables on stderr and everything as JSON on stdout, or into a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/images"), help="models and fusions; resumable")
-    parser.add_argument("--out", type=Path, help="file of the figures (default: stdout)")
-    args = parser.parse_args()
+    args = parser_of(__doc__, "runs/images", "models and fusions").parse_args()
     torch.set_num_threads(1)
     results = {str(seed): figures(seed, args.work) for seed in args.seeds}
-    print("\n".join(tables(results)), file=sys.stderr)
-    text = json.dumps(results, indent=1) + "\n"
-    if args.out:
-        args.out.write_text(text)
-    else:
-        print(text, end="")
+    tell(results, tables(results), args.out)
     failed = [f"seed {s}: {what}" for s, r in results.items() for what, ok in r["held"].items() if not ok]
     if failed:
         sys.exit("failed: " + "; ".join(failed))

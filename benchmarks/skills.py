@@ -23,12 +23,10 @@ chosen by.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +41,7 @@ import skills_task as task
 import torch
 import transformers
 import yaml
+from by_seed import kept, parser_of, tell
 from skills_outputs import Outputs
 from skills_score import NEW_TOKENS, decoded, share
 from torch import Tensor
@@ -349,19 +348,12 @@ def places(seed: int, work: Path) -> tuple[Path, Path]:
 def figures(seed: int, work: Path) -> dict[str, Any]:
     """Everything of one seed, measured where it is not there yet."""
     models, folder = places(seed, work)
-    file = folder / "figures.json"
-    if not file.is_file():
-        file.write_text(json.dumps(measure(seed, models, folder), indent=1) + "\n")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return kept(folder, lambda: measure(seed, models, folder))
 
 
 def main() -> None:
     """Measure every seed; print the tables on stderr and everything as JSON on stdout, or into a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/skills"), help="models and searches; resumable")
-    parser.add_argument("--out", type=Path, help="file of the figures (default: stdout)")
+    parser = parser_of(__doc__, "runs/skills", "models and searches")
     parser.add_argument("--rates", action="store_true", help="compare learning rates, by validation prompts")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -370,12 +362,7 @@ def main() -> None:
         results = {str(seed): validated(seed, *places(seed, args.work)) for seed in args.seeds}
     else:
         results = {str(seed): figures(seed, args.work) for seed in args.seeds}
-        print("\n".join(tables(results)), file=sys.stderr)
-    text = json.dumps(results, indent=1) + "\n"
-    if args.out:
-        args.out.write_text(text)
-    else:
-        print(text, end="")
+    tell(results, () if args.rates else tables(results), args.out)
 
 
 if __name__ == "__main__":

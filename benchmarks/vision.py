@@ -14,9 +14,7 @@ One thread, some four minutes for each seed on a quiet machine; a seed that is d
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import os
 import sys
@@ -31,6 +29,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from by_seed import kept, parser_of, tell
 
 from evomerge.pipeline import Options, search
 from evomerge.report.result import to_dict
@@ -177,32 +176,19 @@ def tables(results: Mapping[str, Any]) -> list[str]:
 def figures(seed: int, work: Path) -> dict[str, Any]:
     """Everything of one seed, measured where it is not there yet."""
     folder = work / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "figures.json"
-    if not file.is_file():
-        file.write_text(json.dumps(measure(seed, folder), indent=1) + "\n")
-    found: dict[str, Any] = json.loads(file.read_text())
+    found = kept(folder, lambda: measure(seed, folder))
     return found | {"held": held(found)}
 
 
 def main() -> None:
     """Measure every seed; print the tables on stderr and everything as JSON on stdout, or into a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/vision"), help="models and searches; resumable")
-    parser.add_argument("--out", type=Path, help="file of the figures (default: stdout)")
-    args = parser.parse_args()
+    args = parser_of(__doc__, "runs/vision", "models and searches").parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):  # training tells of its steps
         results = {str(seed): figures(seed, args.work) for seed in args.seeds}
     failed = [f"seed {s}: {what}" for s, r in results.items() for what, ok in r["held"].items() if not ok]
-    print("\n".join([*tables(results), "", f"Failed: {'; '.join(failed) or 'none'}"]), file=sys.stderr)
-    text = json.dumps(results, indent=1) + "\n"
-    if args.out:
-        args.out.write_text(text)
-    else:
-        print(text, end="")
+    tell(results, [*tables(results), "", f"Failed: {'; '.join(failed) or 'none'}"], args.out)
     if failed:
         raise SystemExit(1)
 

@@ -32,23 +32,29 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(width: int, layers: int, generator: torch.Generator) -> LlamaForCausalLM:
-    """A fresh llama whose weights are a function of the generator alone."""
-    ids = token_ids()
-    config = LlamaConfig(
-        vocab_size=len(ids),
+def llama_config(
+    width: int, layers: int, tokens: int, positions: int, *, eos: int | None, pad: int | None, bos: int | None = None
+) -> LlamaConfig:
+    """The shape of all llamas of the zoos."""
+    return LlamaConfig(
+        vocab_size=tokens,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=pad,
     )
-    model = LlamaForCausalLM(config)
+
+
+def build_model(width: int, layers: int, generator: torch.Generator) -> LlamaForCausalLM:
+    """A fresh llama whose weights are a function of the generator alone."""
+    ids = token_ids()
+    model = LlamaForCausalLM(llama_config(width, layers, len(ids), MAX_POSITIONS, eos=ids[EOS], pad=ids[PAD]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.by_seed import measured
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # five minutes of one core, which others may use too
 def test_a_student_speaks_for_each_of_its_teachers(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "images.py"), "--seeds", "0", "--work", str(tmp_path / "work")]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)["0"]
+    found = measured("images", tmp_path)
     student, added = found["student"], found["added"]
     for i, row in enumerate(student["matrix"]):
         assert row[i] < 0.3 * student["average"][i] and row[i] == min(row)
@@ -29,6 +21,3 @@ def test_a_student_speaks_for_each_of_its_teachers(tmp_path: Path) -> None:
     for style in student["styles"]:
         assert added["mu = 1"][style] < 0.2 * added["mu = 0"][style]
     assert added["mu = 1"]["orchid"] < 0.3 * min(student["average"])  # and the new one was learned
-    # The same command again measures nothing.
-    again = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert again.stdout == done.stdout

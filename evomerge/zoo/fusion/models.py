@@ -12,11 +12,12 @@ from transformers import (
     GenerationConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from evomerge.zoo.model import llama_config
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 QUESTION, ANSWER = "[INST]", "[/INST]"
@@ -92,21 +93,11 @@ def _finished(tokens: Tokenizer, template: str, **roles: str) -> PreTrainedToken
 
 def llama(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> PreTrainedModel:
     """A fresh llama."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=width * 8 // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=MAX_POSITIONS,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    config = llama_config(
+        width, layers, len(tokenizer), MAX_POSITIONS, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
+        bos=tokenizer.bos_token_id,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
 def gpt_neox(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evomerge.zoo.model import llama_config
 from evomerge.zoo.vision.pictures import SIZE
 from evomerge.zoo.vision.scenes import EOS, IMAGE, PAD, SIDE, UNKNOWN, vocabulary
 
@@ -67,19 +68,7 @@ def build_processor() -> LlavaProcessor:
 
 def text_config(width: int, layers: int) -> LlamaConfig:
     ids = token_ids()
-    return LlamaConfig(
-        vocab_size=len(ids),
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
-    )
+    return llama_config(width, layers, len(ids), MAX_POSITIONS, eos=ids[EOS], pad=ids[PAD])
 
 
 def vision_config(width: int = 64, layers: int = 2) -> CLIPVisionConfig:
