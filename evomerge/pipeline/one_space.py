@@ -12,6 +12,7 @@ from evomerge.comparison import interval
 from evomerge.errors import StudyError
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.controls import Control, control_searches
+from evomerge.pipeline.cost import cost_of
 from evomerge.pipeline.export import write_checkpoint
 from evomerge.pipeline.fidelity import ESTIMATES_NOTE, NOTE, scoring_for
 from evomerge.pipeline.plan import OVERLAPS_NOTE, Plan
@@ -178,7 +179,7 @@ def check_alone(store: Store, out: object, name: str) -> None:
 
 def searched(plan: Plan, study: Study, pool: Pool, watcher: Watcher, name: str = "search") -> Searched:
     """Search until the budget is spent."""
-    for line in (*plan.put_into, *plan.cost(pool.size)):
+    for line in (*plan.put_into, *cost_of(plan, pool.size)):
         watcher.say(line)
     _note_overlaps(plan, study, watcher)
     ended = [t for t in study.trials() if t.state is not State.RUNNING]

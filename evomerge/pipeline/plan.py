@@ -1,10 +1,8 @@
-"""A search before it starts: every option looked up, every file and model checked, the cost worked out."""
+"""A search before it starts: every option looked up, every file and model checked."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +16,6 @@ from evomerge.evaluation.splits import content_id
 from evomerge.merging.modules import is_composite
 from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_of
 from evomerge.pipeline import warm_start
-from evomerge.pipeline.controls import PARAMETER_SPACE, control_searches
 from evomerge.pipeline.goals import check_goals, no_race, objectives_of
 from evomerge.pipeline.models import (
     check_images,
@@ -364,38 +361,6 @@ class Plan:
             tokenizer_source=config.tokenizer_source,
             evomerge=Extras(into=config.into if isinstance(config, SpaceConfig) else None),
         )  # fmt: skip
-
-    def cost(self, workers: int) -> list[str]:
-        """What the search will take, in words: said before it is spent."""
-        from evomerge.merging.memory import PROGRAM, in_words
-
-        options = self.options
-        paths = isinstance(self.config, DataflowConfig)
-        read = sum(s.bytes for s in self.sources.values())
-        largest = max(s.bytes for s in self.sources.values())
-        counts = [math.prod(t.shape) for s in self.sources.values() for t in s.tensors.values()]
-        one = max(sum(math.prod(t.shape) for t in s.tensors.values()) for s in self.sources.values())
-        items = sum(n["count"] for n in self.items["search"].values())
-        # In float32: of merges one live model, with sources mapped from disk, whose pages workers share; of paths
-        # every source, and the hidden states of common beginnings.
-        memory = PROGRAM + (4 * sum(counts) + options.prefix_bytes if paths else 4 * one + read)
-        controls = control_searches(self) if options.controls else []
-        lines = [
-            f"{len(self.space.parameters)} parameters over {len(self.config.sources)} sources, {self.sampler}, "
-            f"seed {options.seed}",
-            f"budget {options.budget}, on {f'{items} items' if items else 'items of the function'}; "
-            f"{workers} worker{'s' if workers != 1 else ''}",
-        ]
-        if controls:
-            lines.append(f"controls: {len(controls)} more searches at the same cost")
-            if paths and not any(c.name == PARAMETER_SPACE for c in controls):
-                lines.append("controls: none over merged weights, for these sources cannot be merged")
-        return [
-            *lines,
-            f"reads {in_words(read)}, about {in_words(memory)} of memory per worker; "
-            f"writes {in_words(largest)} to "
-            f"{self.out} at the end, and as much for a while to {tempfile.gettempdir()} for each model scored there",
-        ]
 
 
 def _spelling(folder: Path) -> dict[str, str]:
