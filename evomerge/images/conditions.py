@@ -12,6 +12,8 @@ from evomerge.images.config import ImageFusionError
 
 Prompt = str | int
 Kind = Literal["none", "class", "text"]
+# Components of a pipeline that make hidden states of a text.
+READERS = ("tokenizer", "text_encoder")
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
@@ -28,25 +30,24 @@ def classes_of(config: Mapping[str, Any]) -> int:
     return int(config.get("num_class_embeds") or 0)
 
 
-class Conditions:
-    """Turns prompts into what a denoiser is told.
+class Told:
+    """What a denoiser of a configuration can be told; nothing is loaded for it.
 
     Args:
         config: The denoiser's configuration.
-        pipeline: The pipeline, for its tokenizer and text encoder; None where no text is told.
         null_label: The class that stands for none; default: the last.
 
     Attributes:
         null: The prompt that stands for no prompt.
+
+    Raises:
+        ImageFusionError: it has no such class.
     """
 
-    def __init__(self, config: Mapping[str, Any], pipeline: Any = None, null_label: int | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], null_label: int | None = None) -> None:
         self.kind = kind_of(config)
         self.classes = classes_of(config)
-        self._tokenizer: Any = getattr(pipeline, "tokenizer", None)
-        self._encoder: Any = getattr(pipeline, "text_encoder", None)
-        if self.kind == "text" and (self._tokenizer is None or self._encoder is None):
-            raise ImageFusionError("the base's pipeline has no tokenizer and text_encoder, which a prompt needs")
+        self.null_label = null_label
         self.null: Prompt = ""
         if self.kind == "class":
             self.null = self.classes - 1 if null_label is None else null_label
@@ -71,6 +72,23 @@ class Conditions:
                 raise ImageFusionError(
                     f"{where}: {prompt!r}: expected a class, a whole number from 0 to {self.classes - 1}"
                 )
+
+
+class Conditions(Told):
+    """Turns prompts into what a denoiser is told.
+
+    Args:
+        pipeline: The pipeline, for its tokenizer and text encoder; None where no text is told.
+
+    Raises:
+        ImageFusionError: as `Told`; or texts are told, and the pipeline lacks what reads them.
+    """
+
+    def __init__(self, config: Mapping[str, Any], pipeline: Any = None, null_label: int | None = None) -> None:
+        super().__init__(config, null_label)
+        self._tokenizer, self._encoder = (getattr(pipeline, name, None) for name in READERS)
+        if self.kind == "text" and (self._tokenizer is None or self._encoder is None):
+            raise ImageFusionError(f"the base's pipeline lacks {' or '.join(READERS)}, which a prompt needs")
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], device: str | torch.device) -> dict[str, Tensor]:

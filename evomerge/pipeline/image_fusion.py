@@ -95,7 +95,7 @@ def plan_images(file: Path) -> ImageFusionPlan:
     """
     check_diffusers(f"{file}: kind: {KIND}")
     config = load_image_fusion(file)
-    from evomerge.images.conditions import kind_of
+    from evomerge.images.conditions import READERS, Told
     from evomerge.images.pictures import read_pictures
     from evomerge.images.pipelines import check_alike, open_model
     from evomerge.images.sampling import picture_size
@@ -129,35 +129,25 @@ def plan_images(file: Path) -> ImageFusionPlan:
             raise ImageFusionError(
                 f'{file}: teachers: the student has a style "{twice}" already; name another: {{model: ..., style: ...}}'
             )
-    kind = kind_of(begins.config)
     channels = int(begins.latents.get("in_channels", 3) if begins.latents else begins.config["in_channels"])
     if channels not in (1, 3):
         raise ImageFusionError(
             f"{file}: {key}: works on {channels} channels, and has no vae that makes them of pictures"
         )
     size = picture_size(begins.config, begins.latents)
-    pictures = read_pictures(config.pictures, root, kind, size, channels, f"{file}: pictures")
-    conditions = _Told(kind, begins.config, null_label)
+    conditions = Told(begins.config, null_label)
+    missing = [name for name in READERS if not begins.folder.has(name)]
+    if conditions.kind == "text" and missing:
+        raise ImageFusionError(f"{begins.what}: its pipeline has no {' and no '.join(missing)}, which a prompt needs")
+    pictures = read_pictures(config.pictures, root, conditions.kind, size, channels, f"{file}: pictures")
     conditions.check(pictures.prompts, f"{file}: pictures: {config.pictures.path}")
     conditions.check(config.measure.prompts, f"{file}: measure.prompts")
-    if conditions.null in pictures.prompts and kind == "class":
+    if conditions.null in pictures.prompts and conditions.kind == "class":
         raise ImageFusionError(
             f"{file}: pictures.null_label: {conditions.null} is the class of a picture; expected one that none has"
         )
     teachers = dict(zip(config.styles, found.values(), strict=True))
     return ImageFusionPlan(file, config, begins, teachers, old, pictures, conditions)
-
-
-class _Told:
-    """`images.conditions.Conditions` before there is a text encoder: what it can check by the configuration alone."""
-
-    def __init__(self, kind: str, config: Mapping[str, Any], null_label: int | None) -> None:
-        from types import SimpleNamespace
-
-        from evomerge.images.conditions import Conditions
-
-        own = Conditions(config, SimpleNamespace(tokenizer=True, text_encoder=True), null_label)
-        self.kind, self.null, self.null_label, self.check = kind, own.null, null_label, own.check
 
 
 def check_here(workers: int | None, address: str | None) -> None:
