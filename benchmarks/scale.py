@@ -7,9 +7,12 @@ The real loop (ask, record, dispatch, tell), optimizer, space, table of known re
 workers are simulated: in simulated time each candidate takes an exponential time, and its answer costs nothing. One
 worker works through generations, more of them go without (`--async`), as one would search.
 
-What is reported for each candidate, in milliseconds: the driver without the storage (wall and CPU), pycma's part of
-that, the storage, and as its measure one Optuna `add_trial` of a trial with as many parameters into the same database,
-done now and then in the same run. Flat: the time of the last 1,000 candidates by that of candidates 100 to 1,100.
+The optimizer is the one that a search of these parameters has by default, or `--sampler` names it.
+
+What is reported for each candidate, in milliseconds: the driver without the storage (wall and CPU), the optimizer's ask
+and tell of that, the storage, and as its measure one Optuna `add_trial` of a trial with as many parameters into the
+same database, done now and then in the same run. Flat: the time of the last 1,000 candidates by that of candidates
+100 to 1,100.
 
 PostgreSQL is started for the run (Debian's package), or `--postgresql URL` names an empty database.
 """
@@ -46,9 +49,10 @@ from evomerge.study.store import Store
 from evomerge.study.watcher import Silent
 
 TASK = "items"
+SAMPLERS = ("cma", "catcma", "thompson", "tpe", "random")
 FROM = 100  # candidates before the early window
 # Parts of a search's time that are told apart.
-STORAGE, PYCMA, BESIDE = "storage", "pycma", "beside"
+STORAGE, OPTIMIZER, BESIDE = "storage", "optimizer", "beside"
 
 
 @dataclass
@@ -178,7 +182,7 @@ class Row:
     """What was measured, in milliseconds (wall, CPU) per candidate."""
 
     driver: np.ndarray
-    pycma: np.ndarray
+    optimizer: np.ndarray
     storage: np.ndarray
     add_trial: np.ndarray
     flat: np.ndarray
@@ -202,9 +206,10 @@ def run(url: str, workers: int, args: argparse.Namespace) -> Row:
 
     asynchronous = workers > 1
     pool = SimulatedPool(workers, items, clock, beside)
-    optimizer = make_optimizer("cma", found.parameters, 0, asynchronous=asynchronous)
+    sampler = args.sampler or found.sampler
+    optimizer = make_optimizer(sampler, found.parameters, 0, asynchronous=asynchronous)
     if asynchronous and workers > optimizer.generation:  # as a search does
-        optimizer = make_optimizer("cma", found.parameters, 0, population=workers, asynchronous=True)
+        optimizer = make_optimizer(sampler, found.parameters, 0, population=workers, asynchronous=True)
     contents = {r: f"{i:064x}" for i, r in enumerate(["org/base", *(f"org/{n}" for n in "abcd")])}
     with leased(store, "scale"):
         study = store.create("scale", found.parameters, {"space": found.fingerprint()})
@@ -214,7 +219,7 @@ def run(url: str, workers: int, args: argparse.Namespace) -> Row:
         clock.around(study, STUDY, STORAGE)
         clock.around(study.scores, ("write", "read"), STORAGE)
         clock.around(study.results, ("write", "read"), STORAGE)
-        clock.around(optimizer._es, ("ask_geno", "tell"), PYCMA)  # type: ignore[attr-defined]
+        clock.around(optimizer, ("ask", "tell"), OPTIMIZER)
         search = Search(
             study, optimizer, lambda p: found.decode(p), lambda r: r.hash(contents), Scoring(pool, known),
             Budget(candidates=candidates), Silent(), race=raced, asynchronous=asynchronous,
@@ -225,7 +230,7 @@ def run(url: str, workers: int, args: argparse.Namespace) -> Row:
     driver = whole - clock.of(BESIDE) - clock.of(STORAGE)
     count = len(trials)
     return Row(
-        *(1e3 * x / count for x in (driver, clock.of(PYCMA), clock.of(STORAGE))), 1e3 * np.median(adding, axis=0),
+        *(1e3 * x / count for x in (driver, clock.of(OPTIMIZER), clock.of(STORAGE))), 1e3 * np.median(adding, axis=0),
         *flatness(clock, workers, args.window),
     )  # fmt: skip
 
@@ -274,6 +279,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=10_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 100, 1000], help="(default: 1 100 1000)")
     parser.add_argument("--databases", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: a search's)")
     parser.add_argument("--items", type=int, default=500, help="search items (default: 500)")
     parser.add_argument("--race", action="store_true", help="candidates are scored block by block")
     parser.add_argument("--window", type=int, default=1000, help="early candidates, and late ones (default: 1000)")
@@ -284,21 +290,25 @@ def main() -> None:
     if args.candidates < least:
         parser.error(f"--candidates {args.candidates}: expected {least} or more, for two windows of {args.window}")
     rows = []
-    print(f"{args.candidates} candidates of {len(space().parameters)} parameters, {args.items} items; ms per candidate")
+    sampler = args.sampler or space().sampler
+    numbers = len(space().parameters)
+    print(f"{args.candidates} candidates by {sampler} of {numbers} parameters, {args.items} items; ms per candidate")
     with databases(args.databases, args.postgresql) as made:
         for name, url in made.items():
             for workers in args.workers:
                 row = run(url(), workers, args)
                 ratio = row.storage / row.add_trial
                 print(
-                    f"{name:10} {workers:5} workers: driver {row.driver[0]:6.2f} (CPU {row.driver[1]:.2f}; of it pycma "
-                    f"{row.pycma[1]:.2f})   storage {row.storage[0]:6.2f} (CPU {row.storage[1]:.2f}) = {ratio[0]:.2f} "
-                    f"(CPU {ratio[1]:.2f}) add_trial of {row.add_trial[0]:.1f} (CPU {row.add_trial[1]:.1f})   late / "
-                    f"early {row.flat[0]:.2f} (CPU {row.flat[1]:.2f}), storage {row.flat_storage[0]:.2f}", flush=True,
+                    f"{name:10} {workers:5} workers: driver {row.driver[0]:6.2f} (CPU {row.driver[1]:.2f}; of it the "
+                    f"optimizer {row.optimizer[1]:.2f})   storage {row.storage[0]:6.2f} (CPU {row.storage[1]:.2f}) = "
+                    f"{ratio[0]:.2f} (CPU {ratio[1]:.2f}) add_trial of {row.add_trial[0]:.1f} "
+                    f"(CPU {row.add_trial[1]:.1f})   late / early {row.flat[0]:.2f} (CPU {row.flat[1]:.2f}), "
+                    f"storage {row.flat_storage[0]:.2f}", flush=True,
                 )  # fmt: skip
                 found = {k: v.round(3).tolist() for k, v in vars(row).items()}
                 rows.append({"database": name, "workers": workers} | found)
-    print(json.dumps({"candidates": args.candidates, "items": args.items, "race": args.race, "rows": rows}))
+    asked = {k: getattr(args, k) for k in ("candidates", "items", "race")}
+    print(json.dumps({"sampler": sampler, **asked, "rows": rows}))
 
 
 if __name__ == "__main__":
