@@ -10,11 +10,19 @@ import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from evomerge.hiding import hidden
+
 
 class EvoMergeError(Exception):
-    """Root of all errors raised on purpose; the command line prints its message without a traceback."""
+    """Root of all errors raised on purpose; the command line prints its message without a traceback.
+
+    A message has no secrets, whatever it quotes: it is shown, logged, and kept with studies.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(hidden(a) if isinstance(a, str) else a for a in args))
 
 
 class InputError(EvoMergeError, ValueError):
@@ -95,10 +103,10 @@ def choose(value: str, choices: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException | str, most: int = 300) -> str:
-    """What an error says, in one line; its kind where it says nothing.
+    """What an error says, in one line and without secrets; its kind where it says nothing.
 
     Args:
         most: Characters that are kept.
     """
     text = str(error).strip() or (type(error).__name__ if isinstance(error, BaseException) else "no reason given")
-    return text.splitlines()[0][:most]
+    return hidden(text.splitlines()[0])[:most]

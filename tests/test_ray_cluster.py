@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,42 @@ def test_ray_is_the_version_of_the_constraints(cluster: dict[str, Any]) -> None:
     pin = next(x for x in (FILE.parent / "constraints.txt").read_text().splitlines() if x.startswith("ray=="))
     wanted = pin.replace("ray", "ray[default]")
     assert any(wanted in c for c in cluster["setup_commands"])
+
+
+def test_set_up_installs_torch_first_and_then_the_newest_wheel_that_was_sent(
+    cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    """The lines as a machine's shell runs them, in a home with what `file_mounts` sends; pip alone is a stand-in, which
+    writes down what it was told: the real one would fetch gigabytes."""
+    mounts = cluster["file_mounts"]
+    # What is sent is what `make build` makes, and what is in every clone.
+    assert mounts["~/evomerge-wheel/dist"] == "dist" and mounts["~/evomerge-wheel/constraints.txt"] == "constraints.txt"
+    plan = subprocess.run(["make", "-n", "build"], cwd=FILE.parent, capture_output=True, text=True, check=True).stdout
+    assert "-m build" in plan and "--outdir" not in plan and (FILE.parent / "constraints.txt").is_file()
+    dist = tmp_path / "evomerge-wheel" / "dist"
+    dist.mkdir(parents=True)
+    for age, name in ((0, "evomerge-0.1.0-py3-none-any.whl"), (50, "evomerge-0.9.0-py3-none-any.whl")):
+        (dist / name).touch()
+        os.utime(dist / name, (1e9 - age, 1e9 - age))
+    (dist / "evomerge-0.1.0.tar.gz").touch()
+    pip = tmp_path / "evomerge" / "bin" / "pip"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\nprintf "%s " "$@" >> "$HOME/said"; echo >> "$HOME/said"\n')
+    pip.chmod(0o755)
+    for line in cluster["setup_commands"]:
+        if "/pip install" in line:
+            subprocess.run(["bash", "-c", line], check=True, env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+    wheel, pins = dist / "evomerge-0.1.0-py3-none-any.whl", tmp_path / "evomerge-wheel" / "constraints.txt"
+    assert (tmp_path / "said").read_text().splitlines() == [
+        f"install --quiet -c {pins} torch ",
+        f"install --quiet -c {pins} {wheel} ray[default]==2.60.0 ",
+        f"install --quiet --force-reinstall --no-deps {wheel} ",
+    ]
+
+
+def test_what_is_sent_is_small_and_hashed_by_ray(cluster: dict[str, Any]) -> None:
+    """Ray reads every file below what it sends; a clone has gigabytes of libraries in .venv."""
+    assert not {"", ".", ".."} & {os.path.normpath(p).strip("/") for p in cluster["file_mounts"].values()}
 
 
 def test_uneven_machines_for_every_share_of_a_gpu(cluster: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from evomerge.cli.commands import parse
 from evomerge.cli.output import emit_error
 from evomerge.errors import EvoMergeError, Interrupted
+from evomerge.hiding import hidden
 
 INTERRUPTED = 130
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as e:  # argparse, after --help and --version
         return e.code if isinstance(e.code, int) else 1
     except Exception as e:  # a bug or the machine's trouble: say where, and keep --json's promise
-        traceback.print_exc()
+        print(hidden(traceback.format_exc()), file=sys.stderr, end="")
         emit_error(f"{type(e).__name__}: {e}", as_json)
         return 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.cli.commands import Parser, Subparsers, add_command
 from evomerge.cli.output import emit
-from evomerge.study.finding import RUNS, databases
+from evomerge.study.finding import RUNS, check_no_url, databases
 
 DESCRIPTION = """\
 Show studies side by side: sampler, seed, candidates, and the winner's score on the search, select and test items.
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.storage:
         urls = [storage_url(args.storage)]
     else:
+        check_no_url(str(args.runs), "DIR")
         if args.runs != RUNS and not args.runs.is_dir():
             raise InputError(f"{args.runs}: no such folder{beside(args.runs)}")
         folders = [args.runs, *sorted(p for p in args.runs.iterdir() if p.is_dir())] if args.runs.is_dir() else []

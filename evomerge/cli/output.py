@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any
 
+from evomerge.hiding import hidden
+
 
 def emit(args: argparse.Namespace, result: Mapping[str, Any] | Sequence[Any], text: str) -> None:
     """Print a command's result: `result` as JSON where `--json` was given, else `text` (nothing when empty).
@@ -25,11 +27,12 @@ def emit(args: argparse.Namespace, result: Mapping[str, Any] | Sequence[Any], te
 
 def say(args: argparse.Namespace, text: str) -> None:
     """One line of progress on stderr (the same with and without `--json`)."""
-    print(text, file=sys.stderr, flush=True)
+    print(hidden(text), file=sys.stderr, flush=True)
 
 
 def emit_error(message: str, as_json: bool) -> None:
-    """Print an error on stderr, and with `--json` also `{"error": message}` on stdout."""
+    """Print an error on stderr, and with `--json` also `{"error": message}` on stdout; no secret in either."""
+    message = hidden(message)
     print(f"evomerge: error: {message}", file=sys.stderr)
     if as_json:
         print(dumps({"error": message}))

@@ -13,6 +13,7 @@ from evomerge.arguments import plain
 from evomerge.config import Document, load_yaml, validate
 from evomerge.errors import EvaluatorError, beside, choose
 from evomerge.evaluation.config import EvaluatorConfig
+from evomerge.hiding import hidden
 
 
 class EvaluatorFile:
@@ -70,7 +71,7 @@ class EvaluatorFile:
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to belong to one study (devices, batches and limits in time may differ).
 
-        Of a command's variables it has the names alone: their values may be secrets.
+        It stands in studies, so that of a command's variables it has the names alone, and no password of its words.
         """
         data = self.config.model_dump(mode="json", exclude_defaults=True)
         for loose in ("batch_size", "max_batch_size", "device", "timeout", "scratch"):
@@ -81,6 +82,7 @@ class EvaluatorFile:
         for key, name in named:
             data[f"{key}_sha256"] = hashlib.sha256(self.path(name, key).read_bytes()).hexdigest()
         if self.config.command:
+            data["command"] = [hidden(a) for a in self.config.command]
             data["command_sha256"] = {
                 a: hashlib.sha256((self.folder / a).read_bytes()).hexdigest()
                 for a in self.config.command

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge import hiding
 from evomerge.errors import CandidateError
 from evomerge.evaluation.keeper import Keeper
 
@@ -25,7 +26,6 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _OWN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-_PASSWORD = re.compile(r"\w+://[^/\s]*:[^/\s]*@")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,12 @@ def environment(own: Mapping[str, str], base: Mapping[str, str] | None = None) -
         base: Default: this process's.
     """
     found = dict(os.environ if base is None else base)
-    kept = {k: v for k, v in found.items() if k not in _OWN and not _SECRET.fullmatch(k) and not _PASSWORD.search(v)}
+    kept = {k: v for k, v in found.items() if k not in _OWN and not _SECRET.fullmatch(k) and not _is_secret_url(v)}
     return {**kept, **own}
+
+
+def _is_secret_url(value: str) -> bool:
+    return "://" in value and hiding.hidden(value) != value
 
 
 def run(
@@ -114,4 +118,4 @@ def _tail(file: Path, hidden: Iterable[str]) -> str:
         text = " ".join(f.read().decode("utf-8", "replace").split())
     for secret in hidden:
         text = text.replace(secret, "***")
-    return _PASSWORD.sub("***@", text)[-TAIL:]
+    return hiding.hidden(text)[-TAIL:]

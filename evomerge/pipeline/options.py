@@ -27,6 +27,7 @@ from evomerge.space import (
 )
 from evomerge.study import place
 from evomerge.study.budget import Budget
+from evomerge.study.finding import check_no_url
 from evomerge.study.store import Study
 from evomerge.study.workers import Cluster
 
@@ -61,6 +62,12 @@ def _budget(name: str, value: Any) -> Budget:
     return Budget(seconds=arguments.number(name, value.seconds, above_zero=True))
 
 
+def _study(name: str, value: Any) -> str:
+    found = arguments.text(name, value)
+    check_no_url(found, name)  # its password would stand in the study and in the output folder's name
+    return found
+
+
 def _begun(name: str, value: Any) -> str | Begun:
     return value if isinstance(value, Begun) else arguments.text(name, value)
 
@@ -79,7 +86,7 @@ _CHECKS: Mapping[str, tuple[Callable[[str, Any], Any], bool]] = {
     "evaluator": (content, True),
     "tasks": (arguments.texts, False),
     "include_path": (arguments.path, True),
-    "study": (arguments.text, True),
+    "study": (_study, True),
     "storage": (arguments.text, True),
     "out": (arguments.path, True),
     # Which there are is said by the optimizers, with the option or the key that named one.

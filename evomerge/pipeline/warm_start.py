@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, StudyError, choose
+from evomerge.hiding import hidden
 from evomerge.score import Trial, Value
 from evomerge.study.candidates import best
 from evomerge.study.database import shown
+from evomerge.study.finding import is_url
 from evomerge.study.store import Store, Study, differences
 
 # Kept with a study: the parameters that it begins from, best first.
@@ -45,7 +47,7 @@ def called(where: str | Begun, storage: str) -> str:
         storage: URL of the database of the study that begins.
     """
     if isinstance(where, str):
-        return where
+        return hidden(where, whole=True)
     if where.folder is not None:
         return where.folder
     return where.name if where.storage == storage else f"{where.name} ({shown(where.storage)})"
@@ -108,6 +110,11 @@ def _open(where: str | Begun, storage: str, option: str) -> Study:
     """The study of an output folder, or of that name."""
     if isinstance(where, Begun):
         return Store(where.storage).open(where.name)
+    if is_url(where):
+        raise InputError(
+            f"{option}: is the URL of a database; expected the output folder of a search, or the name of a study in "
+            "the same --storage"
+        )
     database = Path(where) / "study.db"
     try:
         if database.is_file():

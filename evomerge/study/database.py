@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from evomerge.errors import StudyError, choose, first_line
+from evomerge.hiding import hidden, is_secret
 
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 # All that Optuna and evomerge make: a database with some of these alone was cut off while it was being made.
@@ -45,8 +45,6 @@ DRIVERS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
 KINDS = ("sqlite", *DRIVERS)
 # Seconds after which a server that says nothing counts as gone: drivers wait for ever by themselves.
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 120
-# Parts of a URL behind the `?` that hold a secret.
-_SECRET = re.compile(r"pass|secret|token|pwd", re.IGNORECASE)
 
 
 def shown(url: str) -> str:
@@ -54,11 +52,11 @@ def shown(url: str) -> str:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
-        return re.sub(r"(?<=://).*@", "***@", url)
+        return hidden(url, whole=True)
     if parsed.host and "@" in parsed.host:  # of a password with an @ in it that was taken for the host's beginning
         parsed = parsed.set(host=parsed.host.rpartition("@")[2])
-    hidden = {name: "***" for name in parsed.query if _SECRET.search(name)}
-    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    before, mark, query = parsed.render_as_string(hide_password=True).partition("?")
+    return hidden(before) + hidden(mark + query, whole=True)
 
 
 def connectable(url: str) -> sa.URL:
@@ -70,7 +68,7 @@ def connectable(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
-        hint = f"; for a file: sqlite:///{url}" if "://" not in url else ""
+        hint = f"; for a file: sqlite:///{url}" if "://" not in url and shown(url) == url else ""
         raise StudyError(f'storage "{shown(url)}": expected a database URL{hint}') from None
     kind, _, driver = parsed.drivername.partition("+")
     # SQLAlchemy has a name of its own for MariaDB, which Optuna does not know.
@@ -188,9 +186,15 @@ def reason(error: BaseException, url: sa.URL) -> str:
     # libpq's words begin with the address, and end with hints.
     first = first_line(said)
     first = first.rpartition("FATAL:")[2].strip() or first
-    if url.password and len(str(url.password)) > 3:
-        first = first.replace(str(url.password), "***")
+    for secret in (url.password, *_secret_parts(url)):
+        if secret and len(str(secret)) > 3:
+            first = first.replace(str(secret), "***")
     return f"{words} ({first})"
+
+
+def _secret_parts(url: sa.URL) -> list[str]:
+    """Secrets behind the `?`; a part may be there several times."""
+    return [v for name, values in url.normalized_query.items() if is_secret(name) for v in values]
 
 
 def _mysql_code(error: BaseException) -> int | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import StudyError, choose
+from evomerge.hiding import hidden
 
 if TYPE_CHECKING:
     from evomerge.study.store import Store
 
 RUNS = Path("runs")
+# How a database's URL begins; where somebody forgot that, it may be known by the password in it.
+_URL = re.compile(r"[A-Za-z][\w+.-]*://|(?:sqlite|postgres|mysql|mariadb)[\w+]*:", re.IGNORECASE)
 
 
 def find_database(study: str | None, runs: Path = RUNS) -> Path:
@@ -24,10 +28,11 @@ def find_database(study: str | None, runs: Path = RUNS) -> Path:
         runs: The folder of output folders.
 
     Raises:
-        StudyError: there is none, or (study=None) more than one.
+        StudyError: there is none, or (study=None) more than one, or a database's URL stands in its place.
     """
     if study is None:
         return _only(runs)
+    check_no_url(study, "study")
     given = Path(study)
     if given.is_file():
         return _checked(given)
@@ -40,6 +45,27 @@ def find_database(study: str | None, runs: Path = RUNS) -> Path:
     names = [f.name for f in _folders(runs)]
     known = choose(study, names) if names else f"{runs}/ holds none"
     raise StudyError(f'study "{study}": no such study, folder or database; {known}')
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a database's URL, or meant to be one, and no path that is there."""
+    return bool(_URL.match(text) or hidden(text, whole=True) != text) and not Path(text).exists()
+
+
+def check_no_url(text: str, what: str) -> None:
+    """Refuse a database's URL where a study or a folder is expected; it may hold a password, which is not shown.
+
+    Args:
+        what: What messages call it.
+
+    Raises:
+        StudyError: it is one.
+    """
+    if is_url(text):
+        raise StudyError(
+            f'{what} "{hidden(text, whole=True)}": is the URL of a database, which is given by --storage; expected the '
+            "name of a study in it, or a folder"
+        )
 
 
 def databases(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from evomerge import locks
 from evomerge.errors import DiskFullError, InputError, StudyError
+from evomerge.hiding import hidden
 
 LOCK = ".lock"
 # What a finished search writes into its folder: files of these names that are not ours are not overwritten.
@@ -37,7 +38,8 @@ def storage_url(text: str) -> str:
         return text
     if Path(text).suffix not in _DATABASES:
         raise StudyError(
-            f'--storage "{text}": expected a URL (sqlite:///FILE, postgresql://...) or a file ending in .db'
+            f'--storage "{hidden(text, whole=True)}": expected a URL (sqlite:///FILE, postgresql://...) or a file '
+            "ending in .db"
         )
     return f"sqlite:///{Path(text).resolve()}"
 

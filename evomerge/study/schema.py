@@ -200,7 +200,7 @@ def check(engine: sa.Engine, where: str) -> None:
     if row is not None and row.version > SCHEMA:
         raise StudyError(
             f"{where}: was written by evomerge {row.program} (tables of version {row.version}); evomerge {__version__} "
-            f"knows them up to version {SCHEMA}: pip install -U evomerge"
+            f"knows them up to version {SCHEMA}; expected evomerge {row.program} or newer"
         )
 
 

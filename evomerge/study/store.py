@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from evomerge.errors import StudyError, choose
 from evomerge.evaluation.config import Split
+from evomerge.hiding import hidden
 from evomerge.score import Score, State, Trial, Value
 from evomerge.space import Parameter
 from evomerge.study import tables
@@ -262,7 +263,7 @@ class Study:
         """Record why a candidate failed."""
         from optuna.trial import TrialState
 
-        self._end(number, TrialState.FAIL, None, {**attributes, "reason": reason, "seconds": dict(seconds)})
+        self._end(number, TrialState.FAIL, None, {**attributes, "reason": hidden(reason), "seconds": dict(seconds)})
 
     def _end(
         self, number: int, state: Any, values: Sequence[float] | None, attributes: Mapping[str, Any],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from evomerge import __version__
 from evomerge.errors import EvoMergeError, InputError
+from evomerge.hiding import hidden
 
 if TYPE_CHECKING:
     from evomerge.evaluation.config import Split
@@ -140,7 +141,7 @@ class Events:
     def _write(self, event: str, **values: Any) -> None:
         if not self._open:
             return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **_finite(values)}, ensure_ascii=False)
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **_plain(values)}, ensure_ascii=False)
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
@@ -183,12 +184,14 @@ def _cut_last_line(file: Path) -> None:
             f.truncate(data.rfind(b"\n") + 1)
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinities, which JSON does not have, become null."""
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which JSON does not have, become null; secrets are hidden."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_plain(v) for v in value]
+    if isinstance(value, str):
+        return hidden(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

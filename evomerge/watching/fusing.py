@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from evomerge.hiding import hidden
+
 # Seconds between two plain lines of one thing.
 PLAIN_EVERY = 15.0
 
@@ -30,7 +32,7 @@ class Fusing:
     def say(self, text: str) -> None:
         """A fact worth a line."""
         console = self._bar.console if self._bar is not None else self._console
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(hidden(text), markup=False, soft_wrap=True)
 
     def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
         """Something that takes time begins; see `evomerge.fusion.workers.Watcher`."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evomerge.hiding import hidden
+
 if TYPE_CHECKING:
     from evomerge.evaluation.config import Split
     from evomerge.score import Score, Trial, Value
@@ -148,7 +150,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         console = self._live.console if self._live is not None else self._console
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(hidden(text), markup=False, soft_wrap=True)
 
     def _plain(self, left: bool = True) -> None:
         tally = self._tally

@@ -187,9 +187,17 @@ def test_secrets_are_not_handed_on(made, maths, tokenizer, monkeypatch):
     )
     lines = "sys.exit('key ' + os.environ['JUDGE_KEY'] + ' at http://me:pw@host')"
     told = reason(made(lines, env=keyed), maths, tokenizer)
-    assert "s3cret" not in told and "pw" not in told and "key *** at ***@host" in told
+    assert "s3cret" not in told and "pw" not in told and "key *** at http://me:***@host" in told
     file = load_evaluator(Path(made(env=keyed)._file.file))
     assert "s3cret" not in json.dumps(file.fingerprint()) and file.fingerprint()["env"] == ["JUDGE_KEY"]
+
+
+def test_a_password_among_a_commands_words_is_not_kept_with_the_study(tmp_path):
+    words = ["judge", "{model}", "{items}", "http://me:s3cret@host"]
+    file = {"kind": "command", "command": words, "items": "i.jsonl", "tasks": ["t"]}
+    (tmp_path / "i.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(file))
+    assert load_evaluator(tmp_path / "e.yaml").fingerprint()["command"] == [*words[:3], "http://me:***@host"]
 
 
 def test_another_environments_python_is_not_given_this_ones():

@@ -28,7 +28,8 @@ class Account:
         doubled: Numbers, rows of scores, items of a model or costs that are there more than once.
         corrupt: Files that cannot be read, or differ from those of an uninterrupted search.
         differing: Candidates that are others than those of an uninterrupted search.
-        wrong: What was counted twice, in words.
+        failed: Candidates that have failed, which none may: see `audit`.
+        wrong: What was counted twice, and why candidates failed, in words.
     """
 
     kills: Counter = dataclasses.field(default_factory=Counter)
@@ -38,12 +39,19 @@ class Account:
     doubled: int = 0
     corrupt: int = 0
     differing: int = 0
+    failed: int = 0
     moments: Counter = dataclasses.field(default_factory=Counter)
     wrong: list = dataclasses.field(default_factory=list)
 
     def add(self, other):
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    @property
+    def faults(self):
+        """What must not be there, by name; nothing where all is well."""
+        counts = ("lost", "doubled", "corrupt", "differing", "failed")
+        return {name: n for name in counts if (n := getattr(self, name))}
 
     def to_dict(self):
         return vars(self)
@@ -58,7 +66,8 @@ class Account:
         return (
             f"{self.kills.total()} kills ({by}) in {self.studies} studies of {self.candidates} candidates: "
             f"lost {self.lost}, counted twice {self.doubled}, corrupt files {self.corrupt}, "
-            f"other than uninterrupted {self.differing} ({when})" + "".join(f"; {w}" for w in self.wrong)
+            f"other than uninterrupted {self.differing}, failed {self.failed} ({when})"
+            + "".join(f"; {w}" for w in self.wrong)
         )
 
 
@@ -98,6 +107,7 @@ def audit(storage, out, budget, expected, same):
     found.candidates = len(trials)
     numbers = Counter(t.number for t in trials)
     found.lost = len(set(range(max(numbers) + 1)) - set(numbers)) + sum(t.state is State.RUNNING for t in trials)
+    failed = [t for t in trials if t.state is State.FAIL]
     found.lost += sum((t.score or t.part) is None for t in trials if t.state is not State.FAIL)
     found.doubled = sum(n - 1 for n in numbers.values())
     total = sum(len(t.items) for t in next(t.score for t in trials if t.score is not None).tasks)
@@ -122,12 +132,19 @@ def audit(storage, out, budget, expected, same):
     found.wrong += [
         f"candidate {t.number} ({t.state.name}, {t.reason}) is charged {t.cost * total:g} items, {paid[t.number]} ran"
         for t in trials
-        # One that failed paid for the items that it failed on. An asynchronous race that goes on may stop a candidate
-        # earlier than the run before, which had scored more of it: nothing is counted twice by that.
+        # An asynchronous race that goes on may stop a candidate earlier than the run before, which had scored more of
+        # it: nothing is counted twice by that. One that failed paid for the items that it failed on; see below.
         if ((off := t.cost - paid[t.number] / total) < -1e-9 and same) or (off > 1e-9 and t.state is not State.FAIL)
     ]  # fmt: skip
     found.wrong += [f"{cost(trials)} spent of {budget}"] if cost(trials) > budget + 1e-9 else []
     found.doubled += len(found.wrong)
+    # The evaluator never fails, and a kill is no fault of a candidate: killed with its driver it is run again by the
+    # next one, with its worker or machine by another. It has failed only where that is lost under it twice
+    # (`actors.TRIES`); but it is handed out again before all others, and kills are `drill.APART` answers apart, so that
+    # its own is recorded in between. So none may have failed, by kills of ours neither. Of ways to search that must be
+    # as uninterrupted `differing` says so too; of an asynchronous race nothing else does.
+    found.failed = len(failed)
+    found.wrong += [f"candidate {t.number} has failed: {t.reason}" for t in failed]
     assert driver_of(store, STUDY) is None and left == [0, 0]
     found.corrupt = corrupt(storage, out, expected[1], same)
     if same:

@@ -7,12 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 
 import optuna
-import optuna_dashboard
 import pytest
 
+from evomerge.cli.dashboard_server import open_server
 from evomerge.errors import StudyError
 from evomerge.score import State
 from evomerge.study.database import optuna_storage
@@ -237,21 +239,43 @@ def test_a_driver_that_was_suspended_and_taken_over(postgresql, whole, small_eva
     alike(storage, whole)
 
 
+@contextlib.contextmanager
+def dashboard(storage):
+    """`evomerge dashboard`'s own server, on a thread; gives what asks it, over HTTP."""
+    with open_server(storage, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def get(path):
+            with opener.open(f"http://127.0.0.1:{server.server_port}{path}", timeout=60) as answer:
+                return json.load(answer)
+
+        try:
+            yield get
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_several_searches_and_readers_on_one_storage(postgresql, whole, small_evaluator, evomerge, start, tmp_path):
     storage = postgresql.url()
     names = ("s", "t", "u")
     searches = [start(*on(storage, small_evaluator, tmp_path / n, n)) for n in names]
-    seen = set()
-    while any(p.poll() is None for p in searches):
-        with contextlib.suppress(StudyError):  # not made yet
-            for name in Store(storage).names():
-                trials = Store(storage).open(name).trials()
-                assert [t.number for t in trials] == list(range(len(trials)))
-                # What is told has its items.
-                assert all(t.score is not None and t.score.items for t in trials if t.state is State.COMPLETE)
-                seen.add((name, len(trials)))
-            optuna_dashboard.wsgi(optuna_storage(storage, skip_table_creation=True))
+    seen, pages = set(), {}
+    until(lambda: recorded(storage, "s"), *searches)
+    with contextlib.ExitStack() as stack:
+        get = stack.enter_context(dashboard(storage))
+        while any(p.poll() is None for p in searches):
+            read(storage, seen)
+            for study in get("/api/studies")["study_summaries"]:
+                detail = get(f"/api/studies/{study['study_id']}")
+                assert detail["name"] == study["study_name"]
+                assert [t["number"] for t in detail["trials"]] == list(range(len(detail["trials"])))
+                pages.setdefault(study["study_name"], []).append(len(detail["trials"]))
             optuna.get_all_study_summaries(optuna_storage(storage, skip_table_creation=True))
+    # Of each study several pages, which grew while it was searched.
+    assert all(pages[n] == sorted(pages[n]) and len(set(pages[n])) > 2 for n in names), pages
     rows = evomerge("list", "--storage", storage, "--json").result
     assert sorted(r["study"] for r in rows) == list(names) and len(seen) > 3
     expected = sequence(whole[0])
@@ -259,6 +283,17 @@ def test_several_searches_and_readers_on_one_storage(postgresql, whole, small_ev
         assert ended(process)["study"] == name
         # What another one has scored costs nothing, so that a budget may reach further.
         assert sequence(None, name, url=storage)[: len(expected)] == expected
+
+
+def read(storage, seen):
+    """Every study, from the beginning."""
+    with contextlib.suppress(StudyError):  # not made yet
+        for name in Store(storage).names():
+            trials = Store(storage).open(name).trials()
+            assert [t.number for t in trials] == list(range(len(trials)))
+            # What is told has its items.
+            assert all(t.score is not None and t.score.items for t in trials if t.state is State.COMPLETE)
+            seen.add((name, len(trials)))
 
 
 def test_a_hybrid_is_joined_in_both_stages(postgresql, small_evaluator, start, tmp_path):

@@ -95,6 +95,8 @@ def test_a_database_of_the_first_version_is_read_and_gets_the_new_tables(anywher
         ("postgres1://u:sesame@h/d", 'did you mean "postgresql"?'),
         ("postgresql://u:ses@me@h/d", "a password with @ in it is written with %40"),
         ("postgresql://u:sesame@h:port/d", "expected a database URL"),
+        ("postgresql://h:port/d?password=sesame", "expected a database URL"),
+        ("u:sesame@h/d", "expected a database URL"),
     ],
 )
 def test_urls_that_name_no_storage(url, words):
@@ -115,7 +117,11 @@ def test_urls_get_the_driver_that_is_installed():
         ("postgresql://u:sesame@h/d", "postgresql://u:***@h/d"),
         ("postgresql://h/d?user=u&password=sesame", "postgresql://h/d?password=***&user=u"),
         ("postgresql://u:ses@me@h/d", "postgresql://u:***@h/d"),
-        ("postgresql://u:sesame@h:port/d", "postgresql://***@h:port/d"),
+        ("postgresql://u:sesame@h:port/d", "postgresql://u:***@h:port/d"),
+        ("postgresql:/u:sesame@h/d", "postgresql:/u:***@h/d"),
+        ("u:sesame@h/d", "u:***@h/d"),
+        ("postgresql://h:port/d?password=sesame", "postgresql://h:port/d?password=***"),
+        ("postgresql://u:open 'sesame@h:port/d?sslpassword=se same", "postgresql://u:***@h:port/d?sslpassword=***"),
         ("sqlite:////runs/a b.db", "sqlite:////runs/a b.db"),
     ],
 )

@@ -24,6 +24,8 @@ _CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
 _UNMANAGED = "node_"
 _STATUS = "__autoscaling_status"
 _GROUP = "ray.io/node-group"
+# Ray listens on every network interface, except where it is told that machines cannot join.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class Connection:
@@ -47,13 +49,15 @@ class Connection:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if not address:
-            # Ray listens on every network interface, except where it is told that machines cannot join.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            os.environ.setdefault(_CLUSTERS, "0")
         import ray
 
         self.ray: Any = ray
         self._started = not ray.is_initialized()
+        self._open_to_all: bool | None = None
         if self._started:
+            if not address:
+                self._keep_here()
             with _own_handler():
                 _connect(ray, cluster, address)
         try:
@@ -74,6 +78,20 @@ class Connection:
         """Stop Ray where it was started here."""
         if self._started:
             self.ray.shutdown()
+        if self._open_to_all is not None:
+            self._constants().ENABLE_RAY_CLUSTER, self._open_to_all = self._open_to_all, None
+
+    def _keep_here(self) -> None:
+        """Have Ray listen on loopback in a process that had imported it before: it reads the variable on import."""
+        constants = self._constants()
+        self._open_to_all = bool(constants.ENABLE_RAY_CLUSTER)
+        constants.ENABLE_RAY_CLUSTER = os.environ[_CLUSTERS].lower() in ("1", "true")
+
+    @staticmethod
+    def _constants() -> Any:
+        from ray._private import ray_constants
+
+        return ray_constants
 
 
 def _growth(nodes: list[dict[str, Any]]) -> Growth:
