@@ -270,7 +270,7 @@ def fuse(
     if is_image_fusion(file):
         from evomerge.report.images import write_images
 
-        check_here(workers, address)
+        check_here(workers, address, gpus_per_worker)
         with Fusing() if progress else nullcontext() as training:
             made = fuse_images(file, folder, training)
         write_images(made)

@@ -170,10 +170,13 @@ def _images(path: Path) -> Facts:
     from evomerge.pipeline import plan_images
 
     plan = plan_images(path)
+    plan.features()
+    plan.pictures.check()
     facts = {
         "begins": plan.config.student or plan.config.base, "architecture": plan.begins.architecture,
         "teachers": {t.style: t.model for t in plan.config.teachers}, "styles": plan.styles,
         "pictures": len(plan.pictures), "told": plan.conditions.kind,
+        "replaced": plan.replaced,
     }  # fmt: skip
     return facts, "\n".join(plan.lines())
 

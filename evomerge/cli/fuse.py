@@ -58,7 +58,7 @@ def _images(args: argparse.Namespace) -> int:
     from evomerge.watching.fusing import Fusing
     from evomerge.watching.signals import stoppable
 
-    check_here(args.workers, args.address)
+    check_here(args.workers, args.address, args.gpus_per_worker)
     with stoppable(), Fusing() as watcher:
         fused = fuse_images(args.file, args.out, watcher)
     write_images(fused)

@@ -86,6 +86,8 @@ class Conditions(Told):
 
     def __init__(self, config: Mapping[str, Any], pipeline: Any = None, null_label: int | None = None) -> None:
         super().__init__(config, null_label)
+        self._tokenizer: Any
+        self._encoder: Any
         self._tokenizer, self._encoder = (getattr(pipeline, name, None) for name in READERS)
         if self.kind == "text" and (self._tokenizer is None or self._encoder is None):
             raise ImageFusionError(f"the base's pipeline lacks {' or '.join(READERS)}, which a prompt needs")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -94,17 +95,28 @@ class MeasureConfig(Frozen):
         images: Of each style and of each teacher. A Fréchet distance of few is too large.
         inference_steps: Steps of the teachers' own scheduler.
         guidance_scale: Of classifier-free guidance; 1: none.
-        batch_size: Pictures made at a time.
-        prompts: What is asked for, in turn; default: the first `grid` different ones of the pictures.
-        grid: How many prompts the grid of pictures shows.
+        batch_size: Pictures made at a time; "auto": 256, fewer of large ones, whose decoding takes memory.
+        prompts: What is asked for, in turn; default: the different prompts of the pictures, up to `images`.
+        grid: How many of the prompts the grid of pictures shows; it changes nothing of what is measured.
+        features: `file.py:function`, relative to this file, by which pictures are compared: it is given some, a tensor
+            in [-1, 1], [n, channels, height, width], and returns their features, [n, any number]. It runs with your
+            rights, as an evaluator's function does. Default: fixed random convolutions.
     """
 
     images: int = Field(default=256, ge=2)
     inference_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1)
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     prompts: tuple[str | int, ...] = ()
     grid: int = Field(default=8, ge=1, le=64)
+    features: str | None = None
+
+    @field_validator("features")
+    @classmethod
+    def _function(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", value):
+            raise ValueError(f'measure.features = "{value}": expected FILE.py:FUNCTION')
+        return value
 
 
 class ImageFusionConfig(Frozen):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from evomerge.errors import InputError
+from evomerge.merging.allocation import out_of_memory
+
 Array = NDArray[np.float64]
+# Pictures in [-1, 1], [n, channels, height, width] -> what they are compared by, [n, d].
+Features = Callable[[Tensor], Array]
 # Widths of the two layers of random convolutions.
 _FIRST, _SECOND = 16, 32
 # Larger pictures are brought to this size first.
@@ -58,9 +65,36 @@ class RandomFeatures:
         return found
 
 
+def own_features(function: Callable[[Tensor], Any], where: str) -> Features:
+    """Features by a function of the user's.
+
+    Args:
+        where: How messages call the key that names it.
+    """
+
+    def features(pictures: Tensor) -> Array:
+        try:
+            with torch.no_grad():
+                found = function(pictures)
+        except Exception as e:  # the user's own function may raise anything; the message needs its name
+            if out_of_memory(e):
+                raise
+            raise InputError(f"{where}: fails: {e!r}; expected features of {list(pictures.shape)}") from e
+        found = found.detach().cpu().numpy() if isinstance(found, Tensor) else found
+        array: Array = np.asarray(found, dtype=np.float64)
+        if array.ndim != 2 or len(array) != len(pictures) or not np.isfinite(array).all():
+            raise InputError(
+                f"{where}: gave {list(array.shape)} for {len(pictures)} pictures; expected finite numbers of shape "
+                f"[{len(pictures)}, features]"
+            )
+        return array
+
+    return features
+
+
 def gaussian(features: Array) -> Gaussian:
     """Mean and covariance of features, [n, d]."""
-    return Gaussian(features.mean(0), np.cov(features, rowvar=False))
+    return Gaussian(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ class FusedImages:
         told: What it is told of a picture: "class", "text" or "none".
         distances: Of each style to each teacher.
         prompts: What was asked for to measure them.
+        replaced: Of each teacher by its style, components of its own that the base's stand for.
         learned: Mean losses in the course of the training.
         contents, places: Hash and folder of what it began as ("begins") and of each teacher, by style.
         old: Styles that it had before.
@@ -39,6 +40,7 @@ class FusedImages:
     told: str
     distances: Distances
     prompts: tuple[str | int, ...]
+    replaced: Mapping[str, tuple[str, ...]]
     learned: tuple[Mapping[str, float], ...]
     contents: Mapping[str, str]
     places: Mapping[str, str]
@@ -46,3 +48,12 @@ class FusedImages:
     pictures: int
     training_seconds: float
     seconds: float
+
+
+def replaced_lines(replaced: Mapping[str, Sequence[str]]) -> list[str]:
+    """What it means that teachers have components of their own, in words; nothing where none has."""
+    return [
+        f"{name}: its own {' and '.join(components)} differ from the base's, with which it is asked and measured here: "
+        "not with its own"
+        for name, components in replaced.items()
+    ]

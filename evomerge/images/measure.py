@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.images.conditions import Prompt
 from evomerge.images.config import MeasureConfig
-from evomerge.images.frechet import Gaussian, RandomFeatures, frechet_distance, gaussian
-from evomerge.images.sampling import Denoise, generate, plain, seed_of
+from evomerge.images.frechet import Features, Gaussian, RandomFeatures, frechet_distance, gaussian
+from evomerge.images.sampling import Denoise, fitting_batch, generate, plain, seed_of
 from evomerge.images.student import StyledPipeline
 
 
@@ -63,12 +64,18 @@ class Gallery:
     Args:
         student: Of which scheduler, encoder and conditions are used for every model.
         prompts: What is asked for.
+        features: By which pictures are compared; None: fixed random convolutions.
     """
 
-    def __init__(self, student: StyledPipeline, prompts: Sequence[Prompt], config: MeasureConfig, seed: int) -> None:
+    def __init__(
+        self, student: StyledPipeline, prompts: Sequence[Prompt], config: MeasureConfig, seed: int,
+        features: Features | None = None,
+    ) -> None:  # fmt: skip
         self._student, self._config, self._seed = student, config, seed
         self.prompts = [prompts[i % len(prompts)] for i in range(config.images)]
-        self._features: RandomFeatures | None = None
+        self._features = features
+        given = config.batch_size
+        self._batch = fitting_batch(student.model.config, student.model.latents) if given == "auto" else given
 
     def pictures(self, denoise: Denoise, prompts: Sequence[Prompt], *noise: object) -> Tensor:
         """Pictures in [-1, 1] of a denoiser.
@@ -79,7 +86,7 @@ class Gallery:
         own, config = self._student, self._config
         return generate(
             denoise, own.conditions, own.pipeline, prompts, own.model.config, steps=config.inference_steps,
-            seed=seed_of(self._seed, *noise), guidance_scale=config.guidance_scale, batch_size=config.batch_size,
+            seed=seed_of(self._seed, *noise), guidance_scale=config.guidance_scale, batch_size=self._batch,
             device=own.device,
         )  # fmt: skip
 
@@ -87,7 +94,7 @@ class Gallery:
         """Statistics of the features of a denoiser's pictures."""
         pictures = self.pictures(denoise, self.prompts, *noise)
         self._features = self._features or RandomFeatures(pictures.shape[1])
-        return gaussian(self._features(pictures))
+        return gaussian(np.concatenate([self._features(some) for some in pictures.split(self._batch)]))
 
 
 def measure(
@@ -97,14 +104,16 @@ def measure(
     config: MeasureConfig,
     seed: int,
     advance: Callable[[int], None] = lambda count: None,
+    features: Features | None = None,
 ) -> Distances:
     """Hold every style of a student against the models that it learned from.
 
     Args:
         references: Loads the plain denoiser of each style, in the order of the student's styles.
         advance: Is told of each set of pictures that is made.
+        features: See `Gallery`.
     """
-    gallery = Gallery(student, prompts, config, seed)
+    gallery = Gallery(student, prompts, config, seed, features)
     own, other = {}, {}
     total: dict[str, Tensor] = {}
     for name, load in references.items():

@@ -18,6 +18,7 @@ from evomerge.sources import file_hash, read_text
 
 METADATA = "metadata.jsonl"
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_SHOWN = 6
 # What the column of prompts is called where the file does not say.
 _COLUMNS: dict[Kind, str] = {"class": "label", "text": "text", "none": ""}
 
@@ -55,13 +56,30 @@ class Pictures:
         try:
             with Image.open(self.files[index]) as image:
                 plain = image.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
             raise ImageFusionError(f"{self.files[index]}: cannot be read as a picture ({e})") from None
         height, width = self.size
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height))
         pixels = torch.from_numpy(np.array(plain, dtype=np.float32)) / 127.5 - 1.0
         return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.unsqueeze(0)
+
+    def check(self) -> None:
+        """Read every picture, so that a damaged one is found before a training begins.
+
+        Raises:
+            ImageFusionError: those that cannot be read, a line for each of the first.
+        """
+        problems = []
+        for index in range(len(self)):
+            try:
+                self.tensor(index)
+            except ImageFusionError as e:
+                problems.append(str(e))
+        if len(problems) > _SHOWN:
+            problems[_SHOWN:] = [f"and {len(problems) - _SHOWN} more pictures that cannot be read"]
+        if problems:
+            raise ImageFusionError("\n".join(problems))
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of every picture and what it shows."""
@@ -84,7 +102,7 @@ def read_pictures(
     Raises:
         ImageFusionError: a picture or what it shows is missing, or lies outside of the folder.
     """
-    folder = root / config.path
+    folder = root / Path(config.path).expanduser()
     if not folder.is_dir():
         raise ImageFusionError(f"{where}: {folder}: no such folder")
     column = config.prompt or _COLUMNS[kind]

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from evomerge.images.conditions import Conditions, Prompt
+from evomerge.images.config import ImageFusionError
 
 # (noisy pictures or latents [n, c, h, w], times [n], condition) -> what the denoiser says, [n, c or 2c, h, w].
 Denoise = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+# Kinds of variance that a denoiser says.
+LEARNED = ("learned", "learned_range")
+# Pictures made at a time, and pixels of them together, where nobody says.
+_BATCH, _PIXELS = 256, 2**21
 
 
 def seed_of(*parts: object) -> int:
@@ -23,10 +29,12 @@ def seed_of(*parts: object) -> int:
 
 
 def plain(denoiser: Any) -> Denoise:
-    """A plain denoiser of diffusers' as a function."""
+    """A plain denoiser of diffusers', of whatever type, as a function over float32."""
 
     def said(sample: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = denoiser(sample, times, **told).sample
+        own = denoiser.dtype
+        given = {k: v.to(own) if v.is_floating_point() else v for k, v in told.items()}
+        found: Tensor = denoiser(sample.to(own), times, **given).sample.float()
         return found
 
     return said
@@ -51,7 +59,8 @@ def generate(
     Args:
         pipeline: Of which scheduler and encoder are used.
         config: Of the denoiser.
-        seed: Of all noise; the same gives the same pictures whatever the batch size, to rounding.
+        seed: Of all noise; the same gives the same pictures. Of schedulers that draw noise in every step (DDPM, Euler
+            ancestral) only with the same batch size; else whatever that is, to rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = latent_size(config)
@@ -83,23 +92,37 @@ def _denoised(
 ) -> Tensor:
     scheduler = type(scheduler).from_config(scheduler.config)  # some keep what was said before
     scheduler.set_timesteps(steps)
+    # Behind the noise a denoiser may say a variance, which DDPM alone takes, where it is told so.
+    used = 2 * channels if takes_variance(scheduler) else channels
     options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     x = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t)
         times = torch.full((len(x),), float(t), device=x.device).to(t.dtype)
-        said = denoise(scaled, times, told)[:, :channels]  # behind it a variance, where that is learned
+        said = denoise(scaled, times, told)[:, :used]
         if absent is not None:
             without = denoise(scaled, times, absent)[:, :channels]
-            said = without + guidance_scale * (said - without)
+            guided = without + guidance_scale * (said[:, :channels] - without)
+            said = torch.cat([guided, said[:, channels:]], dim=1) if used > channels else guided
         x = scheduler.step(said, t, x, **options).prev_sample
     found: Tensor = x
     return found
 
 
+def takes_variance(scheduler: Any) -> bool:
+    """Whether a scheduler takes the variance that a denoiser says behind the noise."""
+    return type(scheduler).__name__.startswith("DDPM") and scheduler.config.get("variance_type") in LEARNED
+
+
 def latent_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of what the denoiser works on."""
-    size = config["sample_size"]
+    """Height and width of what the denoiser works on.
+
+    Raises:
+        ImageFusionError: its configuration does not say.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        raise ImageFusionError("the denoiser's config.json has no sample_size; give it there, in pixels of a latent")
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
 
 
@@ -108,6 +131,12 @@ def picture_size(config: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple
     height, width = latent_size(config)
     factor = 2 ** (len(latents["block_out_channels"]) - 1) if latents else 1
     return height * factor, width * factor
+
+
+def fitting_batch(config: Mapping[str, Any], latents: Mapping[str, Any]) -> int:
+    """How many pictures are made at a time where nobody says: an encoder's decoder takes gigabytes for large ones."""
+    height, width = picture_size(config, latents)
+    return max(1, min(_BATCH, _PIXELS // (height * width)))
 
 
 def encoded(pipeline: Any, pictures: Tensor) -> Tensor:
@@ -123,7 +152,7 @@ def decoded(pipeline: Any, latents: Tensor) -> Tensor:
     """The pictures of what a denoiser made, in [-1, 1]."""
     vae = getattr(pipeline, "vae", None)
     if vae is not None:
-        latents = vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample
+        latents = vae.decode((latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype)).sample.float()
     return latents.clamp(-1, 1)
 
 

@@ -21,12 +21,11 @@ from torch import Tensor
 from evomerge.errors import InputError, SourceError, choose
 from evomerge.images.conditions import Conditions, Prompt
 from evomerge.images.extra import check_diffusers
-from evomerge.images.pipelines import ImageModel, load_denoiser, load_pipeline, open_model
-from evomerge.images.sampling import Denoise, generate
+from evomerge.images.pipelines import STYLES_FOLDER, ImageModel, load_denoiser, load_pipeline, open_model
+from evomerge.images.sampling import Denoise, fitting_batch, generate
 from evomerge.images.styles import StyledDenoiser, Styles, one_hot, time_width
 from evomerge.sources import read_object
 
-FOLDER = "styles"
 STYLES = "styles.json"
 WEIGHTS = "styles.safetensors"
 VERSION = 1
@@ -103,9 +102,12 @@ class StyledPipeline:
 
     def tensors(
         self, prompts: Sequence[Prompt], style: Style, *, seed: int = 0, inference_steps: int = 50,
-        guidance_scale: float = 1.0, batch_size: int = 256,
+        guidance_scale: float = 1.0, batch_size: int | None = None,
     ) -> Tensor:  # fmt: skip
         """Pictures in [-1, 1], [prompts, channels, height, width].
+
+        Args:
+            batch_size: Pictures made at a time; None: as many as suit their size.
 
         Raises:
             InputError: a prompt that the model cannot be told, or an unknown style.
@@ -113,12 +115,13 @@ class StyledPipeline:
         self.conditions.check(prompts, "prompts")
         return generate(
             self.denoise(style), self.conditions, self.pipeline, prompts, self.model.config, steps=inference_steps,
-            seed=seed, guidance_scale=guidance_scale, batch_size=batch_size, device=self.device,
+            seed=seed, guidance_scale=guidance_scale, device=self.device,
+            batch_size=batch_size or fitting_batch(self.model.config, self.model.latents),
         )  # fmt: skip
 
     def generate(
         self, prompts: Sequence[Prompt], style: Style, *, seed: int = 0, inference_steps: int = 50,
-        guidance_scale: float = 1.0, batch_size: int = 256,
+        guidance_scale: float = 1.0, batch_size: int | None = None,
     ) -> list[Any]:  # fmt: skip
         """PIL pictures, one for each prompt.
 
@@ -126,6 +129,7 @@ class StyledPipeline:
             prompts: Texts, or classes of a class-conditioned model.
             style: One of `styles`, or a mixture: weights by name that sum to 1.
             seed: Of the noise.
+            batch_size: Pictures made at a time; None: as many as suit their size.
 
         Raises:
             InputError: a prompt that the model cannot be told, or an unknown style.
@@ -157,7 +161,7 @@ def write_student(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
     denoiser.denoiser.save_pretrained(folder / own.component, safe_serialization=True)
-    place = folder / FOLDER
+    place = folder / STYLES_FOLDER
     place.mkdir()
     save_file({n: t.detach().cpu().contiguous() for n, t in denoiser.styles.state_dict().items()}, place / WEIGHTS)
     said = {"version": VERSION, "styles": list(styles), "null_label": null_label}
@@ -170,12 +174,14 @@ def read_styles(folder: Path) -> tuple[tuple[str, ...], int | None]:
     Raises:
         SourceError: the folder is no student's.
     """
-    said = read_object(folder / FOLDER, STYLES)
+    said = read_object(folder / STYLES_FOLDER, STYLES)
     names = said.get("styles")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise SourceError(f"{folder}: has no {FOLDER}/{STYLES}; expected the model folder of a fusion of image models")
+        raise SourceError(
+            f"{folder}: has no {STYLES_FOLDER}/{STYLES}; expected the model folder of a fusion of image models"
+        )
     if said.get("version") != VERSION:
-        raise SourceError(f"{folder / FOLDER / STYLES}: version {said.get('version')}; expected {VERSION}")
+        raise SourceError(f"{folder / STYLES_FOLDER / STYLES}: version {said.get('version')}; expected {VERSION}")
     null = said.get("null_label")
     return tuple(names), null if isinstance(null, int) else None
 
@@ -189,7 +195,7 @@ def load_styles(folder: Path, denoiser: Any) -> Styles:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = folder / FOLDER / WEIGHTS
+    file = folder / STYLES_FOLDER / WEIGHTS
     names, _ = read_styles(folder)
     try:
         tensors = load_file(file)

@@ -70,6 +70,14 @@ class StyledDenoiser(nn.Module):
         for module in time_embeddings(denoiser):
             module.register_forward_hook(self._shifted)
 
+    def train(self, mode: bool = True) -> StyledDenoiser:
+        """Stay in evaluation mode, whoever asks for another, as a Trainer does before every step.
+
+        Trained or not, a student says the same: what is dropped is drawn for it and its teachers alike, by who trains.
+        A DiT in training mode would leave out classes by itself, in each of its blocks another one's.
+        """
+        return super().train(False)
+
     def _shifted(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output if self._shift is None else output + self._shift.to(output.dtype)
 

@@ -4,7 +4,8 @@
         + mu sum_old mean |e(x_t, t, c, i; th) - e(x_t, t, c, i; th_old)|^2
 
 with x_t noisy pictures, c the prompt (left out for student and teacher alike, or for neither), i the style, f_b the
-outputs of block b. The published adversarial term is left out: its code was not released.
+outputs of block b. The published adversarial term is left out: its code was not released. Where a denoiser says a
+variance behind the noise, e is the noise alone; the variance is learned beside it, with a small weight.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from evomerge.fusion.training.run import PROGRESS, begin, last_checkpoint
 from evomerge.fusion.workers import Watcher
 from evomerge.images.conditions import Conditions
 from evomerge.images.config import StudentTraining
+from evomerge.images.noise import training_noise
 from evomerge.images.pictures import Pictures
 from evomerge.images.sampling import encoded, seed_of
 from evomerge.images.styles import BlockOutputs, StyledDenoiser, one_hot
+
+# Of the variance that a denoiser says behind the noise, beside 1 for the noise, as Improved DDPM weighs its bound.
+VARIANCE = 0.001
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Lesson:
         teachers: Plain denoisers, by the number of the style that each teaches.
         old: The student of before; None where there is none.
         old_styles: Numbers of its styles.
-        pipeline: Of which scheduler and encoder are used.
+        pipeline: Of which the scheduler's betas and the encoder are used.
     """
 
     student: StyledDenoiser
@@ -58,7 +63,8 @@ class Learned:
     """How a training went.
 
     Attributes:
-        history: Mean losses since the line before: {step, score, features, old, loss}.
+        history: Mean losses since the line before: {step, score, features, old, loss}, and the variance's where the
+            denoiser says one.
         seconds: Of training, in all runs together.
     """
 
@@ -82,7 +88,6 @@ def train(
         begin(work, key)
         set_seed(seed)
         lesson.student.to(device).requires_grad_(True)
-        lesson.student.eval()  # dropped classes (DiT) are ours to draw; no other module differs
         follower = _Follower(work / PROGRESS, watcher)
         trainer = StudentTrainer(
             lesson=lesson, training=config, seed=seed, model=lesson.student, train_dataset=lesson.pictures,
@@ -103,7 +108,7 @@ def train(
 
 
 def _line(entry: Mapping[str, Any]) -> dict[str, float]:
-    return {k: float(entry[k]) for k in ("step", "score", "features", "old", "loss") if k in entry}
+    return {k: float(entry[k]) for k in ("step", "score", "features", "old", "variance", "loss") if k in entry}
 
 
 def _arguments(config: StudentTraining, work: Path, seed: int, device: str) -> TrainingArguments:
@@ -135,6 +140,7 @@ class StudentTrainer(Trainer):
         super().__init__(**kwargs)
         self._lesson, self._training, self._seed = lesson, training, seed
         self._count = len(lesson.teachers) + len(lesson.old_styles)
+        self._noise = training_noise(lesson.pipeline.scheduler)
         self._sums: dict[str, float] = {}
         self._steps = 0
         for teacher in lesson.teachers.values():
@@ -150,12 +156,14 @@ class StudentTrainer(Trainer):
         generator = torch.Generator().manual_seed(seed_of(self._seed, "step", self.state.global_step))
         with torch.no_grad():
             clean = encoded(own.pipeline, inputs["pictures"].to(self.args.device))
-        new = _Batch.drawn(own, clean, inputs["prompts"], tuple(own.teachers), config.prompt_drop, generator)
+        new = _Batch.drawn(
+            own, self._noise, clean, inputs["prompts"], tuple(own.teachers), config.prompt_drop, generator
+        )
         batches = [new]
         if own.old is not None and config.old_weight > 0:
-            batches.append(
-                _Batch.drawn(own, clean, inputs["prompts"], own.old_styles, config.prompt_drop, generator)
-            )
+            batches.append(_Batch.drawn(
+                own, self._noise, clean, inputs["prompts"], own.old_styles, config.prompt_drop, generator
+            ))  # fmt: skip
         student = BlockOutputs(own.student.denoiser) if config.feature_weight > 0 else None
         try:
             told = {k: torch.cat([b.told[k] for b in batches]) for k in new.told}
@@ -167,7 +175,7 @@ class StudentTrainer(Trainer):
             if student is not None:
                 student.__exit__()
         wanted, features = self._taught(new)
-        score = torch.nn.functional.mse_loss(said[: len(clean)], wanted)
+        score, variance = _apart(said[: len(clean)], wanted, clean.shape[1])
         zero = score.new_zeros(())
         feature = sum(
             (torch.nn.functional.mse_loss(a, b) for a, b in zip(blocks, features, strict=True)), start=zero
@@ -181,9 +189,14 @@ class StudentTrainer(Trainer):
                     old.noisy, old.times, one_hot(old.styles, own.old.styles.vectors.shape[0]).to(noisy), **old.told
                 )
             # A sum over old styles, of which each picture shows one.
-            kept = len(own.old_styles) * torch.nn.functional.mse_loss(said[len(clean) :], before)
+            kept, more = (len(own.old_styles) * x for x in _apart(said[len(clean) :], before, clean.shape[1]))
+            variance = variance + config.old_weight * more
         loss = score + config.feature_weight * feature + config.old_weight * kept
-        self._note(score=score, features=feature, old=kept)
+        told_variance = {}
+        if said.shape[1] > clean.shape[1]:
+            loss = loss + VARIANCE * variance
+            told_variance = {"variance": variance}
+        self._note(score=score, features=feature, old=kept, **told_variance)
         return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()
@@ -220,6 +233,14 @@ class StudentTrainer(Trainer):
         super().log(logs, start_time)
 
 
+def _apart(said: Tensor, wanted: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean squared differences of the noise, and of the variance said behind it (0 where none is)."""
+    loss = torch.nn.functional.mse_loss
+    if said.shape[1] == channels:
+        return loss(said, wanted), said.new_zeros(())
+    return loss(said[:, :channels], wanted[:, :channels]), loss(said[:, channels:], wanted[:, channels:])
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Noisy pictures, each in one style.
@@ -238,12 +259,12 @@ class _Batch:
 
     @classmethod
     def drawn(
-        cls, own: Lesson, clean: Tensor, prompts: Sequence[Any], styles: Sequence[int], drop: float,
+        cls, own: Lesson, noise_of: Any, clean: Tensor, prompts: Sequence[Any], styles: Sequence[int], drop: float,
         generator: torch.Generator,
     ) -> _Batch:  # fmt: skip
-        count, scheduler = len(clean), own.pipeline.scheduler
+        count = len(clean)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        steps = int(scheduler.config.num_train_timesteps)
+        steps = int(noise_of.config.num_train_timesteps)
         times = torch.randint(0, steps, (count,), generator=generator)
         # Each style as often as any other, which begins at random.
         first = int(torch.randint(0, len(styles), (1,), generator=generator))
@@ -253,7 +274,7 @@ class _Batch:
             [own.conditions.null if gone else p for p, gone in zip(prompts, dropped, strict=True)], clean.device
         )
         times = times.to(clean.device)
-        return cls(scheduler.add_noise(clean, noise, times), times, shown, told)
+        return cls(noise_of.add_noise(clean, noise, times), times, shown, told)
 
 
 class _Follower(TrainerCallback):

@@ -3,7 +3,8 @@
 from evomerge.pipeline.export import rebuilt
 from evomerge.pipeline.fusion import fuse
 from evomerge.pipeline.fusion_plan import FuseOptions, FusionPlan
-from evomerge.pipeline.image_fusion import check_here, fuse_images, is_image_fusion, plan_images
+from evomerge.pipeline.image_fusion import fuse_images
+from evomerge.pipeline.image_plan import check_here, is_image_fusion, plan_images
 from evomerge.pipeline.joining import join
 from evomerge.pipeline.main_job import search
 from evomerge.pipeline.options import Options

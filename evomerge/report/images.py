@@ -12,12 +12,12 @@ import yaml
 
 from evomerge import __version__
 from evomerge.errors import InputError
-from evomerge.images.fused import FusedImages
+from evomerge.images.fused import FusedImages, replaced_lines
 from evomerge.publishing.front import front_matter
 from evomerge.publishing.lineage import Lineage, lineage_of, model_name
 from evomerge.publishing.sections import table_line
 from evomerge.report.outputs import write_atomically
-from evomerge.report.page.distances import distances_page
+from evomerge.report.page.distances import distances_page, features_words
 from evomerge.report.page.render import is_report
 
 RESULT, PAGE, CARD, GRID = "result.json", "report.html", "README.md", "grid.png"
@@ -53,7 +53,10 @@ def images_dict(fused: FusedImages) -> dict[str, Any]:
         "distances": fused.distances.to_dict(),
         "least_on_diagonal": list(fused.distances.least_on_diagonal),
         "images": fused.config.measure.images,
+        "features": fused.config.measure.features,
         "prompts": list(fused.prompts),
+        "grid": fused.config.measure.grid,
+        "replaced": {name: list(components) for name, components in fused.replaced.items()},
         "pictures": fused.pictures,
         "training": {"seconds": round(fused.training_seconds, 1), "history": [dict(line) for line in fused.learned]},
         "seconds": round(fused.seconds, 1),
@@ -141,6 +144,7 @@ def _card(fused: FusedImages, data: Mapping[str, Any]) -> str:
     styles = ", ".join(fused.distances.styles)
     first = fused.distances.styles[0]
     prompts = ", ".join(repr(p) for p in fused.prompts[:3])
+    replaced = "".join(f"\n{line}.\n" for line in replaced_lines(fused.replaced))
     return f"""{front}
 # {fused.config.name}
 
@@ -159,12 +163,12 @@ diffusers alone loads the folder too, without any style.
 
 ## Measured
 
-Fréchet distances on {fused.config.measure.images:,} pictures each, on features of fixed random convolutions (not
+Fréchet distances on {fused.config.measure.images:,} pictures each, on {features_words(data)} (not
 Inception's: they cannot be compared with published FID), lower is nearer. Rows are styles of the student, columns
 teachers. `{AVERAGE}`: the mean of all models' weights. `{FLOOR}`: the teacher itself with other noise.
 
 {table}
-
+{replaced}
 {of.section("a fusion", "its base and teachers")}
 
 ## How it was made

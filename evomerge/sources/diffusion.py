@@ -5,30 +5,32 @@ Read as JSON alone; diffusers is not needed for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.arguments import describe
 from evomerge.errors import SourceError
-from evomerge.sources.files import DENOISER_INDEX, DENOISER_SINGLE, read_object, small_file
+from evomerge.sources.denoisers import SETTINGS
+from evomerge.sources.files import DENOISER_INDEX, DENOISER_SINGLE, PICKLES, read_object, small_file
+from evomerge.sources.noise import noise_of
 
 PIPELINE = "model_index.json"
 CONFIG = "config.json"
 # What pipelines call their denoiser.
 COMPONENTS = ("unet", "transformer")
-# Classes whose parameters are known by diffusers' names of attention and blocks, and that are run here.
-DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
-SCHEDULER = "scheduler"
-# What a scheduler says of noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, and what of it a denoiser is to say.
-# All else is about how one samples.
-NOISE = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "rescale_betas_zero_snr",
+DENOISERS = tuple(SETTINGS)
+SCHEDULER, SCHEDULER_CONFIG, ENCODER = "scheduler", "scheduler_config.json", "vae"
+# Where classes of components may come from; the others are modules of diffusers' pipelines that hold a few more. From
+# anywhere else diffusers would import what a folder names, or run a file that lies in it.
+_LIBRARIES = (
+    "diffusers", "transformers", "stable_diffusion", "stable_diffusion_safe", "latent_diffusion", "alt_diffusion",
+    "deepfloyd_if", "paint_by_example", "unclip",
 )  # fmt: skip
 # Beside the weights, what a pipeline's components consist of. Nothing else is copied: a pickle could run code.
 _COPIED = (".json", ".txt", ".model", ".safetensors", ".jinja")
+# Components that have a configuration of that name, and no weights.
+_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Processor", "ProcessorFast", "Extractor", "Scheduler")
 _LICENCES = ("license", "licence", "copying", "notice")
 
 
@@ -64,10 +66,7 @@ class DiffusionFolder:
                     f"{root / PIPELINE}: names no denoiser ({' or '.join(COMPONENTS)}); it has {named or 'nothing'}"
                 )
             for name, value in index.items():
-                if name[0] != "_" and ("/" in name or "\\" in name or name in ("", ".", "..")):
-                    raise SourceError(f'{root / PIPELINE}: refused: "{name}" is not the name of a folder in it')
-                if isinstance(value, list) and any(isinstance(v, str) and "/" in v for v in value):
-                    raise SourceError(f'{root / PIPELINE}: refused: "{name}" has code of its own, which would be run')
+                _check_component(root, name, value)
             return cls(root, found[0], index)
         if (root / DENOISER_SINGLE).is_file() or (root / DENOISER_INDEX).is_file():
             return cls(root, None, {})
@@ -88,13 +87,24 @@ class DiffusionFolder:
 
     @property
     def noise(self) -> dict[str, Any]:
-        """What its scheduler says of noise; {} where it has none.
+        """What its scheduler says of noise (see `noise_of`); {} where it has none.
 
         Raises:
             SourceError: it cannot be read.
         """
-        said = self.config(SCHEDULER, "scheduler_config.json") if self.has(SCHEDULER) else {}
-        return {key: said[key] for key in NOISE if key in said}
+        if not self.has(SCHEDULER):
+            return {}
+        named = {"_class_name": self.index[SCHEDULER][-1]}
+        return noise_of(named | self.config(SCHEDULER, SCHEDULER_CONFIG))
+
+    @property
+    def latents(self) -> dict[str, Any]:
+        """The configuration of what encodes pictures; {} where it works on pictures themselves.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        return self.config(ENCODER) if self.has(ENCODER) else {}
 
     def has(self, component: str) -> bool:
         """Whether the pipeline has a component, and not a place for one alone."""
@@ -122,9 +132,47 @@ class DiffusionFolder:
             names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.suffix in _COPIED)
             if not names:
                 raise SourceError(f"{folder}: holds no file that can be copied ({', '.join(_COPIED)})")
+            self._check_weights(component, names)
             for name in names:
                 if (found := small_file(folder, name)) is not None:
                     yield f"{component}/{name}", found
+
+    def _check_weights(self, component: str, names: Collection[str]) -> None:
+        """Refuse a component whose weights cannot be copied: a pipeline without them could not be loaded."""
+        if any(name.endswith(".safetensors") for name in names):
+            return
+        folder = self.root / component
+        pickle = next((f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLES), None)
+        if pickle is not None:
+            raise SourceError(
+                f"{folder}: has only {pickle}, a pickle, which can run code when it is read: refused; save the "
+                "pipeline with safe_serialization, where you trust it"
+            )
+        if CONFIG in names and not str(self.index[component][-1]).endswith(_WEIGHTLESS):
+            raise SourceError(f"{folder}: holds no weights (*.safetensors); download it again")
+
+
+def _check_component(root: Path, name: str, value: Any) -> None:
+    """Refuse a component that would run code which is neither diffusers' nor transformers'.
+
+    Raises:
+        SourceError: with the component's name.
+    """
+    if name[:1] == "_" or not isinstance(value, list):
+        return
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise SourceError(f'{root / PIPELINE}: refused: "{name}" is not the name of a folder in it')
+    library = value[0] if value else None
+    if library is None:
+        return
+    own = (root / name / f"{library}.py").is_file()
+    if own or any(not isinstance(v, str) or "/" in v for v in value):
+        raise SourceError(f'{root / PIPELINE}: refused: "{name}" has code of its own, which would be run')
+    if library not in _LIBRARIES:
+        raise SourceError(
+            f'{root / PIPELINE}: refused: "{name}" is of "{library}", which would be imported; expected a class of '
+            "diffusers or transformers"
+        )
 
 
 def is_diffusion(folder: Path) -> bool:
@@ -137,13 +185,6 @@ def holds_model(folder: Path) -> bool:
     if (folder / PIPELINE).is_file():
         return any(folder.glob("*/diffusion_pytorch_model*.safetensors"))
     return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
-
-
-def differing_noise(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-    """What two schedulers say differently of noise, in words; what one of them leaves out is none."""
-    for key in NOISE:
-        if key in first and key in other and first[key] != other[key]:
-            yield f"scheduler: {key} {describe(other[key])} against {describe(first[key])}"
 
 
 def diffusion_folder(root: Path) -> DiffusionFolder:

@@ -29,7 +29,7 @@ _DEPTH = 100
 _EXPECTED: dict[str, type] = {"tie_word_embeddings": bool, "model_type": str}
 # Weights under other names, for other tools; and an adapter's.
 _NOT_PARTS = ("consolidated", "adapter_model")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def weight_files(path: Path, names: Collection[str], single: str = SINGLE, index: str = INDEX) -> list[Path]:
@@ -52,7 +52,7 @@ def weight_files(path: Path, names: Collection[str], single: str = SINGLE, index
     if left:
         size = left[0].stat().st_size
         raise SourceError(f"{path}: interrupted download: only {left[0].name} ({size:,} bytes); download it again")
-    pickles = sorted(name for name in names if Path(name).name == name and name.endswith(_PICKLES))
+    pickles = sorted(name for name in names if Path(name).name == name and name.endswith(PICKLES))
     if pickles:
         raise SourceError(
             f"{path}: has only {pickles[0]}, a pickle checkpoint, which can run code when it is read: refused; convert "
@@ -153,7 +153,7 @@ def small_file(folder: Path, name: str) -> Path | None:
     """A file beside the weights that a merge reads or copies, or None where there is none.
 
     Merges are published: a link may lead to another file in the model's folder, or as the hub's cache has it
-    (snapshots/REVISION/NAME to blobs/HASH), not to a file of the user's that is none of the model's.
+    (snapshots/REVISION/NAME, or /COMPONENT/NAME, to blobs/HASH), not to a file of the user's that is none of its own.
 
     Raises:
         SourceError: a link that leads elsewhere.
@@ -163,7 +163,10 @@ def small_file(folder: Path, name: str) -> Path | None:
         return None
     if file.is_symlink():
         home, target = (Path(os.path.realpath(p)) for p in (folder, file))
-        cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+        # A pipeline's components lie a folder deeper.
+        cached = any(
+            place.name == "snapshots" and target.parent == place.parent / "blobs" for place in list(home.parents)[:2]
+        )
         if not cached and not target.is_relative_to(home):
             raise SourceError(f"{file}: refused: a link that leads out of the model's folder, to {target}")
     return file

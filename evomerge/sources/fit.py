@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import SourceError
-from evomerge.sources.diffusion import differing_noise
+from evomerge.sources.denoisers import differing_denoisers, differing_latents
 from evomerge.sources.layout import TEXT, Place
+from evomerge.sources.noise import differing_noise
 from evomerge.sources.settings import differing_settings
 from evomerge.sources.source import HEADS, Source
 
@@ -29,6 +30,7 @@ _LAYERS = "use `slices:` with layer_range to choose which layers are paired"
 _HEAD = "save it with one: tie_word_embeddings: false and a copy of the embedding as lm_head.weight"
 _ALIKE = "use models saved alike"
 _NOISE = "models that were taught another noise say another thing, and no average of them says either"
+_MEANING = "weights of equal shape then mean different things"
 _ONE_CONFIG = "a path has one config.json for all of its layers"
 # More than that about one source says nothing new.
 _SHOWN = 12
@@ -174,7 +176,9 @@ def _configured(pair: _Pair) -> Iterator[Mismatch]:
     first, other = pair.first, pair.other
     if first.diffusion is not None and other.diffusion is not None:
         yield from ((what, _NOISE) for what in differing_noise(first.diffusion.noise, other.diffusion.noise))
-    for keys in _GEOMETRY:
+        yield from ((what, _MEANING) for what in differing_denoisers(first.config, other.config))
+        yield from ((what, _MEANING) for what in differing_latents(first.diffusion.latents, other.diffusion.latents))
+    for keys in _GEOMETRY if first.diffusion is None else ():
         named = ([(k, s.text_config[k]) for k in keys if s.text_config.get(k) is not None] for s in (first, other))
         a, b = (found[0] if found else None for found in named)
         if a and b and a[1] != b[1]:

@@ -111,7 +111,7 @@ class Builder:
         if self._base.diffusion is not None and not saves:
             from evomerge.images.live import LivePipelines
 
-            self._images = LivePipelines(self._base, self.device)
+            self._images = LivePipelines(self._base, self.device, self._dtype)
         self._reader = self._read_by(self._base)
 
     def run(self, job: Job) -> Answer:
@@ -247,7 +247,7 @@ class Builder:
         from evomerge.merging.live import live_model
 
         if self._images is not None:
-            made: PreTrainedModel = self._images.denoiser(dtype=self._dtype)
+            made: PreTrainedModel = self._images.denoiser()
             return made
         return live_model(self._base, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
 
@@ -332,7 +332,7 @@ class Builder:
 
         reader = self._read_by(checkpoint)
         if self._images is not None:
-            return self._score(self._images.denoiser(checkpoint, self._dtype), reader, job, seconds, started)
+            return self._score(self._images.denoiser(checkpoint), reader, job, seconds, started)
         model = live_model(checkpoint, dtype=self._dtype, device=self._live_device, trust_remote_code=self._trust)
         return self._score(model, reader, job, seconds, started)
 

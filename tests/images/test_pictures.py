@@ -86,6 +86,20 @@ def test_what_is_wrong_with_the_folder(tmp_path: Path) -> None:
         read(folder)[0]
 
 
+def test_damaged_pictures_are_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models.save_pictures(tmp_path / "p", list(range(4)), size=64)
+    found = read(folder)
+    found.check()
+    whole = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(whole[: len(whole) // 2])  # its head is in order
+    with pytest.raises(ImageFusionError, match=r"2\.png: cannot be read as a picture") as e:
+        found.check()
+    assert "0.png" not in str(e.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageFusionError, match=r"0\.png: cannot be read as a picture .*decompression bomb"):
+        found.check()
+
+
 def test_the_prompts_that_are_asked_for() -> None:
     assert asked([3, 1, 3, 0, 2], 3) == (0, 1, 2)
     assert asked(["b", "a", "b"], 8) == ("b", "a")

@@ -37,6 +37,7 @@ class Watcher(Silent):
 
 
 def lesson(tiny: Path, *, old: bool = False, pictures: Pictures | None = None) -> Lesson:
+    """What a student of warm, cold and dark learns from; or of dark, where it has the styles of two before."""
     model = open_model(tiny / "base", "base")
     denoiser = load_denoiser(model.folder)
     generator = torch.Generator().manual_seed(0)
@@ -65,18 +66,21 @@ def trained(tiny: Path, work: Path, watcher: Any = None, old: bool = False, **ch
     return {n: t.clone() for n, t in own.student.state_dict().items()}, learned
 
 
-def test_a_training_that_was_cut_off_ends_in_the_same_bits(tiny: Path, tmp_path: Path) -> None:
-    whole, learned = trained(tiny, tmp_path / "whole")
+@pytest.mark.parametrize(("every", "reached"), [(2, [2, 4]), (3, [3])])
+def test_a_training_that_was_cut_off_ends_in_the_same_bits(
+    tiny: Path, tmp_path: Path, every: int, reached: list[int]
+) -> None:
+    """From a checkpoint at the end of an epoch, of two batches, and from one in the middle of it."""
+    whole, learned = trained(tiny, tmp_path / "whole", save_steps=every)
     with pytest.raises(CutOff):
-        trained(tiny, tmp_path / "cut", Watcher(5))
-    reached = sorted(f.name for f in (tmp_path / "cut").glob("checkpoint-*"))
-    assert reached == ["checkpoint-2", "checkpoint-4"]
+        trained(tiny, tmp_path / "cut", Watcher(5), save_steps=every)
+    assert sorted(f.name for f in (tmp_path / "cut").glob("checkpoint-*")) == [f"checkpoint-{n}" for n in reached]
     seen = Watcher(99)
-    again, relearned = trained(tiny, tmp_path / "cut", seen)
-    assert 99 - seen.left == 2  # from the fourth step on
+    again, relearned = trained(tiny, tmp_path / "cut", seen, save_steps=every)
+    assert 99 - seen.left == 6 - reached[-1]
     assert all(torch.equal(whole[n], again[n]) for n in whole)
     assert [dict(x) for x in learned.history] == [dict(x) for x in relearned.history]
-    assert [x["step"] for x in learned.history] == [2, 4, 6]
+    assert [x["step"] for x in learned.history] == list(range(every, 7, every))
 
 
 def test_a_training_that_was_done_is_not_gone_on_with(tiny: Path, tmp_path: Path) -> None:

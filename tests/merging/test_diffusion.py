@@ -20,6 +20,7 @@ from evomerge.recipe import parse_recipe
 from evomerge.sources import open_source, open_sources
 from tests.images import models
 from tests.images.conftest import one_thread  # noqa: F401
+from tests.images.test_pipelines import cached
 
 NAMES = ("one", "two", "three", "four")
 # EvoSDXL-JP's sibling as it was published: of four models, the attention layers' weights and all others'.
@@ -197,6 +198,33 @@ def test_what_does_not_fit(sources: Path, tmp_path: Path, here: Callable) -> Non
         "another thing, and no average of them says either)"
     ) in refused(("one", "velocity"))
     assert "architecture DiTTransformer2DModel against UNet2DModel" in refused(("one", "dit"))
+
+    def changed(name: str, of: str, file: str, **keys: Any) -> str:
+        folder = tmp_path / name
+        shutil.copytree(sources / of, folder)
+        old = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({k: v for k, v in {**old, **keys}.items() if v is not None}))
+        return str(folder)
+
+    # Of equal shapes, and yet of another kind; what a file leaves out is diffusers' default.
+    for of, file, keys, words in (
+        ("two", "unet/config.json", {"attention_head_dim": 16}, "attention_head_dim 16 against 8"),
+        ("two", "unet/config.json", {"act_fn": "mish"}, "act_fn 'mish' against 'silu'"),
+        ("two", "unet/config.json", {"norm_num_groups": None}, "norm_num_groups 32 against 8"),
+        ("dit-2", "transformer/config.json", {"num_attention_heads": 4}, "num_attention_heads 4 against 2"),
+        ("dit-2", "vae/config.json", {"scaling_factor": 0.13}, "vae: scaling_factor 0.13 against 0.5"),
+        ("velocity", "scheduler/scheduler_config.json", {"prediction_type": None}, None),
+        ("two", "scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+         "scheduler: noise of FlowMatchEulerDiscreteScheduler against betas"),
+    ):  # fmt: skip
+        first = "dit" if of == "dit-2" else "one"
+        other = changed(f"{of}-{next(iter(keys))}", of, file, **keys)
+        if words is None:
+            Engine(open_sources([str(sources / first), other]), threads=1).plan(
+                parse_recipe(recipe(sources, (first, other), {None: (0.5, 0.5)}), "recipe")
+            )
+            continue
+        assert refused((first, other)).count(words) == 1, refused((first, other))
     text = {"merge_method": "linear", "models": [
         {"model": m, "parameters": {"weight": 1}} for m in (str(sources / "one"), str(zoo.path("maths")))
     ]}  # fmt: skip
@@ -211,6 +239,15 @@ def test_what_does_not_fit(sources: Path, tmp_path: Path, here: Callable) -> Non
     assert done.returncode == 2 and "has no text_decoder; it has denoiser" in done.stderr
 
 
+def test_sources_in_the_hubs_cache(sources: Path, tmp_path: Path) -> None:
+    home = cached(tmp_path, sources / "one")
+    found = open_source(str(home))
+    assert {f.split("/")[0] for f, _ in found.diffusion.others()} == {"model_index.json", "scheduler", "LICENSE"}
+    made = parse_recipe(recipe(sources, (str(home), "two"), {None: (0.5, 0.5)}), "recipe")
+    Engine(open_sources(made.references()), threads=1).write(made, tmp_path / "out")
+    assert DiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.sample_size == 8
+
+
 def test_pipelines_that_are_refused(sources: Path, tmp_path: Path) -> None:
     def changed(name: str, **keys: Any) -> str:
         folder = tmp_path / name
@@ -223,12 +260,25 @@ def test_pipelines_that_are_refused(sources: Path, tmp_path: Path) -> None:
     for name, keys, words in (
         ("coded", {"_class_name": ["mine.py", "Mine"]}, "refused: a pipeline with code of its own"),
         ("component", {"scheduler": ["x/mine", "Mine"]}, 'refused: "scheduler" has code of its own'),
+        ("library", {"scheduler": ["mine", "Mine"]}, 'refused: "scheduler" is of "mine", which would be imported'),
         ("escape", {"../one": ["diffusers", "X"]}, "is not the name of a folder in it"),
         ("none", {"unet": None}, r"names no denoiser \(unet or transformer\); it has scheduler"),
         ("gone", {"vae": ["diffusers", "AutoencoderKL"]}, "names vae, which is not there"),
     ):
         with pytest.raises(SourceError, match=words):
             open_source(changed(name, **keys))
+    # An older diffusers runs a file of the component's folder that is called like the library.
+    beside = Path(changed("beside"))
+    (beside / "scheduler" / "diffusers.py").write_text("")
+    with pytest.raises(SourceError, match='refused: "scheduler" has code of its own'):
+        open_source(str(beside))
+    safety = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    guarded = Path(changed("guarded", safety_checker=safety))
+    shutil.copytree(guarded / "unet", guarded / "safety_checker")
+    assert open_source(str(guarded)).diffusion is not None
+    (guarded / "safety_checker" / FILE).rename(guarded / "safety_checker" / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"safety_checker: has only pytorch_model\.bin, a pickle"):
+        open_source(str(guarded))
     pickled = Path(changed("pickled"))
     (pickled / "unet" / FILE).rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(SourceError, match="a pickle checkpoint"):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 import evomerge as package
-from evomerge.errors import InputError
+from evomerge.errors import EvoMergeError, InputError
 from evomerge.images.student import StyledPipeline
 from evomerge.pipeline import fuse_images, plan_images
 from tests.images import models
@@ -70,6 +71,17 @@ def test_the_same_command_again_does_nothing_again(fused: Path, tiny: Path, here
     assert "training" not in done.stderr and "measuring" not in done.stderr
     assert {f: f.stat().st_mtime_ns for f in before} == before
     assert (fused / "measured.json").stat().st_mtime_ns == measured
+    # Another grid is drawn, and nothing measured; checkpoints may be written more often.
+    grid = (fused / "grid.png").read_bytes()
+    distances = json.loads((fused / "measured.json").read_text())["matrix"]
+    training = {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "save_steps": 5}
+    changes = {"training": training, "measure": {"images": 8, "inference_steps": 2, "grid": 4}}
+    done = here("fuse", fusion(tiny, name="two", **changes), fused)
+    assert "training" not in done.stderr and "measuring" not in done.stderr
+    assert Image.open(fused / "grid.png").size == (150 + 4 * 70, 24 + 5 * 70)
+    here("fuse", fusion(tiny, name="two"), fused)
+    assert (fused / "grid.png").read_bytes() == grid
+    assert json.loads((fused / "measured.json").read_text())["matrix"] == distances
     # Measuring in another way measures again, and trains nothing.
     shown = {"images": 8, "inference_steps": 3, "grid": 2}
     done = here("fuse", fusion(tiny, name="two", measure=shown), fused)
@@ -79,9 +91,46 @@ def test_the_same_command_again_does_nothing_again(fused: Path, tiny: Path, here
 
 def test_another_fusion_does_not_go_there(fused: Path, tiny: Path, here: Callable) -> None:  # noqa: F811
     refused = here("fuse", fusion(tiny, seed=1), fused, check=False)
-    assert refused.returncode == 2 and "holds another fusion" in refused.stderr and "config" in refused.stderr
+    assert refused.returncode == 2 and "undo what differs: config.seed" in refused.stderr
+    training = {"max_steps": 7, "per_device_train_batch_size": 8, "learning_rate": 1e-4, "save_steps": 2}
+    refused = here("fuse", fusion(tiny, training=training), fused, check=False)
+    assert "undo what differs: config.training.learning_rate, config.training.max_steps" in refused.stderr
     refused = here("fuse", fusion(tiny, teachers=["warm", {"model": "dark", "style": "cold"}]), fused, check=False)
     assert refused.returncode == 2 and "undo what differs: teachers" in refused.stderr
+
+
+def test_a_student_that_was_changed_is_made_again(fused: Path, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(fused, tmp_path / "out")
+    file = tmp_path / "out" / "model" / "styles" / "styles.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + b"\0\0\0\0")
+    fuse_images(fusion(tiny, name="two"), tmp_path / "out")
+    assert file.read_bytes() == whole
+
+
+def test_compared_by_a_function_of_ones_own(
+    fused: Path, tiny: Path, tmp_path: Path, here: Callable  # noqa: F811
+) -> None:
+    shutil.copytree(fused, tmp_path / "out")
+    (tiny / "look.py").write_text("def reds(pictures):\n    return pictures[:, :2].mean((2, 3))\n")
+    measure = {"images": 8, "inference_steps": 2, "grid": 2, "features": "look.py:reds"}
+    file = fusion(tiny, name="two", measure=measure)
+    done = here("fuse", file, tmp_path / "out")
+    assert "measuring 2 styles" in done.stderr and "training" not in done.stderr
+    first = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert first["distances"] != json.loads((fused / "result.json").read_text())["distances"]
+    assert "features of look.py:reds" in (tmp_path / "out" / "report.html").read_text()
+    assert "on features of look.py:reds" in (tmp_path / "out" / "model" / "README.md").read_text()
+    # Another function of that name measures again.
+    (tiny / "look.py").write_text("def reds(pictures):\n    return 2 * pictures[:, :2].mean((2, 3))\n")
+    assert "measuring 2 styles" in here("fuse", file, tmp_path / "out").stderr
+    (tiny / "look.py").write_text("def reds(pictures):\n    return pictures.nothing\n")
+    refused = here("fuse", file, tmp_path / "other", check=False)
+    assert refused.returncode == 2 and "features = look.py:reds: fails: AttributeError" in refused.stderr
+    assert "expected features of [2, 3, 8, 8]" in refused.stderr and not (tmp_path / "other").exists()
+    (tiny / "look.py").write_text("def blues(pictures):\n    return pictures\n")
+    refused = here("check", file, check=False)
+    assert refused.returncode == 2 and "features = look.py:reds: no function reds" in refused.stderr
 
 
 def test_a_style_is_added(fused: Path, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -104,6 +153,8 @@ def test_from_python(fused: Path, tiny: Path) -> None:  # noqa: F811
     assert made.model == fused / "model" and made.distances.fidt > 0
     with pytest.raises(InputError, match="--workers 2: a fusion of image models runs in this process alone"):
         package.fuse(fusion(tiny), fused, workers=2)
+    with pytest.raises(InputError, match="--gpus-per-worker 2: a fusion of image models runs in this process alone"):
+        package.fuse(fusion(tiny), fused, gpus_per_worker=2)
 
 
 def test_models_that_are_told_texts(tmp_path: Path) -> None:
@@ -114,6 +165,74 @@ def test_models_that_are_told_texts(tmp_path: Path) -> None:
     made = fuse_images(fusion(tmp_path, training=training), tmp_path / "out")
     assert made.told == "text" and made.prompts == ("abc", "xyz")
     assert StyledPipeline.from_pretrained(made.model, "cpu").generate(["abc"], "warm", inference_steps=1)
+
+
+def test_a_teacher_with_a_text_encoder_of_its_own(tmp_path: Path, here: Callable) -> None:
+    from transformers import CLIPTextModel
+
+    for i, name in enumerate(("base", "warm", "cold")):
+        models.save_text_model(tmp_path / name, i)
+    folder = tmp_path / "warm" / "text_encoder"
+    models.moved(CLIPTextModel.from_pretrained(folder), 1).save_pretrained(folder)
+    models.save_pictures(tmp_path / "pictures", ["abc", "xyz", "abc", "b"], column="text")
+    training = {"max_steps": 1, "per_device_train_batch_size": 2}
+    file = fusion(tmp_path, training=training, measure={"images": 3, "inference_steps": 1, "grid": 1})
+    words = "warm: its own text_encoder differ from the base's"
+    assert words in here("check", file).stdout and "cold:" not in here("check", file).stdout
+    here("fuse", file, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert data["replaced"] == {"warm": ["text_encoder"]}
+    # Every prompt is measured, and the grid shows as many as it is told.
+    assert data["prompts"] == ["abc", "xyz", "b"] and data["grid"] == 1
+    assert words in (tmp_path / "out" / "model" / "README.md").read_text()
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert any(words in p.text for p in parse(text).all("p")) and "Columns: abc." in text
+
+
+def test_models_without_a_class_to_spare(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    """With nothing left out and no guidance, no class has to stand for none."""
+    pictures = models.save_pictures(tmp_path / "pictures", [0, 1, 2, 3, 4])
+    training = {"max_steps": 1, "per_device_train_batch_size": 2, "prompt_drop": 0.0}
+    made = plan_images(fusion(tiny, pictures=str(pictures), training=training))
+    assert set(made.pictures.prompts) == {0, 1, 2, 3, 4}
+    with pytest.raises(InputError, match=r"4 is the class of a picture; .* training\.prompt_drop: 0, and no measure"):
+        plan_images(fusion(tiny, pictures=str(pictures)))
+    with pytest.raises(InputError, match="4 is the class of a picture"):
+        plan_images(fusion(tiny, pictures=str(pictures), training=training, measure={"guidance_scale": 2}))
+
+
+def test_a_damaged_picture_is_found_first(tiny: Path, tmp_path: Path, here: Callable) -> None:  # noqa: F811
+    pictures = models.save_pictures(tmp_path / "pictures", [0, 1, 2, 3], size=64)
+    whole = (pictures / "3.png").read_bytes()
+    (pictures / "3.png").write_bytes(whole[: len(whole) // 2])
+    file = fusion(tiny, pictures=str(pictures))
+    for command in (("check", file), ("fuse", file, tmp_path / "out")):
+        refused = here(*command, check=False)
+        assert refused.returncode == 2 and "3.png: cannot be read as a picture" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_at_home(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("HOME", str(tiny))
+    file = fusion(tmp_path, base="~/base", teachers=["~/warm", "~/cold"], pictures="~/pictures")
+    assert plan_images(file).begins.folder.root == tiny / "base"
+
+
+def test_memory_that_ran_out(
+    fused: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    shutil.copytree(fused, tmp_path / "out")
+
+    def full(*args: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("evomerge.images.measure.generate", full)
+    file = fusion(tiny, name="two", measure={"images": 9, "batch_size": 9})
+    with pytest.raises(EvoMergeError, match=r"measure\.batch_size = 9: memory ran out; give a lower number, and"):
+        fuse_images(file, tmp_path / "out")
+    monkeypatch.setattr("evomerge.images.training.StudentTrainer.compute_loss", full)
+    with pytest.raises(EvoMergeError, match=r"training\.per_device_train_batch_size = 8: memory ran out"):
+        fuse_images(file, tmp_path / "new")
 
 
 def test_dits_over_latents(tmp_path: Path) -> None:
@@ -149,6 +268,9 @@ def strangers(tiny: Path) -> Path:  # noqa: F811
     shutil.copytree(tiny / "base", tiny / "coded")
     index = json.loads((tiny / "coded" / "model_index.json").read_text())
     (tiny / "coded" / "model_index.json").write_text(json.dumps({**index, "_class_name": ["mine.py", "Mine"]}))
+    models.save_unet(tiny / "flowing", models.unet(9))
+    flow = tiny / "flowing" / "scheduler" / "scheduler_config.json"
+    flow.write_text(json.dumps({**json.loads(flow.read_text()), "_class_name": "FlowMatchEulerDiscreteScheduler"}))
     (tiny / "empty").mkdir()
     for name, changes in (("sized", {"class_embed_type": "timestep"}), ("filling", {"in_channels": 9})):
         shutil.copytree(tiny / ("base" if name == "sized" else "dit"), tiny / name)
@@ -189,6 +311,9 @@ def strangers(tiny: Path) -> Path:  # noqa: F811
         ({"pictures": {"path": "pictures", "null_label": 2}}, "2 is the class of a picture; expected one that none"),
         ({"pictures": {"path": "pictures", "null_label": 9}}, "the models have 5 classes; expected at most 4"),
         ({"pictures": "nowhere"}, "nowhere: no such folder"),
+        ({"measure": {"features": "look"}}, 'measure.features = "look": expected FILE.py:FUNCTION'),
+        ({"measure": {"features": "none.py:look"}}, "none.py: no such file; expected FILE.py:FUNCTION"),
+        ({"teachers": ["warm", "flowing"]}, "its scheduler has noise of FlowMatchEulerDiscreteScheduler"),
         ({"teachers": ["warm", {"model": "cold", "style": "a/b"}]}, 'style = "a/b": expected letters, digits and _'),
     ],
 )  # fmt: skip

@@ -78,6 +78,32 @@ def test_by_block(folder: Path, here: Callable, tmp_path: Path) -> None:
     assert done.returncode == 2 and "the models have only 0 layers" in done.stderr
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_search_in_a_type_of_its_own(folder: Path, here: Callable, tmp_path: Path, dtype: str) -> None:
+    """Every candidate, source and exported model is scored in it, and by the pipeline around it."""
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"seed": i, "label": i % 4}) for i in range(9)))
+    (tmp_path / "score.py").write_text(f'''
+from evomerge.images.live import pictures
+
+def score(pipeline, tokenizer, items):
+    assert str(pipeline.unet.dtype) == "torch.{dtype}"
+    made = [pictures(pipeline, [i["label"]], seed=i["seed"], inference_steps=1) for i in items]
+    return [float(m.mean()) for m in made]
+''')
+    evaluator = {"kind": "python", "function": "score.py:score", "items": "items.jsonl", "tasks": ["red"]}
+    evaluator["dtype"] = dtype
+    (tmp_path / "evaluator.yaml").write_text(yaml.safe_dump(evaluator))
+    out = tmp_path / "run"
+    here(
+        "search", folder / "space.yaml", "--evaluator", tmp_path / "evaluator.yaml", "--workers", 0, "--budget", 4,
+        "--fidelity", "full", "--out", out,
+    )  # fmt: skip
+    found = json.loads((out / "result.json").read_text())
+    asked = ("--evaluator", tmp_path / "evaluator.yaml", "--split", "test", "--json")
+    again = here("evaluate", out / "model", *asked).result
+    assert again["score"] == pytest.approx(found["best"]["test"]["score"], abs=1e-2)
+
+
 @pytest.mark.slow
 def test_searches_exports_and_rebuilds(folder: Path, here: Callable, tmp_path: Path) -> None:
     evaluator = folder / "evaluator.yaml"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from evomerge.images.fused import replaced_lines
 from evomerge.report.page.blocks import Block, Code, Photo, Section, Table, Text, exact
 from evomerge.report.page.render import render
 from evomerge.report.page.svg import BLUE, FONT, GRID, INK, ORANGE, label, picture
@@ -67,11 +68,22 @@ def _found(data: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> Section:
         (90 + 34.0 * (count + 2), 110 + 34.0 * (count + 2)),
     )
     words = Text(
-        f"Fréchet distances on {data['images']:,} pictures each, on features of fixed random convolutions: they "
+        f"Fréchet distances on {data['images']:,} pictures each, on {features_words(data)}: they "
         "compare these models with each other, and not with published FID. A bar is as wide as the distance's root. "
         + ("The teacher of an old style is the student before, in that style." if data["old"] else ""), "note",
     )  # fmt: skip
-    return Section("distances", "Styles and teachers", (Text(lead, "lead"), drawn, words))
+    replaced = (Text(f"{line}.", "note") for line in replaced_lines(data.get("replaced", {})))
+    return Section("distances", "Styles and teachers", (Text(lead, "lead"), drawn, words, *replaced))
+
+
+def features_words(data: Mapping[str, Any]) -> str:
+    """What pictures were compared by, in words.
+
+    Args:
+        data: As a fusion's result.json has it.
+    """
+    own = data.get("features")
+    return "features of fixed random convolutions" if own is None else f"features of {own}"
 
 
 def _draw(figure: Figure, narrow: bool, data: Mapping[str, Any]) -> None:
@@ -104,7 +116,7 @@ def _draw(figure: Figure, narrow: bool, data: Mapping[str, Any]) -> None:
 
 def _grid(data: Mapping[str, Any], grid: Path) -> Section:
     """The grid of pictures, inside the page."""
-    shown = ", ".join(str(p) for p in data["prompts"])
+    shown = ", ".join(str(p) for p in data["prompts"][: data.get("grid")])
     words = "Each teacher above the student in its style; last, half of the first style and half of the last."
     made = Photo(
         "grid-picture", "What they make", f"Rows: {words} Columns: {shown}.",
@@ -115,7 +127,7 @@ def _grid(data: Mapping[str, Any], grid: Path) -> Section:
 
 def _training(data: Mapping[str, Any]) -> Section:
     history = data["training"]["history"]
-    columns = ("step", "score", "features", "old", "loss")
+    columns = ("step", "score", "features", "old", "variance", "loss")
     names = tuple(c for c in columns if any(c in line for line in history) and (c != "old" or data["old"]))
     rows = tuple(tuple(f"{line[c]:.0f}" if c == "step" else exact(line.get(c)) for c in names) for line in history)
     blocks: list[Block] = [
