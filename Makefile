@@ -14,7 +14,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help search test test-slow gpu-check lint benchmark notebook docs docs-serve build constraints clean
+.PHONY: help search test test-slow gpu-check lint benchmark notebook docs links docs-serve build constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ SITE = PYTHONPATH=docs:. $(RUN)/python -m _generate && PYTHONPATH=docs:. $(RUN)/
 
 docs: $(VENV)/dev.stamp  ## the documentation's site, into build/site (index.html opens without a server)
 	$(SITE) build --strict
+
+links: $(VENV)/dev.stamp  ## fetch every link of README and docs to another site (skipped without a network)
+	EVOMERGE_LINKS=1 $(RUN)/python -m pytest tests/docs/test_links.py -k other_sites $(ARGS)
 
 docs-serve: $(VENV)/dev.stamp  ## show it on this machine; `make docs` in another shell brings in what has changed
 	$(SITE) serve --dev-addr 127.0.0.1:8000

@@ -1,8 +1,18 @@
-"""Links of the Markdown files as they stand in the repository, where GitHub shows them: files and anchors."""
+"""Links of the Markdown files as they stand in the repository, where GitHub shows them: files and anchors.
+
+Links to other sites are only looked at; `make links` fetches them too.
+"""
 
 from __future__ import annotations
 
+import http.client
+import http.server
+import os
 import re
+import socket
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +64,49 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.is_relative_to(ROOT), f"{path.name}: {link} leads out of the repository"
         if anchor:
             assert anchor in anchors(target), f"{path.name}: {link}: no such heading"
+
+
+def gone(url: str) -> str | None:
+    """Why a page is not there; None: it is, or its site will not tell (a login, too many questions, its own fault)."""
+    asked = urllib.request.Request(url.partition("#")[0], headers={"User-Agent": "Mozilla/5.0 (evomerge: make links)"})
+    try:
+        with urllib.request.urlopen(asked, timeout=30):
+            return None
+    except urllib.error.HTTPError as e:
+        return f"{e.code} {e.reason}" if e.code in (400, 404, 410) else None
+    except (OSError, http.client.HTTPException) as e:
+        return str(e)
+
+
+@pytest.mark.skipif("EVOMERGE_LINKS" not in os.environ, reason="asks other sites: make links")
+@pytest.mark.timeout(1800)
+def test_other_sites_have_what_is_linked() -> None:
+    try:
+        socket.create_connection(("github.com", 443), timeout=10).close()
+    except OSError as e:
+        pytest.skip(f"no network here: {e}")
+    found = {link for path in FILES for link in links(path) if link.startswith("https://")}
+    assert len(found) > 20
+    assert {url: why for url in sorted(found) if (why := gone(url)) is not None} == {}
+
+
+def test_a_page_that_is_gone_is_told_from_one_that_is_shy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path[1:]))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_port}"
+        told = {code: gone(f"{at}/{code}#part") for code in (200, 403, 404, 410, 429, 500)}
+        server.shutdown()
+    assert told == {200: None, 403: None, 404: "404 Not Found", 410: "410 Gone", 429: None, 500: None}
+    assert "refused" in str(gone(f"{at}/200"))
 
 
 def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
