@@ -60,7 +60,7 @@ def test_set_up_installs_torch_first_and_then_the_newest_wheel_that_was_sent(
     assert "-m build" in plan and "--outdir" not in plan and (FILE.parent / "constraints.txt").is_file()
     dist = tmp_path / "evomerge-wheel" / "dist"
     dist.mkdir(parents=True)
-    for age, name in ((0, "evomerge-0.1.0-py3-none-any.whl"), (50, "evomerge-0.9.0-py3-none-any.whl")):
+    for age, name in ((50, "evomerge-0.1.0-py3-none-any.whl"), (0, "evomerge-0.9.0-py3-none-any.whl")):
         (dist / name).touch()
         os.utime(dist / name, (1e9 - age, 1e9 - age))
     (dist / "evomerge-0.1.0.tar.gz").touch()
@@ -71,7 +71,7 @@ def test_set_up_installs_torch_first_and_then_the_newest_wheel_that_was_sent(
     for line in cluster["setup_commands"]:
         if "/pip install" in line:
             subprocess.run(["bash", "-c", line], check=True, env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
-    wheel, pins = dist / "evomerge-0.1.0-py3-none-any.whl", tmp_path / "evomerge-wheel" / "constraints.txt"
+    wheel, pins = dist / "evomerge-0.9.0-py3-none-any.whl", tmp_path / "evomerge-wheel" / "constraints.txt"
     assert (tmp_path / "said").read_text().splitlines() == [
         f"install --quiet -c {pins} torch ",
         f"install --quiet -c {pins} {wheel} ray[default]==2.60.0 ",
