@@ -199,7 +199,7 @@ def check_here(workers: int | None, address: str | None, gpus: float | None = No
     Raises:
         InputError: workers, a share of GPUs or a cluster are asked for.
     """
-    if workers or address or gpus is not None:
-        option = f"--address {address}" if address else f"--gpus-per-worker {gpus:g}"
-        option = f"--workers {workers}" if workers else option
-        raise InputError(f"{option}: a fusion of image models runs in this process alone; leave it out")
+    options = {"--workers": workers or None, "--address": address or None, "--gpus-per-worker": gpus}
+    given = next((f"{name} {value}" for name, value in options.items() if value is not None), None)
+    if given is not None:
+        raise InputError(f"{given}: a fusion of image models runs in this process alone; leave it out")

@@ -163,7 +163,7 @@ def test_models_that_are_told_texts(tmp_path: Path) -> None:
     models.save_pictures(tmp_path / "pictures", ["abc", "xyz", "abc", "b"], column="text")
     training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
     made = fuse_images(fusion(tmp_path, training=training), tmp_path / "out")
-    assert made.told == "text" and made.prompts == ("abc", "xyz")
+    assert made.told == "text" and made.prompts == ("abc", "xyz", "b")
     assert StyledPipeline.from_pretrained(made.model, "cpu").generate(["abc"], "warm", inference_steps=1)
 
 

@@ -81,7 +81,7 @@ def test_by_block(folder: Path, here: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_search_in_a_type_of_its_own(folder: Path, here: Callable, tmp_path: Path, dtype: str) -> None:
     """Every candidate, source and exported model is scored in it, and by the pipeline around it."""
-    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"seed": i, "label": i % 4}) for i in range(9)))
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"seed": i, "label": i % 4}) for i in range(20)))
     (tmp_path / "score.py").write_text(f'''
 from evomerge.images.live import pictures
 
