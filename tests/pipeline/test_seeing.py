@@ -209,9 +209,9 @@ def test_a_chat_template_is_asked_of_the_model_that_reads(here: Any, root: Path,
     (own["seeing"] / "chat_template.jinja").write_text(TEMPLATE)
     assert run().result["candidates"]["complete"] == 4
     # Of text models alone all are asked.
-    (tmp_path / "seeing" / "chat_template.jinja").unlink()
     (own["base"] / "chat_template.jinja").write_text(TEMPLATE)
-    file.write_text(file.read_text().replace(str(own["seeing"]), str(own["base"])).replace("base_model", "#"))
+    texts = [str(own["base"]), str(own["japanese"])]
+    space(tmp_path, "parameter", tmp_path, method="linear", base_model=None, sources=texts)
     plain = run(check=False)
     assert plain.returncode == 2 and str(own["japanese"]) in plain.stderr
 
