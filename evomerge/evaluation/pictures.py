@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -147,6 +148,7 @@ class Pictures:
         def load(picture: Any) -> None:
             picture.draft("L", (1, 1))  # a JPEG's by an eighth: read to its end, in a part of the time
             picture.load()
+            _upright(picture)
 
         _opened(path, f"{at} ({path})", load)
 
@@ -156,8 +158,8 @@ class Shown(UserDict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
-        if isinstance(value, list):
-            return [v.picture() if isinstance(v, _Later) else v for v in value]
+        if isinstance(value, list) and any(isinstance(v, _Later) for v in value):
+            return [v.picture() for v in value]
         return value.picture() if isinstance(value, _Later) else value
 
 
@@ -195,7 +197,8 @@ def _opened(path: Path, at: str, then: Callable[[Any], Any]) -> Any:
             f"{at}: has more points than Pillow reads ({Image.MAX_IMAGE_PIXELS:,}); expected a smaller picture, as no "
             "model sees that many"
         ) from None
-    except (OSError, ValueError, SyntaxError, EOFError) as e:  # what Pillow raises of damaged files
+    except (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, struct.error) as e:
+        # What Pillow raises of damaged files.
         raise EvaluatorError(f"{at}: is a picture that cannot be decoded: {first_line(e)}") from None
 
 

@@ -38,16 +38,18 @@ class SeeingLM(HFMultimodalLM):  # type: ignore[misc]  # lm-eval has no types
         """
         found = super().tok_batch_multimodal_encode(strings, images, padding_side, None, truncation)
         ids = found["input_ids"]
-        if not left_truncate_len or ids.shape[1] <= left_truncate_len:
+        room = left_truncate_len
+        if room is None or ids.shape[1] <= room:
             return found
+        cut = ids[:, : ids.shape[1] - max(0, room)]
         named = (getattr(self.config, key, None) for key in ("image_token_id", "image_token_index"))
-        if any(bool((ids[:, :-left_truncate_len] == number).any()) for number in named if number is not None):
+        if any(bool((cut == number).any()) for number in named if number is not None):
             raise EvaluatorError(
                 f"{self._where}: max_length = {self.max_length}: a prompt with its pictures has {ids.shape[1]} tokens, "
-                f"and {left_truncate_len} are left beside the answer's; expected a larger max_length as far as the "
+                f"and {max(0, room)} are left beside the answer's; expected a larger max_length as far as the "
                 "model goes, a smaller max_gen_toks, or smaller pictures (model_args: {image_max_side: ...})"
             )
         for key, value in found.items():
             if getattr(value, "shape", None) == ids.shape:
-                found[key] = value[:, -left_truncate_len:]
+                found[key] = value[:, cut.shape[1] :]
         return found

@@ -104,6 +104,8 @@ def test_a_prompt_is_not_cut_in_its_picture(seeing: tuple[Any, Any], tasks: Path
         opened(tasks, max_length=25).evaluate(*seeing, "search")
     assert "e.yaml: max_length = 25: a prompt with its pictures has " in str(e.value)
     assert "tokens, and 10 are left beside the answer's" in str(e.value)
+    with pytest.raises(EvaluatorError, match="and 0 are left beside the answer's"):
+        opened(tasks, max_length=10).evaluate(*seeing, "search")
     assert results(opened(tasks, max_length=90), seeing) == results(opened(tasks), seeing)
 
 
