@@ -167,7 +167,8 @@ class _Defaults:
     def __init__(self, models: Sequence[str], places: Integers, base: str | None, count: int) -> None:
         self._places = places
         self._count = count
-        self._base = list(models).index(base) if base is not None and base in models else None
+        merged = list(models[:count])
+        self._base = merged.index(base) if base is not None and base in merged else None
 
     def of(self, i: int) -> list[tuple[int, int]]:
         """The entries (model, row) whose mean it is."""
