@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from evomerge.evaluation.config import EvaluatorConfig, SplitConfig, Splits, TaskConfig
+from evomerge.evaluation.config import EvaluatorConfig, ModelArgs, SplitConfig, Splits, TaskConfig
 from evomerge.evaluation.goals import Constraint
 from evomerge.fusion.config import (
     AlignmentConfig,
@@ -95,6 +95,7 @@ PAGES: tuple[tuple[str, str, str, tuple[Section, ...]], ...] = (
         (
             ("The file", EvaluatorConfig),
             ("`tasks:` (each entry)", TaskConfig),
+            ("`model_args:`", ModelArgs),
             ("`splits:`", Splits),
             ("`search:`, `select:`, `test:` of `splits:`", SplitConfig),
             ("`constraints:` (each entry)", Constraint),

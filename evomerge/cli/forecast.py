@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.cli.output import about
 from evomerge.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def forecast(file: Path) -> tuple[dict[str, Any], str]:
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
         try:
-            planned = opened.plan(Path(scratch))
+            with about(file):
+                planned = opened.plan(Path(scratch))
             steps = [_step(step) for step in planned]
         except InputError as e:
             problems.append(str(e))

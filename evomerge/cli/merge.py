@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint; raises RecipeError or SourceError before any work where something does not fit."""
-    from evomerge.cli.output import say
+    from evomerge.cli.output import about, say
     from evomerge.merging.build import build
     from evomerge.publishing.merged import card_beside
     from evomerge.recipe import load_chain
@@ -59,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"ignored: {line}")
     for line in chain.unlike_mergekit():
         say(args, f"unlike mergekit: {line}")
-    built = build(
-        chain, args.out, root=args.recipe.parent, overwrite=args.overwrite, device=args.device, threads=args.threads,
-        shard_bytes=args.shard_size, checked=lambda: say(args, _words(chain)), progress=progress,
-        beside=card_beside if args.card else None,
-    )  # fmt: skip
+    with about(args.recipe):
+        built = build(
+            chain, args.out, root=args.recipe.parent, overwrite=args.overwrite, device=args.device,
+            threads=args.threads, shard_bytes=args.shard_size, checked=lambda: say(args, _words(chain)),
+            progress=progress, beside=card_beside if args.card else None,
+        )  # fmt: skip
     result = {
         "out": args.out,
         "method": chain.final.merge_method,

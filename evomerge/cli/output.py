@@ -6,10 +6,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
+from evomerge.errors import RecipeError
 from evomerge.hiding import hidden
 
 
@@ -36,6 +39,16 @@ def emit_error(message: str, as_json: bool) -> None:
     print(f"evomerge: error: {message}", file=sys.stderr)
     if as_json:
         print(dumps({"error": message}))
+
+
+@contextmanager
+def about(file: Path) -> Iterator[None]:
+    """Name a recipe's file in front of what its models show to be wrong with it."""
+    try:
+        yield
+    except RecipeError as e:
+        lines = (x if x.startswith(" ") or str(file) in x else f"{file}: {x}" for x in str(e).splitlines())
+        raise RecipeError("\n".join(lines)) from None
 
 
 def dumps(value: Any) -> str:

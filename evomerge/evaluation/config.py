@@ -99,6 +99,44 @@ class Splits(Frozen):
         return config
 
 
+class ModelArgs(Frozen):
+    """lm-eval's `--model_args` of hf-multimodal, by its names; those left out are lm-eval's own.
+
+    Attributes:
+        image_string: What stands for a picture in the model's prompts ("<start_of_image>" of gemma3); default: the
+            token that its configuration names.
+        image_token_id: The same as the id of a token.
+        interleave: With a chat template, whether pictures stand where the text has them, or all before it.
+        max_images: Pictures of an item at most; further ones are left out.
+        convert_img_format: Whether pictures are made RGB.
+        image_width: Points that every picture is resized to.
+        image_height: The same of its height; with one of the two alone the shape stays.
+        image_max_side: Points that the longer side is resized to.
+    """
+
+    image_string: str | None = None
+    image_token_id: int | None = Field(default=None, ge=1)
+    interleave: bool | None = None
+    max_images: int | None = Field(default=None, ge=1)
+    convert_img_format: bool | None = None
+    image_width: int | None = Field(default=None, ge=1)
+    image_height: int | None = Field(default=None, ge=1)
+    image_max_side: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelArgs:
+        if self.image_max_side and (self.image_width or self.image_height):
+            raise ValueError("image_max_side is another way to say image_width and image_height; give one")
+        if self.image_string and self.image_token_id:
+            raise ValueError("image_string and image_token_id say the same; give one")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are said."""
+        return self.model_dump(exclude_none=True)
+
+
 class EvaluatorConfig(Frozen):
     """An evaluator: what scores a model. lm-eval's options have lm-eval's own names.
 
@@ -120,6 +158,7 @@ class EvaluatorConfig(Frozen):
         max_length: Tokens of prompt and answer at most; default: what the model takes.
         add_bos_token: lm-eval's: whether prompts begin with the tokenizer's first token; default: as the tokenizer
             does.
+        model_args: lm-eval's: options of models that are shown pictures, for tasks that have some.
         seed: Seed of few-shot examples and of sampling, the same for every candidate.
         device: Where candidates are scored ("cpu", "cuda"); default: the worker's GPU where it has one.
         dtype: Compute dtype of the evaluated model; "auto": float32 on CPU, else the checkpoint's.
@@ -155,6 +194,7 @@ class EvaluatorConfig(Frozen):
     max_batch_size: int = Field(default=64, ge=1)
     max_length: int | None = Field(default=None, ge=1)
     add_bos_token: bool | None = None
+    model_args: ModelArgs | None = None
     seed: int = 1234
     device: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -247,6 +287,8 @@ class EvaluatorConfig(Frozen):
             raise ValueError('"items" belongs to the kinds "python" and "command"')
         if self.images and (self.kind != "python" or not self.items):
             raise ValueError('"images" belongs to kind "python" with items: FILE.jsonl, whose keys it names')
+        if self.model_args is not None and self.kind != "lm_eval":
+            raise ValueError('"model_args" belongs to kind "lm_eval"; a function and a command do as they like')
         self._check_command()
         return self
 

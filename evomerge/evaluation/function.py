@@ -4,7 +4,7 @@
     def score(model, tokenizer, split): ...      # without: "search", "select" or "test"; {item id: result} or a number
 
 One with a parameter called `processor` is handed the processor of a vision-language model by it. With `images: [KEY]`
-the items hold pictures (PIL, RGB) under those keys.
+the items hold pictures (PIL, RGB, upright) under those keys, decoded each time they are asked for.
 
 With several tasks the function returns a mapping from task name to such a value.
 """

@@ -43,6 +43,10 @@ class HarnessEvaluator:
         self._groups = {entry.name: [name for other, name, *_ in loaded if other is entry] for entry in several}
         self._tasks = [prepare(file, *entry) for entry in loaded]
         self._sees = any(t.sees for t in self._tasks)
+        if self._config.model_args is not None and not self._sees:
+            raise EvaluatorError(
+                f"{file.file}: model_args: are options of tasks with pictures, and none has any; leave it out"
+            )
         self._wrapper = Wrapper(file.config, file.file if self._sees else None)
         self._say = say or (lambda text: None)
 
@@ -143,14 +147,14 @@ class HarnessEvaluator:
                 task.requests[split] = build(task, split, lm, self._config)
         seed_all(self._config.seed)
         read = [t.name for t in tasks if t.greedy and split == "search"]
-        requests: dict[str, list[Any]] = {}
+        requests: dict[tuple[str, int], list[Any]] = {}
         for task in (t for t in tasks if t.name not in read):
             for request in task.chosen(split, only)[1]:
                 request.resps, request.filtered_resps = [], {}
-                requests.setdefault(request.request_type, []).extend([request] * request.repeats)
+                requests.setdefault(_kind(request), []).extend([request] * request.repeats)
         try:
             with finite_logits(model), torch.inference_mode():
-                for kind, batch in requests.items():
+                for (kind, _), batch in requests.items():
                     with quiet():
                         answers = getattr(lm, kind)(batch)
                     for request, answer in zip(batch, answers, strict=True):
@@ -177,8 +181,8 @@ class HarnessEvaluator:
                     continue
                 requests = prepared.chosen(split, {task: places})[1]
                 with quiet():
-                    for kind in dict.fromkeys(r.request_type for r in requests):
-                        getattr(lm, kind)([r for r in requests if r.request_type == kind])
+                    for kind in dict.fromkeys(map(_kind, requests)):
+                        getattr(lm, kind[0])([r for r in requests if _kind(r) == kind])
 
         found = first_not_finite(model, parts, run)
         item = None
@@ -239,3 +243,9 @@ class HarnessEvaluator:
                 shares.append(task_score(task.share, "share of answers", spoken, 0.0, True, items, aggregate))
         score = task_score(task.name, metric, raw, task.weight, task.higher, items, aggregate)
         return [score, *shares, *(measure_of(task.name, m, texts, items, task.language) for m in task.measures)]
+
+
+def _kind(request: Any) -> tuple[str, int]:
+    """What requests have in common that lm-eval can be given together: it goes by the first one's whether all of them
+    have pictures, which are one argument more."""
+    return request.request_type, len(request.args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -11,7 +11,7 @@ from evomerge.errors import EvaluatorError
 from evomerge.evaluation.config import SPLITS, Split
 from evomerge.evaluation.evaluator import settings
 from evomerge.evaluation.file import EvaluatorFile
-from evomerge.evaluation.pictures import Pictures, check_pillow
+from evomerge.evaluation.pictures import READING, Pictures, check_pillow
 from evomerge.evaluation.splits import Item, Places, content_id, divide
 
 
@@ -51,8 +51,8 @@ class ItemFile:
         found = tuple(" ".join(_leaves(self._hashed[i.index])) for i in self._split[split])
         return {task: found for task in self._tasks}
 
-    def shown(self, item: Item) -> dict[str, Any]:
-        """An item as whoever scores it gets it: with its pictures."""
+    def shown(self, item: Item) -> MutableMapping[str, Any]:
+        """An item as whoever scores it gets it: with its pictures, each decoded when it is asked for."""
         content = self.contents[item.index]
         return self._pictures.opened(content) if self._pictures else content
 
@@ -68,7 +68,8 @@ def pictures_of(file: EvaluatorFile, contents: Sequence[Mapping[str, Any]]) -> P
     """Where the pictures of an evaluator's items are; None where it names none.
 
     Raises:
-        EvaluatorError: one of them is missing or lies outside of the items' folder, or Pillow is not installed.
+        EvaluatorError: one of them is missing, lies outside of the items' folder or cannot be decoded, or Pillow is not
+            installed.
     """
     config = file.config
     if not config.images or config.items is None:
@@ -131,7 +132,7 @@ class ItemEvaluator:
 
     def versions(self) -> dict[str, str]:
         """See `Evaluator.versions`. What is run beyond the files that the evaluator names is not known."""
-        shared = settings(self._file)
+        shared = settings(self._file) | ({"pictures": READING} if self._config.images else {})
         return {
             t.name: content_id(shared | {"task": t.name, "metric": t.metric, "higher": t.higher_is_better is not False})
             for t in self._config.tasks

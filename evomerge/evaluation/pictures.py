@@ -2,19 +2,29 @@
 
 What is done with a model's text is its tokenizer's business; with text and pictures it is its processor's, which has
 the tokenizer. An evaluator that shows pictures is handed the processor.
+
+Files of pictures are tried once, when the evaluator is opened, and decoded again when an item is asked for one: a split
+of photographs does not fit into memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import struct
+import warnings
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvaluatorError
+from evomerge.errors import EvaluatorError, first_line
 
 INSTALL = "pip install 'evomerge[vision]'"
+# Of decoded pictures, what a worker keeps for the next candidate.
+KEPT_BYTES = 1 << 28
+# What a change of how pictures are read is told by, in `Evaluator.versions`.
+READING = "upright"
 
 
 def check_pillow(where: str) -> None:
@@ -27,6 +37,16 @@ def check_pillow(where: str) -> None:
         import PIL.Image  # noqa: F401
     except ImportError:
         raise EvaluatorError(f"{where}: pictures are read by Pillow, which is not installed: {INSTALL}") from None
+
+
+def lacks_pillow(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, is that Pillow is not installed."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ImportError) and str(found.name or "").partition(".")[0] == "PIL":
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def tokenizer_of(reader: Any) -> Any:
@@ -65,16 +85,19 @@ class Pictures:
         self._folder = folder.resolve()
         self._keys = tuple(keys)
         self._where = where
+        self._tried: set[Path] = set()
+        self._kept: dict[str, Any] = {}
+        self._bytes = 0
 
     def names(self, content: Mapping[str, Any], number: int) -> Iterator[str]:
-        """The pictures of an item, checked to be there.
+        """The pictures of an item, checked to be there and to be pictures.
 
         Args:
             number: The item's, from 1, for messages.
 
         Raises:
-            EvaluatorError: a key that is missing or names no file, a file that is not there, or one that lies outside
-                of the folder.
+            EvaluatorError: a key that is missing or names no file, a file that is not there, one that lies outside of
+                the folder, or one that cannot be decoded.
         """
         for key in self._keys:
             if key not in content:
@@ -89,15 +112,18 @@ class Pictures:
                     raise EvaluatorError(f"{at}: lies outside of {self._folder}; expected a picture in that folder")
                 if not path.is_file():
                     raise EvaluatorError(f"{at}: no such file ({path})")
+                if path not in self._tried:
+                    self._try(path, at)
+                    self._tried.add(path)
                 yield name
 
     def hashed(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """An item with the hash of each picture's file in the place of its name: equal pictures are equal items."""
         return self._with(content, lambda name: hashlib.sha256((self._folder / name).read_bytes()).hexdigest())
 
-    def opened(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """An item with its pictures (PIL, RGB) in the place of their names."""
-        return self._with(content, self._open)
+    def opened(self, content: Mapping[str, Any]) -> Shown:
+        """An item with its pictures (PIL, RGB, upright) in the place of their names, decoded when asked for."""
+        return Shown(self._with(content, lambda name: _Later(name, self._decoded)))
 
     def _with(self, content: Mapping[str, Any], make: Any) -> dict[str, Any]:
         found = dict(content)
@@ -106,22 +132,98 @@ class Pictures:
             found[key] = [make(name) for name in value] if isinstance(value, list) else make(value)
         return found
 
-    def _open(self, name: str) -> Any:
-        from PIL import Image, UnidentifiedImageError
-
+    def _decoded(self, name: str) -> Any:
+        """The first pictures that are asked for are kept: every candidate is shown the same ones in the same order."""
+        if name in self._kept:
+            return self._kept[name].copy()
         path = self._folder / name
-        try:
+        found = _opened(path, f"{self._where}: {path}", lambda picture: _upright(picture).convert("RGB"))
+        size = 3 * found.width * found.height
+        if self._bytes + size <= KEPT_BYTES:
+            self._bytes += size
+            self._kept[name] = found.copy()  # what a function draws on is its own
+        return found
+
+    def _try(self, path: Path, at: str) -> None:
+        def load(picture: Any) -> None:
+            picture.draft("L", (1, 1))  # a JPEG's by an eighth: read to its end, in a part of the time
+            picture.load()
+            _upright(picture)
+
+        _opened(path, f"{at} ({path})", load)
+
+
+class Shown(UserDict[str, Any]):
+    """An item as a function gets it: a mapping, whose pictures are decoded each time they are asked for."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if isinstance(value, list) and any(isinstance(v, _Later) for v in value):
+            return [v.picture() for v in value]
+        return value.picture() if isinstance(value, _Later) else value
+
+
+class _Later:
+    """A picture that is decoded when it is needed."""
+
+    def __init__(self, name: str, decoded: Callable[[str], Any]) -> None:
+        self._name = name
+        self._decoded = decoded
+
+    def __repr__(self) -> str:
+        return f"<picture {self._name}>"
+
+    def picture(self) -> Any:
+        return self._decoded(self._name)
+
+
+def _opened(path: Path, at: str, then: Callable[[Any], Any]) -> Any:
+    """What is made of a picture's file.
+
+    Raises:
+        EvaluatorError: it is no picture, is damaged, or has more points than Pillow reads without a warning.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(path.read_bytes())) as picture:
-                return picture.convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError) as e:
-            raise EvaluatorError(f"{self._where}: {path}: is no picture that Pillow can read: {e}") from None
+                return then(picture)
+    except UnidentifiedImageError:
+        raise EvaluatorError(f"{at}: is no picture that Pillow can read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise EvaluatorError(
+            f"{at}: has more points than Pillow reads ({Image.MAX_IMAGE_PIXELS:,}); expected a smaller picture, as no "
+            "model sees that many"
+        ) from None
+    except (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, struct.error) as e:
+        # What Pillow raises of damaged files.
+        raise EvaluatorError(f"{at}: is a picture that cannot be decoded: {first_line(e)}") from None
+
+
+def _upright(picture: Any) -> Any:
+    """As its camera was held, as transformers and datasets load pictures too."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
 
 
 def picture_hashes(pictures: Iterable[Any]) -> list[str]:
     """Hash of each picture's points and shape, whatever file it came from."""
-    return [
-        hashlib.sha256(repr((p.mode, p.size)).encode() + p.tobytes()).hexdigest()
-        if hasattr(p, "tobytes") and hasattr(p, "mode")
-        else hashlib.sha256(repr(p).encode()).hexdigest()
-        for p in pictures
-    ]
+    return [hashlib.sha256(b"".join(_parts(p))).hexdigest() for p in pictures]
+
+
+def _parts(picture: Any) -> Iterator[bytes]:
+    if hasattr(picture, "tobytes") and hasattr(picture, "mode"):
+        yield repr((picture.mode, picture.size)).encode()
+        # Points of a palette are numbers of its colours.
+        yield (picture.convert("RGBA") if picture.mode in ("P", "PA") else picture).tobytes()
+    elif hasattr(picture, "__array__"):
+        import numpy as np
+
+        points = np.asarray(picture)  # whose own text leaves most of it out
+        yield repr((points.dtype.str, points.shape)).encode()
+        yield points.tobytes()
+    else:
+        yield repr(picture).encode()

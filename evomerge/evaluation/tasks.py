@@ -17,7 +17,7 @@ from evomerge.evaluation.file import EvaluatorFile
 from evomerge.evaluation.greedy import Drafts
 from evomerge.evaluation.language import check_language
 from evomerge.evaluation.obstacles import language_obstacles, obstacles
-from evomerge.evaluation.pictures import check_pillow, picture_hashes
+from evomerge.evaluation.pictures import check_pillow, lacks_pillow, picture_hashes
 from evomerge.evaluation.splits import Item, Places, divide
 from evomerge.evaluation.wrapper import quiet
 
@@ -119,6 +119,8 @@ def load(file: EvaluatorFile) -> list[tuple[TaskConfig, str, Any, float]]:
             with quiet():
                 tasks = manager.load([entry.name])["tasks"]
         except Exception as e:  # lm-eval and datasets raise whatever they meet; the user needs the task's name
+            if lacks_pillow(e):
+                check_pillow(f'{file.file}: task "{entry.name}"')
             raise EvaluatorError(f'{file.file}: task "{entry.name}" cannot be loaded: {first_line(e)}') from e
         for name in tasks:
             if (other := next((e for e, there, *_ in loaded if there == name), None)) is not None:
@@ -142,7 +144,7 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
         )
     sees = bool(getattr(task, "MULTIMODAL", False))
     if sees:
-        _check_seen(task, entry, f'{file.file}: task "{name}"')
+        _check_seen(task, entry, config, f'{file.file}: task "{name}"')
     if config.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=config.gen_kwargs, update=True)
     if task.get_config("num_fewshot") != 0:
@@ -165,7 +167,7 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
             raise EvaluatorError("\n".join(f"{where}: language: {line}" for line in lines))
     docs, chosen = task.eval_docs, chosen or filters[0]
     # An item is what a model is shown: the pictures themselves too, where the data has but their names.
-    contents = ({**doc, "pictures": picture_hashes(task.doc_to_image(doc))} for doc in docs) if sees else docs
+    contents = _seen(task, docs, f'{file.file}: task "{name}"') if sees else docs
     items = divide(contents, config.splits, config.split_seed, f'{file.file}: task "{name}"')
     if entry.greedy_likelihood:
         found = list(obstacles(task, metric, chosen, (docs[i.index] for i in items["search"])))
@@ -185,11 +187,25 @@ def prepare(file: EvaluatorFile, entry: TaskConfig, name: str, task: Any, weight
                      searched=config.searched(entry, name), measures=measures, sees=sees)  # fmt: skip
 
 
-def _check_seen(task: Any, entry: TaskConfig, where: str) -> None:
+def _seen(task: Any, docs: Iterable[Mapping[str, Any]], where: str) -> Iterator[dict[str, Any]]:
+    """Documents with hashes of their pictures, all of which are decoded for it.
+
+    Raises:
+        EvaluatorError: one of them cannot be.
+    """
+    for number, doc in enumerate(docs):
+        try:
+            hashes = picture_hashes(task.doc_to_image(doc))
+        except Exception as e:  # whatever Pillow, datasets or a function of the task's raises
+            raise EvaluatorError(f"{where}: item {number}: its pictures cannot be read: {first_line(e)}") from e
+        yield {**doc, "pictures": hashes}
+
+
+def _check_seen(task: Any, entry: TaskConfig, config: EvaluatorConfig, where: str) -> None:
     """Refuse what lm-eval's models that see cannot do.
 
     Raises:
-        EvaluatorError: sounds, another kind of request than generation, greedy likelihood, or no Pillow.
+        EvaluatorError: sounds, another kind of request than generation, greedy likelihood, examples, or no Pillow.
     """
     if task.config.doc_to_image is None:
         raise EvaluatorError(f"{where} has sounds (doc_to_audio), which are not supported yet; expected pictures")
@@ -201,6 +217,13 @@ def _check_seen(task: Any, entry: TaskConfig, where: str) -> None:
     if entry.greedy_likelihood:
         raise EvaluatorError(
             f"{where}: greedy_likelihood: true is for texts alone, and the task has pictures; leave it out"
+        )
+    own = task.get_config("num_fewshot")
+    shots = own if own == 0 or config.num_fewshot is None else config.num_fewshot
+    if shots:
+        raise EvaluatorError(
+            f"{where} has pictures, and num_fewshot = {shots}: lm-eval shows the pictures of no examples; expected 0, "
+            "here or in the task"
         )
     check_pillow(where)
 

@@ -44,10 +44,13 @@ class Wrapper:
         if self.wraps(model):
             return self._harness
         kind: Any
+        more: dict[str, Any] = {}
         if self._seen_by is not None:
             from evomerge.evaluation.seeing import SeeingLM
 
             kind, tokenizer = SeeingLM, processor_of(tokenizer, self._seen_by)
+            given = self._config.model_args
+            more = {"where": self._seen_by} | (given.given if given is not None else {})
         else:
             from lm_eval.models.huggingface import HFLM
 
@@ -71,6 +74,7 @@ class Wrapper:
                 max_length=config.max_length,
                 add_bos_token=config.add_bos_token,
                 trust_remote_code=config.trust_remote_code,
+                **more,
             )
             if size == "auto":
                 # lm-eval would search again in every call; found once, a batch is the same for every candidate.

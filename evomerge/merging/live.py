@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
+# What transformers raises of a checkpoint that it cannot use.
+_THEIRS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+
+
 def live_model(
     model: Source | Path | str,
     dtype: torch.dtype | None = None,
@@ -51,10 +55,10 @@ def live_model(
         live, loaded = _loader(config).from_pretrained(
             folder, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:
+    except _THEIRS as e:
         if out_of_memory(e):
             raise
-        raise SourceError(f"{folder}: transformers cannot load it: {' '.join(str(e).split())[:300]}") from e
+        raise _refused(folder, e) from e
     missing = sorted(loaded["missing_keys"])
     if missing:
         # transformers would go on with random values.
@@ -76,6 +80,10 @@ def live_model_for(
     """A live model of the shape that a plan has (its number of layers included), weights unset.
 
     `Engine.build_into` fills it; all recipes of the same shape can follow.
+
+    Raises:
+        SourceError: transformers cannot make it.
+        RuntimeError: memory ran out (see `merging.allocation`).
     """
     import torch
     from transformers import AutoConfig
@@ -83,14 +91,19 @@ def live_model_for(
 
     donor = plan.sources[plan.donor]
     content = merged_config(plan)
-    config = AutoConfig.from_pretrained(donor.path, local_files_only=True, trust_remote_code=trust_remote_code)
-    config = type(config).from_dict(content)
-    _untie(config, donor)
-    own = getattr(torch, str(content.get("dtype") or content.get("torch_dtype")), torch.float32)
-    with no_init_weights():
-        live: PreTrainedModel = _loader(config).from_config(
-            config, dtype=dtype or own, trust_remote_code=trust_remote_code
-        )
+    try:
+        config = AutoConfig.from_pretrained(donor.path, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = type(config).from_dict(content)
+        _untie(config, donor)
+        own = getattr(torch, str(content.get("dtype") or content.get("torch_dtype")), torch.float32)
+        with no_init_weights():
+            live: PreTrainedModel = _loader(config).from_config(
+                config, dtype=dtype or own, trust_remote_code=trust_remote_code
+            )
+    except _THEIRS as e:
+        if out_of_memory(e):
+            raise
+        raise _refused(donor.path, e) from e
     live.tie_weights()
     return _ready(live, device)
 
@@ -132,16 +145,20 @@ def load_processor(model: Source | Path | str, *, trust_remote_code: bool = Fals
         found = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except ImportError as e:
         why = " ".join(str(e).split())[:300]
+        library = "torchvision" if "torchvision" in why.lower() else "'evomerge[vision]'"
         raise SourceError(
-            f"{folder}: its processor needs a library that is not installed (Pillow: pip install 'evomerge[vision]'): "
-            f"{why}"
+            f"{folder}: its processor needs a library that is not installed (pip install {library}): {why}"
         ) from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise SourceError(f"{folder}: its processor cannot be loaded: {' '.join(str(e).split())[:300]}") from e
     if not isinstance(found, ProcessorMixin):
         # Without a processor of its own kind transformers gives what else there is.
         raise SourceError(f"{folder}: has a {type(found).__name__} and no processor for text and pictures together")
     return found
+
+
+def _refused(folder: Path, error: Exception) -> SourceError:
+    return SourceError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:300]}")
 
 
 def _loader(config: Any) -> Any:

@@ -81,8 +81,8 @@ def modules_of(recipe: Recipe, sources: Mapping[str, Source]) -> list[Module]:
         if recipe.slices:
             return [Module(TEXT, "", (), tuple(recipe.slices), None)]
         merged = recipe.merged_models()
-        # What is put into another model is its language model alone.
-        away = recipe.evomerge.into is not None and donor not in merged
+        # What is put into a model is its language model alone, whether that model is merged too or not.
+        away = recipe.evomerge.into is not None
         shared = [
             m for m in layout.stacks if all(m in sources[r].layout.stacks for r in merged) and not (away and m != TEXT)
         ]

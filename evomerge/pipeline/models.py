@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from evomerge.images.extra import check_diffusers
 from evomerge.merging.modules import is_composite
 from evomerge.pipeline.seeing import seeing
 from evomerge.skills.opened import check_base, check_skills
-from evomerge.sources import Source, check_fit, check_path_fit, open_sources, writers
+from evomerge.sources import TEXT, Source, check_fit, check_path_fit, open_sources, writers
 from evomerge.space import MERGED, DataflowConfig, HybridConfig, SearchSpace, Shape, SpaceConfig
 
 
@@ -31,7 +31,7 @@ def opened(config: SpaceConfig | DataflowConfig, root: Path | None) -> dict[str,
     if isinstance(config, DataflowConfig):
         check_path_models(config, found)
     else:
-        check_fit(found, vocabulary=config.tokenizer_source is None)
+        check_fit(found, vocabulary=config.tokenizer_source is None, modules=_merged_modules(config))
     return found
 
 
@@ -53,10 +53,21 @@ def check_path_models(config: DataflowConfig, found: Mapping[str, Source]) -> No
     check_path_fit(list(models.values()), ends=[models[name] for names in chosen for name in names])
 
 
-def fits(sources: Mapping[str, Source], vocabulary: bool = True) -> bool:
-    """Whether models can be merged tensor by tensor."""
+def _merged_modules(config: SpaceConfig | DataflowConfig) -> tuple[str, ...] | None:
+    """The modules that merges of a space are of; None: all that its models have in common."""
+    return (TEXT,) if isinstance(config, SpaceConfig) and config.into is not None else None
+
+
+def average_fits(config: SpaceConfig | DataflowConfig, sources: Mapping[str, Source]) -> bool:
+    """Whether a space's sources can be averaged."""
+    named = {s.model: sources[s.model] for s in config.sources}
+    return fits(named, config.tokenizer_source is None, _merged_modules(config))
+
+
+def fits(sources: Mapping[str, Source], vocabulary: bool = True, modules: Collection[str] | None = None) -> bool:
+    """Whether models can be merged tensor by tensor; `modules` as `check_fit` takes them."""
     try:
-        check_fit(sources, vocabulary=vocabulary)
+        check_fit(sources, vocabulary=vocabulary, modules=modules)
     except SourceError:
         return False
     return True

@@ -12,8 +12,10 @@ from evomerge import arguments
 from evomerge.arguments import describe
 from evomerge.errors import EvaluatorError, InputError
 from evomerge.evaluation import EvaluatorFile, evaluator_for, load_evaluator
+from evomerge.merging.modules import is_composite
 from evomerge.optimizers import OPTIMIZERS, RESTARTS
 from evomerge.optimizers.table import NONE
+from evomerge.pipeline.models import live_of, told_of
 from evomerge.pipeline.warm_start import Begun
 from evomerge.sources import has_chat_template, open_sources
 from evomerge.space import (
@@ -219,7 +221,8 @@ class Asked:
         if migrated is not None:
             own = not options.tasks and options.evaluator is None
             changes, required = migrated.changes + (migrated.scored if own else ()), migrated.asked or not own
-        evaluator, without = _templated(evaluator, config, root, required)
+        with told_of(options.file):
+            evaluator, without = _templated(evaluator, config, root, required)
         asked = cls(config, evaluator, root, (*changes, *without))
         share = options.cluster.gpus_per_worker or 0.0
         if share > 1 and isinstance(config, DataflowConfig | HybridConfig):
@@ -300,6 +303,9 @@ def _templated(
 ) -> tuple[EvaluatorFile, list[str]]:
     """The evaluator as these models can be scored by it, and what that changes, in words.
 
+    Text models among vision-language models need no template: they are measured inside of one, and read by what reads
+    for it.
+
     Args:
         required: Whether a chat template is asked for, and not merely the default of another program.
 
@@ -310,7 +316,9 @@ def _templated(
     if not evaluator.config.apply_chat_template or evaluator.config.kind != "lm_eval":
         return evaluator, []
     found = open_sources(config.references(), root=root, weights=False)
-    without = [r for r, s in found.items() if not has_chat_template(s)]
+    first = config.parameter if isinstance(config, HybridConfig) else config
+    inner = is_composite(found[live_of(first, found)])
+    without = [r for r, s in found.items() if not has_chat_template(s) and (is_composite(s) or not inner)]
     if not without:
         return evaluator, []
     if required:

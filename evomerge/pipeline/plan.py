@@ -18,10 +18,10 @@ from evomerge.optimizers import OPTIMIZERS, Optimizer, make_optimizer, restarts_
 from evomerge.pipeline import warm_start
 from evomerge.pipeline.goals import check_goals, no_race, objectives_of
 from evomerge.pipeline.models import (
+    average_fits,
     check_images,
     check_library_base,
     fingerprint_of,
-    fits,
     live_of,
     opened,
     shapes,
@@ -122,7 +122,7 @@ class Plan:
             self.optimizer(self.space)
             restarts_of(self.sampler, options.restarts)
         evaluator = self._opened = open_evaluator(self.evaluator)
-        check_sees(evaluator, self.evaluator.file, self.sources[self.live])
+        check_sees(evaluator, self.evaluator, self.sources[self.live])
         self.goals = Goals(self.objectives, tuple(self.evaluator.config.constraints))
         check_goals(evaluator, self.evaluator, isinstance(self.config, DataflowConfig), self.objectives)
         self.items = _items(evaluator)
@@ -353,7 +353,7 @@ class Plan:
     def uniform(self) -> Recipe | None:
         """The linear average of the sources, without the base; None where layers or shapes differ."""
         config = self.config
-        if not fits({s.model: self.sources[s.model] for s in config.sources}, config.tokenizer_source is None):
+        if not average_fits(config, self.sources):
             return None
         models = [InputModel(model=s.model, parameters={"weight": 1.0}) for s in config.sources]
         return Recipe(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from evomerge.errors import EvaluatorError, SpaceError
-from evomerge.evaluation import Evaluator
+from evomerge.evaluation import Evaluator, EvaluatorFile
 from evomerge.merging.modules import is_composite
 from evomerge.merging.small_files import PROCESSORS
 from evomerge.recipe import Extras, InputModel, Recipe
@@ -68,21 +68,32 @@ def words(models: Sequence[str], live: str, sources: Mapping[str, Source]) -> li
     ]
 
 
-def check_sees(evaluator: Evaluator, file: str, model: Source) -> None:
-    """Refuse an evaluator that shows pictures to a model that cannot be shown any.
+def check_sees(evaluator: Evaluator, file: EvaluatorFile, model: Source) -> None:
+    """Refuse an evaluator that shows pictures to a model that cannot be shown any: its processor is loaded for it.
 
     Args:
-        file: The evaluator's, for messages.
+        file: What it was opened of.
         model: What candidates are.
 
     Raises:
-        EvaluatorError: it has no processor.
+        EvaluatorError: it has no processor, or one without the chat template that is to be applied.
+        SourceError: it has one that cannot be loaded: a library is missing, or a file is wrong.
     """
-    if evaluator.sees and not any((model.path / name).is_file() for name in PROCESSORS):
+    if not evaluator.sees:
+        return
+    if not any((model.path / name).is_file() for name in PROCESSORS):
         what = "has no processor" if is_composite(model) else "is a text model"
         raise EvaluatorError(
-            f'{file}: shows pictures, and "{model.reference}" {what}; expected a vision-language model with the files '
-            f"of its processor ({' or '.join(PROCESSORS[:2])})"
+            f'{file.file}: shows pictures, and "{model.reference}" {what}; expected a vision-language model with the '
+            f"files of its processor ({' or '.join(PROCESSORS[:2])})"
+        )
+    from evomerge.merging.live import load_processor
+
+    processor = load_processor(model, trust_remote_code=file.config.trust_remote_code)
+    if file.config.kind == "lm_eval" and file.config.apply_chat_template and not processor.chat_template:
+        raise EvaluatorError(
+            f'{file.file}: apply_chat_template: the processor of "{model.reference}" has no chat template (its '
+            "tokenizer's is not asked); expected chat_template.jinja beside it, or apply_chat_template: false"
         )
 
 

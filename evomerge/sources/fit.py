@@ -24,6 +24,8 @@ _GEOMETRY = (
 )
 # What would help.
 _KIND = "models of different architecture are fused first: evomerge fuse, docs/fusion.md"
+_INNER = "a vision-language model takes text models of its language model's own architecture"
+_APART = "`into` names the one whose encoder stays, and merges their language models alone"
 _SHAPE = "models of different shape are fused first: evomerge fuse, docs/fusion.md"
 _VOCABULARY = "a tokenizer in the recipe reconciles vocabularies: tokenizer_source: union, base, or one of the models"
 _LAYERS = "use `slices:` with layer_range to choose which layers are paired"
@@ -106,7 +108,7 @@ def check_path_fit(sources: Mapping[str, Source] | Sequence[Source], *, ends: Co
         outside = other in ends
         pair = _Pair(models[0], other, [TEXT], layers=False, vocabulary=outside, outside=outside)
         found[other] = _mismatches(pair)
-        if not any(help_ == _KIND for _, help_ in found[other]):
+        if not any(help_ in (_KIND, _INNER, _APART) for _, help_ in found[other]):
             compared = {key for keys in _GEOMETRY for key in keys}
             found[other] += [(what, _ONE_CONFIG) for what in differing_settings(models[0], other, compared)]
     _tell(models, found)
@@ -145,11 +147,19 @@ def _mismatches(pair: _Pair) -> list[Mismatch]:
     kinds = _kinds(pair.first, pair.other, pair.modules)
     if kinds:
         # Nothing else would say more: another architecture has other tensors all over.
-        return [(kinds, _KIND)]
+        return [(kinds, _instead(pair))]
     found = list(_configured(pair))
     # Another width changes the shape of every tensor.
     wide = any(what.partition(" ")[0] in _WIDTH for what, _ in found)
     return found + list(_tensors(pair, shapes=not wide))
+
+
+def _instead(pair: _Pair) -> str:
+    """What helps where architectures differ: no fusion makes a language model one of another architecture's VLM."""
+    if not (pair.first.composite or pair.other.composite):
+        return _KIND
+    both = pair.first.composite and pair.other.composite
+    return _APART if both and any(m != TEXT for m in pair.modules) else _INNER
 
 
 def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
@@ -165,10 +175,16 @@ def _kinds(first: Source, other: Source, modules: Sequence[str]) -> str | None:
                 return f"{words} {b} against {a}"
         return None
     a, b = (s.text_config.get("model_type") or s.config.get("model_type") for s in (first, other))
-    # A language model goes by its own name inside a composite one: qwen2_vl_text is a qwen2, gemma3_text a gemma3.
-    if not (a and b) or a == b or f"{a}".startswith(f"{b}_") or f"{b}".startswith(f"{a}_"):
+    # A language model goes by its own name inside a composite one: qwen2_vl_text is a qwen2, glm4v_text a glm4.
+    if not (a and b) or a == b or _inner(f"{a}", f"{b}") or _inner(f"{b}", f"{a}"):
         return None
     return f"architecture {b} against {a}"
+
+
+def _inner(name: str, plain: str) -> bool:
+    """Whether a type is another's inside a model that sees: the plain one with "_..." or "v_..." after it."""
+    rest = name.removeprefix(plain)
+    return rest != name and rest.startswith(("_", "v_"))
 
 
 def _configured(pair: _Pair) -> Iterator[Mismatch]:

@@ -47,7 +47,8 @@ class SpaceConfig(Frozen):
         tokenizer_source: Whose vocabulary a merge has: `union`, `base` or a model; default: the base's (or first
             source's).
         into: The vision-language model whose language model is replaced by merges; its image encoder, projector and
-            processor stay. Default, where some of the models are text models: the first that is none.
+            processor stay, whether it is merged itself or not. Default, where some of the models are text models: the
+            first that is none; else all modules are merged.
     """
 
     name: str = ""

@@ -141,8 +141,13 @@ def test_pictures_that_are_not_there(make: Make, tmp_path: Path, line: dict[str,
 
 
 def test_what_is_no_picture(make: Make, seeing: tuple[Any, Any], tmp_path: Path) -> None:
+    """It is found when the evaluator is opened; what is damaged later stops everything, as no candidate does better."""
     (tmp_path / "notes.png").write_text("not a picture")
-    evaluator = make([{"question": "?", "image": "notes.png", "n": i} for i in range(24)])
+    with pytest.raises(EvaluatorError, match="is no picture that Pillow can read"):
+        make([{"question": "?", "image": "notes.png", "n": i} for i in range(24)])
+    evaluator = make()
+    for i in range(24):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(b"")
     with pytest.raises(EvaluatorError, match="is no picture that Pillow can read"):
         evaluator.evaluate(*seeing, "search")
 

@@ -139,6 +139,41 @@ def test_which_of_two_is_said(vlm: Path, texts: tuple[Path, Path], make: Make, t
         check_rest(dict(engine.tensors(recipe)), expected, mean)
 
 
+def test_the_language_models_alone_of_two_that_both_see(vlm: Path, make: Make, tmp_path: Path) -> None:
+    """What is said to be put into keeps encoder and projector, whether it is merged or not."""
+    other = make("llava", 2, 3, dtype=torch.bfloat16, near=vlm)
+    plain = f"{{merge_method: linear, models: [{{model: {vlm}}}, {{model: {other}}}], parameters: {{weight: 1}}"
+    own, theirs = tensors(vlm), tensors(other)
+    mean = {n.removeprefix(TEXT): (own[n].double() + theirs[n].double()) / 2 for n in own if n.startswith(TEXT)}
+    engine, recipe = engine_of(f"{plain}, evomerge: {{into: {vlm}}}}}")
+    check_rest(dict(engine.tensors(recipe)), own, mean)
+    engine, recipe = engine_of(f"{plain}, evomerge: {{into: {other}}}}}")
+    check_rest(dict(engine.tensors(recipe)), theirs, mean)
+    engine, recipe = engine_of(f"{plain}}}")  # without it all that they have in common is merged
+    assert any(not torch.equal(x, own[n]) for n, x in engine.tensors(recipe) if not n.startswith(TEXT))
+
+
+def test_the_recipes_file_is_named(vlm: Path, texts: tuple[Path, Path], here: Any, tmp_path: Path) -> None:
+    file = tmp_path / "r1.yaml"
+    file.write_text(said(*texts, texts[0]))
+    for command in (("check", file), ("merge", file, tmp_path / "out")):
+        done = here(*command, check=False)
+        assert done.returncode == 2 and f'{file}: evomerge.into: "{texts[0]}" is a text model' in done.stderr
+
+
+def test_what_transformers_refuses_is_said_with_the_folder(
+    vlm: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The shell for candidates is made by transformers, which has its own way of saying no."""
+    odd = Path(shutil.copytree(vlm, tmp_path / "odd"))
+    config = json.loads((odd / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "no such function"
+    (odd / "config.json").write_text(json.dumps(config))
+    engine, recipe = engine_of(said(*texts, odd))
+    with pytest.raises(SourceError, match=r"transformers cannot load it: .*no such function"):
+        live_model_for(engine.plan(recipe))
+
+
 def test_slices_too(vlm: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = texts
     engine, recipe = engine_of(f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evomerge.merging.live import live_model
 from evomerge.recipe import load_chain
@@ -174,3 +175,69 @@ def test_it_is_checked_without_being_searched(here: Any, root: Path, tmp_path: P
     for kind in KINDS:
         found = here("check", space(root, kind, tmp_path), "--json").result
         assert found["layers"] == 2 and str(root / "seeing") in found["models"]
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m.content %}{{ '<image> ' if c.type == 'image' else c.text }}{% endfor %}"
+    "{% endfor %}"
+)
+
+
+def test_a_chat_template_is_asked_of_the_model_that_reads(here: Any, root: Path, tmp_path: Path) -> None:
+    """Text models are measured inside of the one that sees: their prompts are what its processor makes."""
+    own = {name: Path(shutil.copytree(root / name, tmp_path / name)) for name in ("base", "seeing", "japanese")}
+    pictures = Path(__file__).parents[2] / "evaluators" / "pictures"
+    data = {"include_path": str(pictures), "tasks": [{"name": "pictures_en", "metric": "rouge_l"}],
+            "apply_chat_template": True,
+            "splits": {s: {"share": 0.3, "items": 4} for s in ("search", "select", "test")}}  # fmt: skip
+    (tmp_path / "evaluator.yaml").write_text(yaml.safe_dump(data))
+    file = space(tmp_path, "parameter", tmp_path)
+
+    def run(check: bool = True) -> SimpleNamespace:
+        return searched(here, tmp_path, file, tmp_path / "out", check=check)
+
+    refused = run(check=False)
+    assert refused.returncode == 2
+    assert f"apply_chat_template: {own['seeing']}: has no chat template" in refused.stderr
+    tokenizer = own["seeing"] / "tokenizer_config.json"
+    before = tokenizer.read_text()
+    tokenizer.write_text(json.dumps(json.loads(before) | {"chat_template": TEMPLATE}))
+    refused = run(check=False)  # which lm-eval would meet when the first candidate is scored
+    assert refused.returncode == 2
+    assert f'apply_chat_template: the processor of "{own["seeing"]}" has no chat template' in refused.stderr
+    tokenizer.write_text(before)
+    (own["seeing"] / "chat_template.jinja").write_text(TEMPLATE)
+    assert run().result["candidates"]["complete"] == 4
+    # Of text models alone all are asked.
+    (own["base"] / "chat_template.jinja").write_text(TEMPLATE)
+    texts = [str(own["base"]), str(own["japanese"])]
+    space(tmp_path, "parameter", tmp_path, method="linear", base_model=None, sources=texts)
+    plain = run(check=False)
+    assert plain.returncode == 2 and str(own["japanese"]) in plain.stderr
+
+
+def test_language_models_alone_of_models_that_all_see(here: Any, root: Path, tmp_path: Path) -> None:
+    """`into` keeps encoder and projector, where a merge of all that two have in common would change them too."""
+    other = Path(shutil.copytree(root / "seeing", tmp_path / "other"))
+    state = load_file(other / "model.safetensors")
+    save_file({n: x + torch.full_like(x, 0.1) for n, x in state.items()}, other / "model.safetensors", {"format": "pt"})
+    named = {"method": "linear", "base_model": None, "sources": [str(root / "seeing"), str(other)]}
+    file = space(root, "parameter", tmp_path, into=str(root / "seeing"), **named)
+    searched(here, root, file, tmp_path / "into")
+    own = towers(root / "seeing")
+    assert all(torch.equal(x, own[n]) for n, x in towers(tmp_path / "into" / "model").items())
+    recipe = load_chain(tmp_path / "into" / "recipe.yaml").final
+    assert recipe.evomerge.into == str(root / "seeing")
+    found = load_file(tmp_path / "into" / "model" / "model.safetensors")
+    assert any(not torch.equal(x, state[n]) and not torch.equal(x, load_file(root / "seeing" / "model.safetensors")[n])
+               for n, x in found.items() if n.startswith("language_model."))  # fmt: skip
+
+
+def test_a_processor_that_cannot_be_loaded_is_found_before_any_work(here: Any, root: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(root / "seeing", tmp_path / "seeing"))
+    config = json.loads((own / "processor_config.json").read_text())
+    (own / "processor_config.json").write_text(json.dumps(config | {"processor_class": "Gemma3Processor"}))
+    file = space(root, "parameter", tmp_path, sources=[str(own), str(root / "japanese")])
+    done = searched(here, root, file, tmp_path / "out", check=False)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert f"{own}: its processor cannot be loaded: " in done.stderr

@@ -18,4 +18,4 @@ def test_a_merge_answers_in_the_second_language_about_pictures(tmp_path: Path) -
     against = found["baselines"]
     for name in ("base", "seeing", "japanese"):
         assert against[name]["difference"]["low"] > 0
-    assert {"uniform", "vector seeing", "vector japanese", "random search"} <= against.keys()
+    assert {"uniform", "vector seeing", "vector japanese", "random search", "plain sum"} <= against.keys()

@@ -113,7 +113,7 @@ def _mapped(value: Any, of: str | None, merged: MergedVocabulary) -> Any:
         return [v for v in found if v is not None] or None
     if type(value) is not int or value < 0:
         return value
-    if of is None:
+    if of is None or of not in merged.own:
         return value if value < merged.size else None
     token = merged.own[of].tokens.get(value)
     return merged.vocabulary.ids.get(token) if token is not None else None

@@ -1,7 +1,8 @@
 """Which row of which model's embedding becomes each row of the merged vocabulary's: numbers only, nothing is read.
 
 A token that a model lacks gets (mergekit's rule) the base's embedding where the base has the token, else the only
-model's that has it, else the mean of those that have it; zeros where none has.
+model's that has it, else the mean of those that have it; else that of the model which the merge is put into, whose
+processor writes the token; zeros where none has.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Gather:
         start: Where the entries of each extra row begin, and the number of entries at the end.
         member: For each entry the tensor, as its place in `inputs`.
         row: For each entry the row in that tensor.
-        inputs: The tensors that meet in the output tensor, in its order.
+        inputs: The tensors that meet in the output tensor, in its order; after them that of the model which the merge
+            is put into, where it is not merged.
         is_token: For each output row whether it is a token's, and no padding.
     """
 
@@ -69,7 +71,7 @@ class Gatherer:
         self._is_token[list(self._ids.values())] = True
 
     def gathers(
-        self, inputs: Sequence[Input], rows: Sequence[int], base: str | None, problems: list[str]
+        self, inputs: Sequence[Input], rows: Sequence[int], base: str | None, problems: list[str], into: int = 0
     ) -> list[Gather]:
         """One gather for each model that meets in an output tensor.
 
@@ -78,20 +80,23 @@ class Gatherer:
             rows: Number of rows of each.
             base: The base model, whose embeddings are preferred where it is one of them.
             problems: What the recipe's `tokens:` ask for in vain is added here.
+            into: How many of the last inputs are not merged: 1 where that of the model is there which the merge is put
+                into, whose rows fill what is lacking.
         """
         models = [item.model for item in inputs]
         places = np.stack([self._place(m, n) for m, n in zip(models, rows, strict=True)])
-        default = _Defaults(models, places, base)
+        count = len(models) - into
+        default = _Defaults(models, places, base, count)
         forced = np.zeros(self.merged.size, dtype=np.bool_)
         chosen: dict[int, list[tuple[int, int]]] = {}
         for token, wish in (self.merged.settings.tokens or {}).items():
             i = self._ids[token]
-            if wish.source is None or (not wish.force and (places[:, i] >= 0).all()):
+            if wish.source is None or (not wish.force and (places[:count, i] >= 0).all()):
                 continue
             forced[i] = wish.force
             chosen[i] = self._chosen(token, i, wish, models, rows, places, problems)
         found = []
-        for m in range(len(models)):
+        for m in range(count):
             lacks = np.flatnonzero(self._is_token & ((places[m] < 0) | forced))
             entries = [chosen[i] if i in chosen else default.of(i) for i in lacks.tolist()]
             index = places[m].copy()
@@ -159,13 +164,16 @@ class Gatherer:
 class _Defaults:
     """Where the embedding of a token comes from that some model lacks and the recipe says nothing of."""
 
-    def __init__(self, models: Sequence[str], places: Integers, base: str | None) -> None:
+    def __init__(self, models: Sequence[str], places: Integers, base: str | None, count: int) -> None:
         self._places = places
-        self._base = list(models).index(base) if base is not None and base in models else None
+        self._count = count
+        merged = list(models[:count])
+        self._base = merged.index(base) if base is not None and base in merged else None
 
     def of(self, i: int) -> list[tuple[int, int]]:
         """The entries (model, row) whose mean it is."""
         column = self._places[:, i]
         if self._base is not None and column[self._base] >= 0:
             return [(self._base, int(column[self._base]))]
-        return [(m, int(row)) for m, row in enumerate(column) if row >= 0]
+        found = [(m, int(row)) for m, row in enumerate(column) if row >= 0]
+        return [entry for entry in found if entry[0] < self._count] or found

@@ -51,7 +51,8 @@ def merge_vocabularies(
 
     The base's tokens keep their ids; those that it lacks follow, model after model in the recipe's order, each model's
     in the order of its ids: first the plain ones, then those that are matched before the text is split (as mergekit has
-    it, whose own order changes from run to run). A model without a tokenizer is taken to have the base's.
+    it, whose own order changes from run to run). A model without a tokenizer is taken to have the base's. The model
+    that a merge is put into counts as the last of them: its processor writes its tokens.
 
     Args:
         sources: The recipe's models, that of `tokenizer_source` included, which need not be merged.
@@ -68,10 +69,14 @@ def merge_vocabularies(
     base = recipe.base_model or references[0]
     owner = base if settings.source in (UNION, BASE) else settings.source
     own = _vocabularies(sources, references, rows, base, owner, read, key)
+    into = recipe.evomerge.into
+    if into is not None and into not in own and has_tokenizer(sources[into].path):
+        own[into] = _read_one(sources[into].path, read, key)
     start = own[owner]
     vocabulary = start if settings.source not in (UNION, BASE) else start.below(rows[base])
     own[base] = own[base].below(rows[base])
-    others = dict.fromkeys((base, *references)) if settings.source == UNION else ()
+    put = [into] if into is not None and into in own else []
+    others = dict.fromkeys((base, *references, *put)) if settings.source == UNION else ()
     more = list(settings.tokens or ())
     vocabulary = united(vocabulary, [(own[r], rows[r]) for r in others], more)
     changed = vocabulary is not start
@@ -104,3 +109,10 @@ def _vocabularies(
     if problems:
         raise RecipeError("\n".join(problems))
     return found
+
+
+def _read_one(folder: Path, read: Callable[[Path], Vocabulary], key: str) -> Vocabulary:
+    try:
+        return read(folder)
+    except SourceError as e:
+        raise RecipeError(f"{key}: {e}") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evomerge.errors import RecipeError
+from evomerge.merging.modules import is_composite
 from evomerge.merging.plan import Input
 from evomerge.merging.structure import Piece, Row, Structure
 from evomerge.merging.tokens.gather import Gather, Gatherer
@@ -80,13 +81,22 @@ class TokenPlanner:
             if not is_vocabulary(self._sources[row.inputs[0].model], row.inputs[0].tensor):
                 laid_out.append(row)
                 continue
-            have = [self._sources[item.model].tensors[item.tensor].shape[0] for item in row.inputs]
+            fills = self._fills(row, structure.donor, merged)
+            inputs = (*row.inputs, *fills)
+            have = [self._sources[item.model].tensors[item.tensor].shape[0] for item in inputs]
             base = pieces[row.piece].base_model
-            found = gatherer.gathers(row.inputs, have, base, problems)
-            for item, n, gather in zip(row.inputs, have, found, strict=True):
+            found = gatherer.gathers(inputs, have, base, problems, len(fills))
+            for item, n, gather in zip(row.inputs, have, found, strict=False):
                 if not gather.is_identity(n):
                     gathers[item] = gather
             laid_out.append(replace(row, shape=(merged.size, *row.shape[1:])))
         if problems:
             raise RecipeError("\n".join(dict.fromkeys(problems)))
         return PlannedTokens(merged.owner, replace(structure, rows=tuple(laid_out)), merged, gathers)
+
+    def _fills(self, row: Row, donor: str, merged: MergedVocabulary) -> tuple[Input, ...]:
+        """The tensor of the vision-language model that a merge is put into, where it is not merged: nobody else has
+        embeddings for the tokens that its processor writes."""
+        source = self._sources[donor]
+        beside = is_composite(source) and donor in merged.own and all(item.model != donor for item in row.inputs)
+        return (Input(donor, row.name),) if beside and row.name in source.tensors else ()

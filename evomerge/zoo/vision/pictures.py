@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from evomerge.zoo.vision.scenes import DIGITS, Scene
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 SIZE = 32
 BACKGROUND = (20, 20, 20)
@@ -40,6 +43,8 @@ assert tuple(_GLYPHS) == DIGITS
 
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """The picture of a scene, RGB; the generator moves shape and digits."""
+    from PIL import Image, ImageDraw  # late: what is missing without it is said in words
+
     image = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
     pen = ImageDraw.Draw(image)
     left, top = (int(rng.integers(low, high)) for low, high in ((1, 4), (4, 14)))

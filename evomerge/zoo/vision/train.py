@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
 
+from evomerge.errors import EvaluatorError
+from evomerge.evaluation.pictures import check_pillow
 from evomerge.zoo.plan import Schedule
 from evomerge.zoo.vision.model import (
     PATCHES,
@@ -258,6 +260,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    try:
+        check_pillow("the vision zoo")
+    except EvaluatorError as e:
+        parser.error(str(e))
     torch.set_num_threads(1)
     train(arguments.out, arguments.seed)
 
