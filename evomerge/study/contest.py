@@ -99,7 +99,8 @@ class Contest:
         self._results: list[list[float]] = [[] for _ in self.left]
         self._race: Race | None = None
         if self.rules.drop > 0:
-            self._race = Race(self.candidates, self.parents, self.rules.weights, self.rules.drop, self.rivals)
+            rivals = () if self.rivals is None else self.rivals
+            self._race = Race(self.candidates, self.parents, self.rules.weights, self.rules.drop, rivals)
         self._settled = False
 
     def blocks(self) -> Iterator[tuple[int, int]]:

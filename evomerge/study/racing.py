@@ -14,7 +14,7 @@ calibration, combination and applications" (arXiv 1912.06116, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,18 +37,24 @@ class Race:
         best: How many places there are.
         weights: What each item counts, in the order in which they are drawn, shape (items,); they add up to 1.
         drop: Largest probability that one of the best is dropped.
-        rivals: Results on all items, in that order, of others that compete for the places and are never dropped, shape
-            (rivals, items).
+        rivals: Results, in that order, of others that compete for the places and are never dropped, shape (items,) or
+            less where one of them stopped: what was won against it by then stays.
 
     Raises:
         ValueError: a result is not between 0 and 1, or results are not those of who is left.
     """
 
     def __init__(
-        self, candidates: int, best: int, weights: Sequence[float] | Numbers, drop: float, rivals: Numbers | None = None
+        self,
+        candidates: int,
+        best: int,
+        weights: Sequence[float] | Numbers,
+        drop: float,
+        rivals: Iterable[Numbers] = (),
     ) -> None:
         self._weights = np.asarray(weights, dtype=np.float64)
-        self._rivals = np.zeros((0, len(self._weights))) if rivals is None else np.asarray(rivals, dtype=np.float64)
+        # Not copied: without generations each candidate under way has a race of its own.
+        self._rivals = list(rivals)
         self._below = candidates + len(self._rivals) - best
         self._drop = drop
         self.left = list(range(candidates))
@@ -78,7 +84,7 @@ class Race:
             raise ValueError(f"{end} results of {len(self._weights)} items")
         if not ((came >= 0) & (came <= 1)).all():
             raise ValueError("racing needs results from 0 to 1")
-        beside = np.concatenate([came, self._rivals[:, self.seen : end]])
+        beside = np.concatenate([came, self._rivals_on(self.seen, end)])
         columns = [*self.left, *range(self._sums.shape[0], self._sums.shape[1])]
         at = np.ix_(self.left, columns)
         sums, capital = self._sums[at], self._capital[:, at[0], at[1]]
@@ -95,8 +101,10 @@ class Race:
             gain, tight = differences - mean, room <= EDGE
             sure = tight & ((room < -EDGE) | (gain > EDGE))
             share = np.where(tight, 0.0, gain / np.where(tight, 1.0, room))
-            capital = np.where(sure[None], np.inf, capital + np.log1p(STAKES[:, None, None] * share[None]))
-            sums = sums + differences
+            won = np.where(sure[None], np.inf, capital + np.log1p(STAKES[:, None, None] * share[None]))
+            both = ~np.isnan(differences)
+            capital = np.where(both[None], won, capital)
+            sums = np.where(both, sums + differences, sums)
         self._sums[at], self._capital[:, at[0], at[1]] = sums, capital
         self.seen = end
         return self._dropped()
@@ -106,6 +114,14 @@ class Race:
         self.left.remove(candidate)
         self._failed.append(candidate)
         self._below -= 1
+
+    def _rivals_on(self, start: int, end: int) -> Numbers:
+        """The rivals' results on some items, NaN where one has none."""
+        found = np.full((len(self._rivals), end - start), np.nan)
+        for row, results in zip(found, self._rivals, strict=True):
+            had = results[start:end]
+            row[: len(had)] = had
+        return found
 
     def _dropped(self) -> list[int]:
         """Who is dropped stays a rival of the others, with what its bets had won."""

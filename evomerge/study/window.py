@@ -25,7 +25,7 @@ class Runner:
     """A candidate that is scored block by block.
 
     Attributes:
-        race: Against those that had all items when it started; None where nobody is raced out.
+        race: Against those that had ended last when it started; None where nobody is raced out.
         results: Of the items that it has, in the order in which they are drawn.
         settled: Whether it was the best at a look where the order was settled. Only the best so far can stop it then.
     """
@@ -52,10 +52,11 @@ class Window:
     def __init__(self, rules: Rules, size: int, parents: int) -> None:
         self._rules = rules
         self._running: dict[int, Runner] = {}
-        # By number, the results of the last that ended, and of the last that came to each look, as far as they were.
-        self._ended: deque[tuple[int, Numbers]] = deque()
+        # Results of the last that ended; by number, of the last that came to each look, as far as they were.
+        self._ended: deque[Numbers] = deque()
         self._looks: dict[int, deque[tuple[int, Numbers]]] = {end: deque() for end in rules.ends}
         self._leader: tuple[int, Numbers] | None = None
+        self._bounded = True  # else nothing is known of how far results may lie apart
         self.resize(size, parents)
 
     def resize(self, size: int, parents: int) -> None:
@@ -71,11 +72,10 @@ class Window:
         return self._leader is not None
 
     def start(self, number: int) -> Runner:
-        """A candidate starts; it races with those that ended last and have all items."""
-        whole = [r for _, r in self._ended if len(r) == len(self._rules.weights)]
+        """A candidate starts; it races with those that ended last, with each on the items that both have."""
         race = None
-        if self._rules.drop > 0 and len(whole) >= self._parents:
-            race = Race(1, self._parents, self._rules.weights, self._rules.drop, np.array(whole))
+        if self._rules.drop > 0 and self._bounded and len(self._ended) >= self._parents:
+            race = Race(1, self._parents, self._rules.weights, self._rules.drop, self._ended)
         self._running[number] = Runner(race)
         return self._running[number]
 
@@ -91,12 +91,9 @@ class Window:
         self._looks[runner.seen].append((number, runner.results))
         if runner.seen == len(self._rules.weights):
             return None
-        out = False
-        if runner.race is not None:
-            if ((came < 0) | (came > 1)).any():
-                runner.race = None
-            else:
-                out = bool(runner.race.see({0: came}))
+        if ((came < 0) | (came > 1)).any():
+            self._bounded, runner.race = False, None
+        out = runner.race is not None and bool(runner.race.see({0: came}))
         if not runner.settled and self._reliable([runner.results, *beside.values()]):
             runner.settled = True
             # It need not be ahead of the best so far to become better: how far behind it may be is asked below.
@@ -134,7 +131,8 @@ class Window:
         return found
 
     def _end(self, number: int, results: Numbers) -> None:
-        self._ended.append((number, results))
+        self._ended.append(results)
+        self._bounded = self._bounded and not bool(((results < 0) | (results > 1)).any())
         whole = len(results) == len(self._rules.weights)
         if whole and (self._leader is None or self._better(results, self._leader[1])):
             self._leader = (number, results)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from evomerge import presets
 from evomerge.errors import EvaluatorError
 from evomerge.evaluation import EvaluatorFile, load_evaluator, open_evaluator
 from evomerge.evaluation.language import in_language, probability
+from tests.evaluation.told import ANSWERS, evaluator, model, tokenizer
 
 JAPANESE = "りんごが3つあり、5つもらったので、3 + 5 = 8。答えは8です。"
 ENGLISH = "She has 3 apples and gets 5 more, so that 3 + 5 = 8. The answer is 8."
@@ -45,60 +43,14 @@ def test_a_few_letters_that_may_be_of_several_languages_do_not_count() -> None:
     assert 0 < probability("El total es 8", "es") <= 0.5
 
 
-# A model that continues a prompt's last word by a fixed answer: every word of its vocabulary is a token.
-ANSWERS = {
-    "one": "りんごを合わせると、答えは1,200個です。",  # right, in Japanese
-    "two": "Altogether she has 1,200 of them, which is the answer to the question.",  # right, in English
-    "three": "りんごを合わせると、答えは200個です。",  # wrong, in Japanese
-    "four": "1,200",  # right, in no language
-}
-
-
 @pytest.fixture
 def told(tmp_path: Path):
-    """(model, tokenizer, evaluator's maker): items are answered as above, 1,200 being right."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """(model, tokenizer, evaluator's maker): items are answered as told."""
 
-    words = ["<eos>", "<unk>", *ANSWERS, *ANSWERS.values()]
-    base = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    base.pre_tokenizer = pre_tokenizers.Split("|", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=1024, tie_word_embeddings=False, eos_token_id=0, bos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "layers" in name and parameter.ndim == 2:
-                parameter.zero_()  # what is left of the layer is the residual stream: a token's own embedding
-        model.model.embed_tokens.weight.copy_(torch.eye(len(words), 16))
-        head = torch.zeros(len(words), 16)
-        for question, answer in ANSWERS.items():
-            head[words.index(answer), words.index(question)] = 1.0
-            head[0, words.index(answer)] = 1.0  # an answer is followed by the end
-        model.lm_head.weight.copy_(head)
+    def made(items: int = 40, keys: dict | None = None, **task: object) -> EvaluatorFile:
+        return load_evaluator(evaluator(tmp_path, items, keys, **task))
 
-    def evaluator(items: int = 40, **task: object) -> EvaluatorFile:
-        shutil.copytree(presets.folder("evaluators") / "mgsm_ja", tmp_path / "tasks", dirs_exist_ok=True)
-        questions = list(ANSWERS)
-        rows = [{"question": f"{n}|{questions[n % 4]}", "answer_number": 1200, "kind": n % 4} for n in range(items)]
-        (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows))
-        file = tmp_path / "tasks" / "mgsm_ja_steps.yaml"
-        local = f"json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/items.jsonl}}}}"
-        file.write_text(
-            file.read_text()
-            .replace("juletxara/mgsm\ndataset_name: ja", local)
-            .replace("{{question | replace('問題：', '')}}\\n\\n解答：", "|{{question}}")
-        )
-        entry = {"name": "mgsm_ja_steps", "metric": "exact_match,last-number"} | task
-        data = {"include_path": "tasks", "tasks": [entry], "batch_size": 8}
-        (tmp_path / "e.yaml").write_text(yaml.safe_dump(data))
-        return load_evaluator(tmp_path / "e.yaml")
-
-    return model, tokenizer, evaluator
+    return model(), tokenizer(), made
 
 
 def kinds(texts: tuple[str, ...]) -> list[str]:
@@ -106,12 +58,12 @@ def kinds(texts: tuple[str, ...]) -> list[str]:
 
 
 def test_end_to_end_a_right_answer_counts_in_its_language_alone(told, tmp_path: Path) -> None:
-    model, tokenizer, made = told
-    plain = open_evaluator(made()).evaluate(model, tokenizer, "test").tasks
+    live, words, made = told
+    plain = open_evaluator(made()).evaluate(live, words, "test").tasks
     held = open_evaluator(made(language="ja"))
     asked = kinds(held.texts("test")["mgsm_ja_steps"])
     assert set(asked) == set(ANSWERS)
-    target, share = held.evaluate(model, tokenizer, "test").tasks
+    target, share = held.evaluate(live, words, "test").tasks
     assert len(plain) == 1 and plain[0].results.tolist() == [float(k in ("one", "two", "four")) for k in asked]
     assert target.results.tolist() == [float(k == "one") for k in asked]
     assert target.metric == "exact_match, answers in ja" and target.weight == 1
@@ -119,11 +71,26 @@ def test_end_to_end_a_right_answer_counts_in_its_language_alone(told, tmp_path: 
     assert share.results.tolist() == [float(k in ("one", "three")) for k in asked]
     assert held.items("test")[share.task] == share.items == target.items
     # While searching only what counts is scored, block by block too.
-    (searched,) = held.evaluate(model, tokenizer, "search", {"mgsm_ja_steps": (0, 2)}).tasks
+    (searched,) = held.evaluate(live, words, "search", {"mgsm_ja_steps": (0, 2)}).tasks
     assert searched.items == tuple(held.items("search")["mgsm_ja_steps"][p] for p in (0, 2))
     assert "mgsm_ja_steps in ja" not in held.items("search")
-    english = open_evaluator(made(language="en")).evaluate(model, tokenizer, "test").tasks[0]
+    english = open_evaluator(made(language="en")).evaluate(live, words, "test").tasks[0]
     assert english.results.tolist() == [float(k == "two") for k in asked]
+
+
+def test_the_share_of_answers_in_the_language_is_measured_by_item_for_constraints(told) -> None:
+    live, words, made = told
+    constraints = {"constraints": [{"of": "mgsm_ja_steps.language", "at_least": 0.9}]}
+    held = open_evaluator(made(keys=constraints, language="ja"))
+    asked = kinds(held.texts("search")["mgsm_ja_steps"])
+    assert set(asked) == set(ANSWERS)
+    target, share = held.evaluate(live, words, "search").tasks
+    assert target.results.tolist() == [float(k == "one") for k in asked]
+    assert (share.task, share.metric, share.weight) == ("mgsm_ja_steps.language", "language", 0)
+    assert share.results.tolist() == [float(k in ("one", "three")) for k in asked] and share.items == target.items
+    assert share.value == pytest.approx(share.results.mean()) and not share.flipped
+    (some,) = (t for t in held.evaluate(live, words, "search", {"mgsm_ja_steps": (0, 2)}).tasks if t.task == share.task)
+    assert some.items == (share.items[0], share.items[2]) and some.results.tolist() == share.results[[0, 2]].tolist()
 
 
 def test_results_of_another_language_are_not_used_again(told) -> None:

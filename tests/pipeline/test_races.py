@@ -157,11 +157,35 @@ def test_what_cannot_be_raced_is_refused_before_any_work(here, evaluator, tmp_pa
     assert done.returncode == 2 and "--fidelity" in done.stderr and "race" in done.stderr
 
 
+def used(study, split):
+    """Of each subject that was scored on a split, the ids of each task's items."""
+    return {
+        subject: {t.task: set(t.items) for t in score.tasks} for subject, score in study.scores.read(split).items()
+    }
+
+
 @pytest.mark.timeout(300)
-def test_a_race_has_twice_the_population_and_an_older_study_what_it_had(here, evaluator, tmp_path):
+def test_a_race_selects_and_tests_on_the_items_of_a_whole_search_and_has_twice_its_population(
+    here, evaluator, tmp_path
+):
     here(*args(evaluator, tmp_path / "one", 2), "--workers", 0)
     here(*args(evaluator, tmp_path / "two", 2), "--workers", 0, "--fidelity", "full")
     study, whole = (Store(f"sqlite:///{tmp_path / n / 'study.db'}").open("s") for n in ("one", "two"))
+    assert {t.state for t in study.trials()} == {State.COMPLETE, State.PRUNED}
+    assert {t.state for t in whole.trials()} == {State.COMPLETE}
+    searched = {task: set() for task in ("kovesh_problems", "kovesh_direction")}
+    for trial in [*study.trials(), *whole.trials()]:
+        for task in (trial.score or trial.part).tasks:
+            searched[task.task] |= set(task.items)
+    assert [len(ids) for ids in searched.values()] == [100, 100]  # whichever part of them a candidate had
+    for split, count in (("select", 40), ("test", 60)):
+        raced_on, whole_on = used(study, split), used(whole, split)
+        (items,) = {str(sorted((t, sorted(i)) for t, i in u.items())): u for u in raced_on.values()}.values()
+        assert raced_on and whole_on and all(found == items for found in whole_on.values())
+        assert {task: len(ids) for task, ids in items.items()} == dict.fromkeys(searched, count)
+        assert all(not ids & searched[task] for task, ids in items.items())
+    assert {"model/base", "source/maths", "model/uniform"} < set(used(study, "test")) & set(used(whole, "test"))
+
     assert (study.notes()[WIDENED], whole.notes()[WIDENED]) == (WIDER, 1)
     study.note(WIDENED, None)  # as studies of before have none
     assert _widened(study, True) == 1 == study.notes()[WIDENED]

@@ -323,19 +323,37 @@ def test_one_a_little_behind_the_best_so_far_goes_on():
     assert found.see(11, own) == SETTLED
 
 
-def test_bets_in_a_window_are_against_those_that_have_all_items():
+@pytest.mark.parametrize("had", [20, 100, 400])
+def test_bets_in_a_window_are_against_those_that_ended_last_on_the_items_that_both_have(had):
+    """Whether they stopped or have all items."""
     count = 400
     random = np.random.default_rng(1)
     rules = Rules.over(np.full(count, 1 / count), reliability=2.0)  # nothing is ever settled
     found = Window(rules, 6, 2)
-    for number in range(4):
-        found.add(-1 - number, (random.uniform(size=count) < 0.8).astype(float))
+    for number in range(8):  # the first two are no longer among the last
+        share, items = (0.8, had) if number > 1 else (0.0, count)
+        found.add(-1 - number, (random.uniform(size=count) < share).astype(float)[:items])
     found.start(0)
-    bad = (random.uniform(size=count) < 0.2).astype(float)
+    bad = (random.uniform(size=count) < 0.6).astype(float)
     start, why = 0, None
     for end in rules.ends:
         why = found.see(0, bad[start:end])
         start = end
         if why:
             break
-    assert why == RACED_OUT and start < count
+    # Twenty items say too little of 400, however many more it has itself.
+    assert (why, start < count) == ((RACED_OUT, True) if had > 20 else (None, False))
+    good = found.start(1)
+    assert found.see(1, (random.uniform(size=rules.ends[0]) < 0.8).astype(float)) is None and good.race is not None
+
+
+def test_results_without_bounds_end_the_bets_of_a_window():
+    rules = Rules.over(np.full(200, 1 / 200), reliability=2.0)
+    found = Window(rules, 4, 2)
+    for number in range(4):
+        found.add(number, np.full(rules.ends[0], 0.5))
+    assert found.start(4).race is not None and found.start(5).race is not None
+    assert found.see(4, np.full(rules.ends[0], -0.5)) is None
+    found.end(4)
+    assert found.start(6).race is None
+    assert found.see(5, np.zeros(rules.ends[0])) == RACED_OUT  # whose rivals had bounds

@@ -9,7 +9,7 @@ from evomerge.study.contest import DROP, FAILED, RACED_OUT, SETTLED, Contest, Ru
 from evomerge.study.racing import STAKES, Race
 
 
-def raced(table, best, drop, ends, rivals=None, weights=None):
+def raced(table, best, drop, ends, rivals=(), weights=None):
     """(candidates dropped, items that each had)."""
     items = table.shape[1]
     race = Race(len(table), best, np.full(items, 1 / items) if weights is None else weights, drop, rivals)
@@ -24,6 +24,37 @@ def raced(table, best, drop, ends, rivals=None, weights=None):
 def answers(random, abilities, items):
     difficulty = random.normal(0, 1, items)
     return (random.random((len(abilities), items)) < 1 / (1 + np.exp(difficulty - np.array(abilities)[:, None]))) * 1.0
+
+
+def capital(own, rivals, ends):
+    """What was won in the end against one candidate by each rival: stakes x rivals, logarithms."""
+    race, start = Race(1, 1, np.full(len(own), 1 / len(own)), 1e-300, rivals), 0
+    for end in ends:
+        race.see({0: own[start:end]})
+        start = end
+    return race._capital[:, 0, 1:]
+
+
+def test_what_was_won_by_a_rival_that_stopped_stays_as_it_was_then():
+    own, *others = answers(np.random.default_rng(5), [0.0, 1.0, 1.0, -1.0], 60)
+    # One stops within a block, one where a block ends, one has all.
+    found = capital(own, [others[0][:15], others[1][:20], others[2]], (20, 60))
+    for column, (rival, ends) in enumerate(zip(others, [(15,), (20,), (20, 60)], strict=True)):
+        np.testing.assert_array_equal(found[:, column], capital(own, [rival], ends)[:, 0])
+
+
+@pytest.mark.parametrize(("drop", "lead"), [(0.6, 1), (0.6, 2), (0.4, 2)])
+def test_the_best_is_dropped_in_at_most_the_stated_share_where_its_rival_stopped(drop, lead):
+    """Over all 5,040 orders: the rival stops as soon as it is so far ahead, and has won most."""
+    from itertools import permutations
+
+    lost = 0
+    best, other = np.array([1, 1, 1, 0, 0, 1, 0.0]), np.array([0, 0, 0, 1, 1, 1, 0.0])
+    for order in permutations(range(7)):
+        own, rival = best[list(order)], other[list(order)]
+        stop = next((n for n in range(1, 7) if (rival - own)[:n].sum() >= lead), 7)
+        lost += 0 in raced(own[None], 1, drop, range(1, 8), [rival[:stop]])
+    assert lost / 5040 <= drop and (lost > 0 or lead == 1)
 
 
 def test_hopeless_candidates_are_dropped_early():
