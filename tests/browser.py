@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ MARKS = [
 ]
 # A phone and a desk, in pixels.
 WIDTHS = (390, 1440)
+# What sticks out of the page to the left or right, and is in no box that scrolls by itself.
+CUT_OFF = """() => [...document.querySelectorAll('body *')].filter(e => {
+  if (e.closest('.scroll, pre, .skip, .hidden') && !e.matches('.scroll, pre')) return false;
+  if (e.closest('svg') && !e.matches('svg')) return false;
+  const box = e.getBoundingClientRect();
+  return box.width && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
+}).map(e => e.tagName + '.' + e.className)"""
 
 
 @contextmanager
@@ -33,3 +41,11 @@ def chromium() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield opened
         opened.close()
+
+
+def keep(page: Any, name: str) -> None:
+    """A picture of the page, in the folder that EVOMERGE_SCREENSHOTS names."""
+    folder = os.environ.get("EVOMERGE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)

@@ -9,17 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.browser import MARKS, WIDTHS, chromium
+from tests.browser import CUT_OFF, MARKS, WIDTHS, chromium, keep
+from tests.faults import cheap
 
 pytestmark = MARKS
-# What sticks out of the page to the left or right, and is in no box that scrolls by itself.
-CUT_OFF = """() => [...document.querySelectorAll('body *')].filter(e => {
-  if (e.closest('.scroll, pre, .skip, .hidden') && !e.matches('.scroll, pre')) return false;
-  if (e.closest('svg') && !e.matches('svg')) return false;
-  const box = e.getBoundingClientRect();
-  return box.width && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
-}).map(e => e.tagName + '.' + e.className)"""
 # Letters of pictures that lie outside of them, or are too small to read.
 LETTERS = """() => [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width).flatMap(s => {
   const all = s.getBoundingClientRect();
@@ -44,6 +39,26 @@ CONTRAST = """() => {
 }"""
 
 
+# Two tasks that pull apart, seen in the weights; and one where much weight gives no number.
+FRONT = """
+import numpy as np
+
+def score(model, tokenizer, items):
+    w = np.concatenate([p.detach().float().numpy().ravel()[:64] for _, p in sorted(model.named_parameters())])
+    return {"t": [float(np.sin(50 * w.sum() + i["number"]) > 0) for i in items],
+            "u": [float(np.cos(30 * w[::2].sum() + i["number"]) > 0) for i in items]}
+"""
+RACE = """
+import numpy as np
+
+def score(model, tokenizer, items):
+    w = np.concatenate([p.detach().float().numpy().ravel()[:64] for _, p in sorted(model.named_parameters())])
+    seen = float(w.sum())
+    # More of both fine-tunes than either has alone (598 to 606); their mean is not.
+    return [float("nan") if seen > 606 else float(np.sin(50 * seen + i["number"]) > 0) for i in items]
+"""
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as opened:
@@ -52,16 +67,27 @@ def browser():
 
 @pytest.fixture(scope="module")
 def reports(here, small_evaluator, tmp_path_factory):
-    """Reports of a merge and of a path, each of a search made just now."""
+    """Reports of a merge, of a path, of a front of two objectives, and of a race with candidates that failed."""
     folder = tmp_path_factory.mktemp("reports")
     for name, space, budget in (("merge", (), 16), ("path", ("dataflow",), 6)):
         asked = ["--evaluator", small_evaluator, "--budget", budget, "--study", name, "--workers", 0]
         here("search", *space, *asked, "--out", folder / name)
         here("report", folder / name, "--out", folder / f"{name}.html", "--evaluator", small_evaluator)
+    for name, score, more in (
+        ("front", FRONT, ("--objective", "t", "u")),
+        ("race", RACE, ("--fidelity", "race", "--population", 6)),
+    ):
+        (folder / f"{name}-files").mkdir()
+        file = cheap.evaluator(folder / f"{name}-files")
+        (file.parent / "score.py").write_text(score)
+        if name == "front":
+            file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"tasks": ["t", "u"]}))
+        here(*cheap.asked(file, folder / name, 24, "--workers", 0, *more))
+        here("report", folder / name, "--out", folder / f"{name}.html", "--evaluator", file)
     return folder
 
 
-@pytest.fixture(params=["merge", "path"])
+@pytest.fixture(params=["merge", "path", "front", "race"])
 def opened(request, browser, reports):
     """Opens a report; what went over the network or to the console is an error."""
     pages = []
@@ -82,14 +108,6 @@ def opened(request, browser, reports):
         page.close()
 
 
-def keep(page, name: str) -> None:
-    """A picture of the page, where one is wanted."""
-    folder = os.environ.get("EVOMERGE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_off(opened, request, width, scheme):
@@ -108,6 +126,21 @@ def test_nothing_is_cut_off(opened, request, width, scheme):
     for picture in page.locator("figure").all():
         shown = [s for s in picture.locator("svg").all() if s.is_visible()]
         assert len(shown) == 1, "one size of each picture is shown"
+
+
+def test_what_the_pictures_of_a_front_and_a_race_show(browser, reports):
+    """Their own parts are there: the front with its hypervolume; candidates that were stopped and that failed."""
+    page = browser.new_page(viewport={"width": WIDTHS[1], "height": 900})
+    page.goto((reports / "front.html").as_uri())
+    (figures,) = [page.locator("section[aria-labelledby=front] figure")]
+    assert figures.count() >= 2 and all(f.locator("svg:visible").count() == 1 for f in figures.all())
+    page.goto((reports / "race.html").as_uri())
+    for summary in page.locator("details > summary").all():
+        summary.click()
+    states = page.locator("section[aria-labelledby=course] td").all_inner_texts()
+    assert {"stopped early", "failed", "complete"} <= set(states)
+    assert "nan" in page.locator("section[aria-labelledby=failures]").inner_text()
+    page.close()
 
 
 def test_every_part_is_reached_by_the_keyboard(opened):
