@@ -19,5 +19,5 @@ def test_it_says_what_to_install(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", WITHOUT], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
-    assert "the vision zoo: pictures are read by Pillow, which is not installed: pip install" in done.stderr
+    assert "the vision zoo draws pictures by Pillow, which is not installed: pip install" in done.stderr
     assert not (tmp_path / "zoo").exists()
