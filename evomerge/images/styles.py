@@ -67,16 +67,21 @@ class StyledDenoiser(nn.Module):
         self.denoiser = denoiser
         self.styles = styles
         self._shift: Tensor | None = None
+        # Dropout, and the classes that a DiT's embedding of labels leaves out.
+        self._drops = any(
+            getattr(m, "dropout_prob", 0) > 0 or (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+            for m in denoiser.modules()
+        )
         for module in time_embeddings(denoiser):
             module.register_forward_hook(self._shifted)
 
     def train(self, mode: bool = True) -> StyledDenoiser:
-        """Stay in evaluation mode, whoever asks for another, as a Trainer does before every step.
+        """Stay in evaluation mode where anything would be dropped in the other, for which a Trainer asks in every step.
 
-        Trained or not, a student says the same: what is dropped is drawn for it and its teachers alike, by who trains.
-        A DiT in training mode would leave out classes by itself, in each of its blocks another one's.
+        What is dropped is drawn for a student and its teachers alike, by who trains. A DiT in training mode leaves out
+        classes by itself, in each of its blocks another one's. Without any of that the modes differ in rounding alone.
         """
-        return super().train(False)
+        return super().train(mode and not self._drops)
 
     def _shifted(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output if self._shift is None else output + self._shift.to(output.dtype)

@@ -22,7 +22,6 @@ from evomerge.images.styles import StyledDenoiser, Styles, one_hot, time_width
 from evomerge.images.training import VARIANCE, Lesson, train
 from evomerge.sources.noise import SCHEDULERS
 from tests.images import models
-from tests.images.test_training import CutOff, Watcher
 
 SETTINGS: Mapping[str, Any] = {
     "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 3, "prompt_drop": 0.0,
@@ -81,7 +80,8 @@ def test_a_base_that_samples_by_euler_learns_what_one_by_ddim_does(tmp_path: Pat
 def dropping(seed: int) -> Any:
     """A UNet that in training would drop half of what it says inside."""
     torch.manual_seed(seed)
-    return UNet2DModel.from_config({**models.unet(0).config, "dropout": 0.5})
+    # Made anew: from_config would take the default for what was one.
+    return UNet2DModel(**{**{k: v for k, v in models.unet(0).config.items() if k[0] != "_"}, "dropout": 0.5})
 
 
 @pytest.mark.parametrize("kind", ["dit", "dropout"])
@@ -94,22 +94,6 @@ def test_a_student_drops_nothing_by_itself(tmp_path: Path, kind: str) -> None:
     learned = train(own, StudentTraining(**{**SETTINGS, "max_steps": 1}), tmp_path / "work", "key", 5, "cpu", Silent())
     assert learned.history[0]["score"] < 1e-10 and learned.history[0]["features"] < 1e-10
     assert not any(module.training for module in own.student.modules())
-
-
-def test_the_training_of_a_dit_that_was_cut_off_ends_in_the_same_bits(tmp_path: Path) -> None:
-    base, pictures = models.save_dit(tmp_path / "base", 0), shown(tmp_path)
-
-    def trained(work: str, watcher: Any) -> dict[str, Any]:
-        own = lesson(base, tuple(models.dit(i).eval() for i in (1, 2)), pictures)
-        config = StudentTraining(**{**SETTINGS, "prompt_drop": 0.5})
-        train(own, config, tmp_path / work, "key", 5, "cpu", watcher)
-        return {n: t.clone() for n, t in own.student.state_dict().items()}
-
-    whole = trained("whole", Silent())
-    with pytest.raises(CutOff):
-        trained("cut", Watcher(4))
-    again = trained("cut", Silent())
-    assert all(torch.equal(whole[n], again[n]) for n in whole)
 
 
 def test_the_noise_counts_and_the_variance_beside_it(tmp_path: Path) -> None:
