@@ -91,7 +91,7 @@ def with_sum(outcome: Outcome, work: Path) -> Outcome:
         parameters={"normalize": False}, dtype=space["dtype"], out_dtype=space["out_dtype"],
     )  # fmt: skip
     folder = work / "sum"
-    build(Chain.of([Step(None, recipe)]), folder, overwrite=True)
+    build(Chain.of([Step(None, recipe)]), folder, overwrite=True, threads=1)
     opened = open_evaluator(load_evaluator(work / "evaluator.yaml"))
     model = live_model(folder, dtype=torch.float32)
     score = opened.evaluate(model, load_processor(folder), "test")
