@@ -199,6 +199,7 @@ NOT_HERE = {
     "docs/storage.md": {"createdb": SERVER, "evomerge": SERVER},
     "docs/report.md": {"evomerge report first --storage postgresql": SERVER},
     "docs/cluster.md": {
+        "make build": "tests/test_packaging.py builds the wheel", "export RAY_AUTH_MODE=token": CLOUD,
         "ray get-auth-token": CLOUD, "ray up": CLOUD, "ray dashboard": CLOUD, "RAY_AUTH_MODE=token": CLUSTER,
         "evomerge search": CLUSTER, "export RAY_API_SERVER_ADDRESS": CLUSTER, "ray job": CLUSTER,
     },

@@ -250,7 +250,7 @@ def test_weights_that_no_merge_can_be_made_of(command: Callable, tmp_path: Path,
     (tmp_path / "r.yaml").write_text(text)
     for done in (command("check", tmp_path / "r.yaml"), command("merge", tmp_path / "r.yaml", tmp_path / "out")):
         (line,) = done.error.splitlines()
-        assert done.code == 2 and words in line and line.startswith('merge_method "')
+        assert done.code == 2 and words in line and line.startswith(f'{tmp_path / "r.yaml"}: merge_method "')
     (tmp_path / "r.yaml").write_text(re.sub(r"(?<=[ \[])-(?=\d)", "", text).replace("{weight: 0}", "{weight: 1}"))
     assert command("check", tmp_path / "r.yaml").code == 0
 
