@@ -50,4 +50,5 @@ def test_the_driver_goes_on_with_what_it_had_under_way(postgresql, alone, way, t
     account = audit(storage, out, budget, of(way)[0], same)
     assert account.faults == {}, str(account)
     said = log.read_text()
-    assert said.count("it answers again") >= 2 and "Traceback" not in said
+    # It may be importing all the while that the server is away for the first time, and never notice.
+    assert "it answers again" in said and "Traceback" not in said
