@@ -117,6 +117,7 @@ def test_the_same_command_again_does_nothing_anew(joint, here):
     assert "training" not in again.stderr.split("tokens learn from what models say")[-1]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes(joint, here, tmp_path):
     """Passes, alignment and training on two Ray workers: every file of them as in one process."""
     folder, _ = joint

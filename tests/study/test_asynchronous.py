@@ -88,7 +88,7 @@ def test_a_search_spends_its_budget_and_no_worker_waits(url, sampler, race):
     assert [(t.number, t.state, t.value) for t in stored] == [(t.number, t.state, t.value) for t in trials]
 
 
-@pytest.mark.parametrize("race", [True, False])
+@pytest.mark.parametrize("race", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", often(["cma", "thompson", "catcma", "evolution", "tpe", "m2n2"]))
 def test_killed_anywhere_nothing_is_lost_or_counted_twice(url, sampler, race):
     draw = random.Random(5)

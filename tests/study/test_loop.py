@@ -24,6 +24,9 @@ from tests.study.shuffled import Killed, ShuffledPool, weights
 PARAMETERS = tuple(Float(f"weight.{name}", 0.0, 1.0, 0.5) for name in "ab")
 # But those that are told of items, and "gp", which is slow and made like "tpe".
 SAMPLERS = [n for n, entry in OPTIMIZERS.items() if not entry.whole and n != "gp"]
+# The two that searches have by default; the others are killed in the slow tier.
+OFTEN = ("cma", "thompson")
+KILLED = [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS]
 OPTIMUM = np.array([0.2, 0.9])
 
 
@@ -74,7 +77,7 @@ def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     assert sequence(one) == sequence(many) and cost(one) == 30  # equal candidates cost nothing
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", KILLED)
 def test_killed_anywhere_it_goes_on_to_the_same_sequence(url, sampler):
     whole, _ = search(url, 25, Pool(3), "whole", sampler)
     draw = random.Random(5)
