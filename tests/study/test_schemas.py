@@ -1,10 +1,6 @@
 """Studies as older versions left them: each opens, is shown and exported, and goes on or is refused in one message."""
 
-import contextlib
-import gzip
 import hashlib
-import sqlite3
-from pathlib import Path
 from types import SimpleNamespace
 
 import optuna_dashboard
@@ -19,8 +15,9 @@ from evomerge.study.database import optuna_storage
 from evomerge.study.store import Store
 from tests.report.pages import check_page
 from tests.study.recorded import sequence
+from tests.study.schemas.make import SCHEMAS, restored
+from tests.study.test_schemas_stopped import STOPPED
 
-DUMPS = sorted((Path(__file__).parent / "schemas").glob("*.sql.gz"))
 # What the winner's tensors were when it was written, in the order of their names (SHA-256, its beginning).
 WINNERS = {
     "2026-11-21-first": "c7e0072d6e657ac5", "2026-11-29-before-races": "c7e0072d6e657ac5",
@@ -32,12 +29,14 @@ WINNERS = {
 GOES_ON = {"2026-11-29-tasks-anywhere"}
 
 
-@pytest.fixture(params=DUMPS, ids=lambda p: p.name.removesuffix(".sql.gz"))
+@pytest.fixture(params=WINNERS)
 def old(request, tmp_path):
     """A folder with the database in it."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-        connection.executescript(gzip.decompress(request.param.read_bytes()).decode())
-    return SimpleNamespace(name=request.param.name.removesuffix(".sql.gz"), folder=tmp_path, file=tmp_path / "study.db")
+    return SimpleNamespace(name=request.param, folder=tmp_path, file=restored(request.param, tmp_path))
+
+
+def test_every_file_is_looked_at():
+    assert {p.name.removesuffix(".sql.gz") for p in SCHEMAS.glob("*.sql.gz")} == {*WINNERS, *STOPPED}
 
 
 def test_it_is_read(old, here):
