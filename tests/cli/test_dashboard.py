@@ -309,34 +309,3 @@ def test_coefficients_of_a_recipe() -> None:
     found = coefficients(plain, {}, {"a": 3, "b": 3})
     assert found is not None and found.rows == (("a", ""), ("b", ""))
     np.testing.assert_allclose(found.values, [[0.3] * 5, [0.0, 0.0, 0.5, 1.0, 1.0]])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
-@pytest.mark.parametrize("width", [390, 1440])
-def test_in_a_browser(searched: Any, width: int) -> None:
-    """The study's pages have no error, and its note shows the pictures."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with open_server(searched.url, "127.0.0.1", 0, [searched.out / FOLDER]) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        study = f"http://127.0.0.1:{server.server_port}/dashboard/studies/1"
-        with playwright.sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            shown = browser.new_page(viewport={"width": width, "height": 1000})
-            errors: list[str] = []
-            shown.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            shown.on("pageerror", lambda e: errors.append(str(e)))
-            shown.goto(study)
-            shown.get_by_text("Hyperparameter Importance").first.wait_for(timeout=60_000)
-            shown.goto(f"{study}/note")
-            shown.get_by_text(f"The winner: trial {searched.result['best']['trial']}").wait_for(timeout=60_000)
-            shown.wait_for_load_state("networkidle")
-            sizes = shown.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth])")
-            shown.goto(f"{study}/trials")
-            shown.wait_for_load_state("networkidle")
-            browser.close()
-        server.shutdown()
-        thread.join()
-    assert {alt: wide > 300 for alt, wide in sizes} == {"recipe.png": True, "history.png": True}
-    assert errors == []
