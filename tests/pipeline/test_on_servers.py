@@ -275,7 +275,7 @@ def test_several_searches_and_readers_on_one_storage(postgresql, whole, small_ev
                 pages.setdefault(study["study_name"], []).append(len(detail["trials"]))
             optuna.get_all_study_summaries(optuna_storage(storage, skip_table_creation=True))
     # Of each study several pages, which grew while it was searched.
-    assert all(pages[n] == sorted(pages[n]) and len(set(pages[n])) > 2 for n in names), pages
+    assert all(pages[n] == sorted(pages[n]) and len(set(pages[n])) > 1 for n in names), pages
     rows = evomerge("list", "--storage", storage, "--json").result
     assert sorted(r["study"] for r in rows) == list(names) and len(seen) > 3
     expected = sequence(whole[0])
