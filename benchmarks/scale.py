@@ -206,10 +206,9 @@ def run(url: str, workers: int, args: argparse.Namespace) -> Row:
 
     asynchronous = workers > 1
     pool = SimulatedPool(workers, items, clock, beside)
-    sampler = args.sampler or found.sampler
-    optimizer = make_optimizer(sampler, found.parameters, 0, asynchronous=asynchronous)
+    optimizer = make_optimizer(args.sampler, found.parameters, 0, asynchronous=asynchronous)
     if asynchronous and workers > optimizer.generation:  # as a search does
-        optimizer = make_optimizer(sampler, found.parameters, 0, population=workers, asynchronous=True)
+        optimizer = make_optimizer(args.sampler, found.parameters, 0, population=workers, asynchronous=True)
     contents = {r: f"{i:064x}" for i, r in enumerate(["org/base", *(f"org/{n}" for n in "abcd")])}
     with leased(store, "scale"):
         study = store.create("scale", found.parameters, {"space": found.fingerprint()})
@@ -290,9 +289,12 @@ def main() -> None:
     if args.candidates < least:
         parser.error(f"--candidates {args.candidates}: expected {least} or more, for two windows of {args.window}")
     rows = []
-    sampler = args.sampler or space().sampler
-    numbers = len(space().parameters)
-    print(f"{args.candidates} candidates by {sampler} of {numbers} parameters, {args.items} items; ms per candidate")
+    searched = space()
+    args.sampler = args.sampler or searched.sampler
+    print(
+        f"{args.candidates} candidates by {args.sampler} of {len(searched.parameters)} parameters, {args.items} items; "
+        "ms per candidate"
+    )
     with databases(args.databases, args.postgresql) as made:
         for name, url in made.items():
             for workers in args.workers:
@@ -307,8 +309,8 @@ def main() -> None:
                 )  # fmt: skip
                 found = {k: v.round(3).tolist() for k, v in vars(row).items()}
                 rows.append({"database": name, "workers": workers} | found)
-    asked = {k: getattr(args, k) for k in ("candidates", "items", "race")}
-    print(json.dumps({"sampler": sampler, **asked, "rows": rows}))
+    asked = {k: getattr(args, k) for k in ("sampler", "candidates", "items", "race")}
+    print(json.dumps({**asked, "rows": rows}))
 
 
 if __name__ == "__main__":

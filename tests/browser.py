@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,35 @@ def chromium() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield opened
         opened.close()
+
+
+@contextmanager
+def watched(browser: Any, ours: str | tuple[str, ...], silent: bool = False) -> Iterator[Callable[..., Any]]:
+    """What opens an address in a page of some height; at the end none of them may have had any trouble.
+
+    Trouble is what goes to the console as an error, what is not found, and what comes from somewhere else.
+
+    Args:
+        ours: How addresses begin that a page may ask for.
+        silent: Whether anything in the console is trouble.
+    """
+    pages = []
+
+    def show(address: str, width: int, height: int, **options: Any) -> Any:
+        page = browser.new_page(viewport={"width": width, "height": height}, **options)
+        page.trouble = []
+        page.on("console", lambda m: page.trouble.append(m.text) if silent or m.type == "error" else None)
+        page.on("pageerror", lambda e: page.trouble.append(str(e)))
+        page.on("response", lambda r: page.trouble.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        page.on("request", lambda r: page.trouble.append(r.url) if not r.url.startswith(ours) else None)
+        page.goto(address)
+        pages.append(page)
+        return page
+
+    yield show
+    for page in pages:
+        assert page.trouble == []
+        page.close()
 
 
 def keep(page: Any, name: str) -> None:

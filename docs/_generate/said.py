@@ -39,7 +39,7 @@ FILLED = {
     "… candidates were scored here, in … jobs", "the cluster at …", "… could be it", ", in steps of … in early layers",
     ", and … more like it", "and … more of its kind", "did you mean …?", 'did you mean "…"?', '; did you mean "…"?',
     "no reason given", "… cannot be written", "this process sees {n:g} GPU(s)", "…, into several parameters",
-    "it has no machine", "… GB are free", "… with … and … CPUs", "pip install 'evomerge[vision]'",
+    "…: … there, … now", "it has no machine", "… GB are free", "… with … and … CPUs", "pip install 'evomerge[vision]'",
 }  # fmt: skip
 NO_TEXT = re.compile(r"[^A-Za-z]*")
 

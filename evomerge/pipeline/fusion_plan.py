@@ -22,6 +22,7 @@ from evomerge.fusion.vocabulary import Vocabulary
 from evomerge.pipeline.fusion_search import TargetSearch, evaluator_beside, key_named
 from evomerge.sources import Source, open_sources
 from evomerge.study import place
+from evomerge.study.store import differing
 from evomerge.study.workers import Cluster
 
 RECORD = "fusion.json"
@@ -220,7 +221,10 @@ class FusionPlan:
         if there is None:
             write_json(out / RECORD, mine)
             return
-        different = list(_differences({k: v for k, v in there.items() if k != "corpus"}, mine))
+        different = [
+            f"  {key.removeprefix('config.')}: {was!r} there, {now!r} now"
+            for key, was, now in differing({k: v for k, v in there.items() if k != "corpus"}, mine)
+        ]
         if different:
             raise FusionError(
                 f"{out}: holds another fusion; give another folder, or undo what differs:\n" + "\n".join(different)
@@ -342,12 +346,3 @@ def _positions(source: Source) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def _differences(there: Any, mine: Any, key: str = "") -> Any:
-    """Lines that name what differs between two records."""
-    if isinstance(there, dict) and isinstance(mine, dict):
-        for name in dict.fromkeys([*there, *mine]):
-            yield from _differences(there.get(name), mine.get(name), f"{key}.{name}" if key else str(name))
-    elif there != mine:
-        yield f"  {key.removeprefix('config.')}: {there!r} there, {mine!r} now"

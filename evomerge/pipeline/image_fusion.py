@@ -17,6 +17,7 @@ from evomerge.images.fused import FusedImages
 from evomerge.merging.allocation import out_of_memory
 from evomerge.pipeline.image_plan import ImageFusionPlan, plan_images
 from evomerge.study import place
+from evomerge.study.store import differing
 
 RECORD = "image_fusion.json"
 RESULT, MODEL, WORK, MEASURED = "result.json", "model", "work", "measured.json"
@@ -70,20 +71,11 @@ def _record(plan: ImageFusionPlan, out: Path) -> None:
     if there is None:
         write_json(out / RECORD, plan.facts)
         return
-    different = [key for name, value in plan.facts.items() for key in _different(name, there.get(name), value)]
+    different = sorted(key for key, _, _ in differing(there, plan.facts))
     if different:
         raise ImageFusionError(
             f"{out}: holds another fusion; give another folder, or undo what differs: {', '.join(different)}"
         )
-
-
-def _different(name: str, there: Any, here: Any) -> Iterator[str]:
-    """Keys under which two values differ, with dots."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            yield from _different(f"{name}.{key}", there.get(key), here.get(key))
-    elif there != here:
-        yield name
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import datetime
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -292,14 +292,18 @@ class Study:
         self._patience(save)
 
 
-def differences(stored: Any, given: Any, path: str = "") -> list[str]:
+def differences(stored: Any, given: Any) -> list[str]:
     """What differs between two fingerprints, in words."""
+    return [f"{path} is {_short(now)}, was {_short(was)}" for path, was, now in differing(stored, given)]
+
+
+def differing(stored: Any, given: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two records differ: the keys that lead there, with dots, and both values (None: it has none)."""
     if isinstance(stored, dict) and isinstance(given, dict):
-        keys = list(dict.fromkeys([*stored, *given]))
-        return [d for k in keys for d in differences(stored.get(k), given.get(k), f"{path}.{k}" if path else k)]
-    if stored == given:
-        return []
-    return [f"{path} is {_short(given)}, was {_short(stored)}"]
+        for key in dict.fromkeys([*stored, *given]):
+            yield from differing(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+    elif stored != given:
+        yield path, stored, given
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from evomerge.cli.dashboard_server import open_server
 from evomerge.study.display import FOLDER
-from tests.browser import MARKS, WIDTHS, chromium, keep
+from tests.browser import MARKS, WIDTHS, chromium, keep, watched
 from tests.faults import cheap
 
 pytestmark = MARKS
@@ -60,23 +60,8 @@ def dashboard(here: Callable, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[[str, int], Any]]:
     """Opens an address; what goes to the console as an error fails the test, and so does what is not found."""
-    pages = []
-
-    def show(address: str, width: int) -> Any:
-        page = browser.new_page(viewport={"width": width, "height": 1000})
-        page.trouble = []
-        page.on("console", lambda m: page.trouble.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: page.trouble.append(str(e)))
-        page.on("response", lambda r: page.trouble.append(f"{r.status} {r.url}") if r.status >= 400 else None)
-        page.on("request", lambda r: page.trouble.append(r.url) if not r.url.startswith(OURS) else None)
-        page.goto(address)
-        pages.append(page)
-        return page
-
-    yield show
-    for page in pages:
-        assert page.trouble == []
-        page.close()
+    with watched(browser, OURS) as show:
+        yield lambda address, width: show(address, width, 1000)
 
 
 def wait(page: Any, view: str) -> None:

@@ -20,9 +20,9 @@ from evomerge.evaluation.language import in_language
 from evomerge.evaluation.rouge import rouge_l
 from evomerge.evaluation.seeing import SeeingLM
 from evomerge.merging.live import live_model, load_processor, load_tokenizer
-from evomerge.zoo.vision.model import build_text, build_tower, build_vlm, save
 from evomerge.zoo.vision.pictures import draw
 from evomerge.zoo.vision.scenes import Scene, asked, draw_scene
+from tests.evaluation.untrained import untrained
 
 SCORE = """
 import numpy as np
@@ -47,18 +47,7 @@ Make = Callable[..., Evaluator]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A vision-language model and its text base, both untrained."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("seeing")
-    text = build_text(16, 2, 0)
-    with torch.no_grad():
-        for p in text.parameters():
-            p.mul_(8)  # so that answers differ
-    vlm = build_vlm(text, build_tower(1), 2)
-    with torch.no_grad():
-        vlm.model.multi_modal_projector.linear_2.weight.mul_(8)
-    save(vlm, root / "vlm")
-    save(text, root / "text")
-    return root / "vlm", root / "text"
+    return untrained(tmp_path_factory.mktemp("seeing"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from evomerge.errors import CandidateError, EvaluatorError
 from evomerge.evaluation import SPLITS, Evaluator, load_evaluator, open_evaluator
 from evomerge.evaluation.seeing import SeeingLM
 from evomerge.merging.live import live_model, load_processor
-from evomerge.zoo.vision.model import build_text, build_tower, build_vlm, save
+from tests.evaluation.untrained import untrained
 
 SOURCE = Path(__file__).parents[2] / "evaluators" / "pictures"
 
@@ -23,17 +23,7 @@ SOURCE = Path(__file__).parents[2] / "evaluators" / "pictures"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained vision-language model."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("seeing")
-    text = build_text(16, 2, 0)
-    with torch.no_grad():
-        for p in text.parameters():
-            p.mul_(8)  # so that answers differ
-    vlm = build_vlm(text, build_tower(1), 2)
-    with torch.no_grad():
-        vlm.model.multi_modal_projector.linear_2.weight.mul_(8)
-    save(vlm, root / "vlm")
-    return root / "vlm"
+    return untrained(tmp_path_factory.mktemp("seeing"))[0]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.browser import CUT_OFF, MARKS, WIDTHS, chromium, keep
+from tests.browser import CUT_OFF, MARKS, WIDTHS, chromium, keep, watched
 from tests.faults import cheap
 
 pytestmark = MARKS
@@ -90,22 +90,9 @@ def reports(here, small_evaluator, tmp_path_factory):
 @pytest.fixture(params=["merge", "path", "front", "race"])
 def opened(request, browser, reports):
     """Opens a report; what went over the network or to the console is an error."""
-    pages = []
-
-    def show(width: int, scheme: str = "light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.trouble = []
-        page.on("console", lambda message: page.trouble.append(message.text))
-        page.on("pageerror", lambda error: page.trouble.append(str(error)))
-        page.on("request", lambda asked: page.trouble.append(asked.url) if not asked.url.startswith("file:") else None)
-        page.goto((reports / f"{request.param}.html").as_uri())
-        pages.append(page)
-        return page
-
-    yield show
-    for page in pages:
-        assert page.trouble == []
-        page.close()
+    address = (reports / f"{request.param}.html").as_uri()
+    with watched(browser, "file:", silent=True) as show:
+        yield lambda width, scheme="light": show(address, width, 900, color_scheme=scheme)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
