@@ -14,7 +14,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help search test test-slow gpu-check lint benchmark notebook docs links docs-serve build constraints clean
+.PHONY: help search test test-ci test-slow gpu-check lint benchmark notebook docs links docs-serve build constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ test: $(VENV)/dev.stamp  ## lint, then the quick tests
 	$(RUN)/python -m pytest $(PARALLEL) $(ARGS); tests=$$?; \
 	if [ $$lint -ne 0 ]; then echo "make test: lint failed (above)" >&2; fi; \
 	[ $$lint -eq 0 ] && [ $$tests -eq 0 ]
+
+test-ci: $(VENV)/dev.stamp  ## what CI runs after `make test`: kills at every write, whole searches and fusions
+	$(RUN)/python -m pytest $(PARALLEL) -m "ci and not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/dev.stamp  ## the slow tests: searches, kill and resume, wheels, the README's commands
 	$(RUN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -105,6 +105,7 @@ def test_unknown_task_and_metric(refused):
     refused(evaluator=EVALUATOR | {"metrics": []}, words=['unknown key "metrics"'])
 
 
+@pytest.mark.ci
 def test_unknown_task_names_the_nearest(refused):
     refused(
         evaluator=EVALUATOR | {"tasks": ["kovesh_problem"]},

@@ -113,6 +113,7 @@ def kill(head, name, out):
     wait_for(lambda: f"Job '{name}' failed" in head.run("job", "status", name).stdout, 60)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("cut_off", "budget"), [pytest.param(stop, BUDGET, marks=slow), (kill, KILLED)])
 def test_cut_off_half_way_and_submitted_again_it_ends_the_same(
     cut_off, budget, head, submit, undisturbed, here, tmp_path
@@ -170,6 +171,7 @@ def test_each_kind_of_address(kind, head, told, evomerge, small_evaluator, undis
     assert loads(tmp_path / "model")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["address", pytest.param("client_address", marks=slow)])
 def test_a_wrong_token_is_one_line(kind, head, told, evomerge, small_evaluator, tmp_path):
     expired = tmp_path / "token"
@@ -197,6 +199,7 @@ def test_the_wrong_port_of_the_right_cluster(address, expected, head, told):
         Connection(Cluster(address.format(**head.ports)))
 
 
+@pytest.mark.ci
 def test_more_gpus_than_the_cluster_has(head, told, evomerge, small_evaluator, tmp_path):
     done = search(
         lambda *args, **kw: evomerge(*args, "--gpus-per-worker", 2, **kw), small_evaluator, head.address, tmp_path,

@@ -45,6 +45,7 @@ def test_a_wrong_recipe_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
     evomerge.merge(RECIPE, tmp_path / "out", overwrite=True)
 
 
+@pytest.mark.ci
 def test_evaluate_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evomerge.evaluate("zoo:maths", "quickstart_likelihood")
     capsys.readouterr()

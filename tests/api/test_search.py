@@ -278,6 +278,7 @@ def test_numbers_of_numpy_are_plain_numbers(evaluator: dict[str, object], tmp_pa
     assert (found.coefficients()["high"] == 1.5).all()
 
 
+@pytest.mark.ci
 def test_a_study_of_another_database_is_begun_from(evaluator: dict[str, object], tmp_path: Path) -> None:
     def go(name: str, **more: object) -> evomerge.Study:
         return evomerge.search(

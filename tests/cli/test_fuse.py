@@ -196,6 +196,7 @@ def test_a_search_that_goes_with_the_evaluator(command: Callable, tmp_path: Path
     assert command("check", fusion_file(tmp_path, then={"search": search}, **SEARCH)).code == 0
 
 
+@pytest.mark.ci
 def test_an_unknown_task_is_found_before_anything_is_trained(refused: Callable, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     evaluator = {"tasks": ["tides_txt"], "include_path": str(tmp_path)}

@@ -31,6 +31,7 @@ from tests.contracts.optimizers import (
 )
 
 
+@pytest.mark.ci
 @every_mode
 def test_a_failure_is_told_as_worse_than_every_score(name: str, space: str, asynchronous: bool) -> None:
     """Told None or NaN, an optimizer goes on as if told a score below all others; told something good it does not."""
@@ -134,6 +135,7 @@ def reached(name: str, space: str, seed: int, asynchronous: bool) -> float:
     return best(run(optimizer, budget // optimizer.generation, quality, asynchronous))
 
 
+@pytest.mark.ci
 @each
 @pytest.mark.parametrize("space", ["floats", "mixed"])
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["in turn", "asynchronous"])

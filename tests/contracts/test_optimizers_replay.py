@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 from evomerge.optimizers import Optimizer
 from tests.contracts.optimizers import (
@@ -51,6 +52,7 @@ def elsewhere(names: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.ci
 @each
 def test_same_sequence_in_a_fresh_process(name: str) -> None:
     assert elsewhere(tuple(quick))[name] == json.loads(json.dumps(sequences(name)))

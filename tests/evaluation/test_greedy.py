@@ -70,6 +70,7 @@ def blended(weights):
     return made
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("num_fewshot", [None, 2])
 def test_results_are_those_of_generation_on_the_zoo(tmp_path, tokenizer, num_fewshot):
     items = {"splits": {s: {"share": 0.3, "items": 200} for s in ("search", "select", "test")}}
@@ -122,6 +123,7 @@ def test_paths_that_begin_alike_share_their_first_layers(tmp_path, tokenizer):
         assert 0 < found.mean() < 1
 
 
+@pytest.mark.ci
 def test_another_model_with_another_tokenizer_is_read_with_its_own(tmp_path, maths, tokenizer, memorised):
     """A worker scores candidates with one tokenizer and sources with theirs."""
     model, its_own, _ = memorised

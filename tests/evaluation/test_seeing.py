@@ -227,6 +227,7 @@ def test_a_task_with_choices_is_refused(tmp_path: Path) -> None:
         pictures(tmp_path, include_path=str(tmp_path), tasks=["chosen"])
 
 
+@pytest.mark.ci
 def test_memory_that_runs_out_halves_the_batch(
     seeing: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def results(evaluator: Evaluator, seeing: tuple[Any, Any], split: Any = "search"
     return {t.task: t.results.tolist() for t in evaluator.evaluate(*seeing, split).tasks}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("names", [("pictures_ja", "told"), ("told", "pictures_ja")])
 def test_a_task_without_pictures_beside_one_with(names: Any, seeing: tuple[Any, Any], tasks: Path) -> None:
     """lm-eval goes by the first request whether all of them have pictures: in one list they failed, whatever came."""

@@ -44,6 +44,7 @@ def found(trials):
     return [(t.number, dict(t.params), t.state, t.value, t.part and t.part.value) for t in trials]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("search", "kind", "size"),
     [
@@ -67,6 +68,7 @@ def test_asked_at_any_moment_it_ends_in_good_order_and_goes_on_the_same(url, tmp
     assert found(again) == found(whole) == found(Store(url).open("s").trials())
 
 
+@pytest.mark.ci
 def test_asynchronous_races_lose_nothing_and_count_nothing_twice(url):
     """Which of them stops depends on who came first, and that on what was under way."""
     before = []

@@ -66,6 +66,7 @@ def trained(tiny: Path, work: Path, watcher: Any = None, old: bool = False, **ch
     return {n: t.clone() for n, t in own.student.state_dict().items()}, learned
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("every", "reached"), [(2, [2, 4]), (3, [3])])
 def test_a_training_that_was_cut_off_ends_in_the_same_bits(
     tiny: Path, tmp_path: Path, every: int, reached: list[int]

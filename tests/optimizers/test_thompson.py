@@ -98,6 +98,7 @@ def noisy(seed, error_told, noise=0.25):
     return float(np.mean(reached[-5:]))
 
 
+@pytest.mark.ci
 def test_scores_count_by_their_errors():
     told, not_told = (np.array([noisy(s, known) for s in range(4)]) for known in (True, False))
     assert told.mean() > 0.9

@@ -22,6 +22,7 @@ def search(here, tmp_path):
     return run
 
 
+@pytest.mark.ci
 def test_a_grid_is_handed_on_the_same_after_resuming(here, search, tmp_path):
     search("map-elites", 9)
     done = search("map-elites", 13)

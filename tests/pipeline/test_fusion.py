@@ -191,6 +191,7 @@ def killed(file, out, when, patience=120, workers=0):
         process.wait()
 
 
+@pytest.mark.slow
 def test_killed_in_the_passes_it_goes_on_to_the_same_cache(joint, here, tmp_path):
     folder, done = joint
     out = tmp_path / "out"
@@ -207,6 +208,7 @@ def test_killed_in_the_passes_it_goes_on_to_the_same_cache(joint, here, tmp_path
     assert not [*out.rglob(".*.part")]
 
 
+@pytest.mark.ci
 def test_killed_in_training_it_goes_on_from_the_last_checkpoint(joint, here, tmp_path):
     """To the same weights, bit for bit: batches, dropout and moments are those of a run that was not cut off."""
     folder, done = joint
@@ -246,6 +248,7 @@ def test_another_fusion_is_refused_where_one_lies(joint, here, tmp_path):
     assert digests(folder / "out") == before
 
 
+@pytest.mark.slow
 def test_pairwise_makes_one_target_from_each_and_search_merges_them(here, tmp_path, small_texts):
     file = fusion_file(
         tmp_path, documents=120, fusion={"mode": "pairwise"}, evaluator=str(small_texts), training=LEARNING,
@@ -332,6 +335,7 @@ CHANGES = {
 SLOW = ("k beyond half of the vocabulary", "edit distance, no target", "kl by token", "uld")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CHANGES])
 def test_every_way_to_fuse_learns(name, here, tmp_path):
     done = here("fuse", fusion_file(tmp_path, **CHANGES[name]), tmp_path / "out", "--workers", 0, "--json")
@@ -369,6 +373,7 @@ def test_it_stops_where_held_out_text_gets_no_better(here, tmp_path):
     assert done.result["models"]["fused"]["bits_per_byte"]["mean"] == pytest.approx(best["bits_per_byte"], abs=5e-3)
 
 
+@pytest.mark.slow
 def test_passes_are_shared_between_fusions(here, tmp_path):
     shared = {"teachers": {"folder": str(tmp_path / "passes")}}
     here("fuse", fusion_file(tmp_path / "a", **shared), tmp_path / "a" / "out", "--workers", 0)
@@ -382,6 +387,7 @@ def test_passes_are_shared_between_fusions(here, tmp_path):
         assert json.loads((f / MANIFEST).read_text())["shards"][0]["positions"] > 0
 
 
+@pytest.mark.ci
 def test_a_second_command_on_the_same_folder_is_told_so(here, tmp_path):
     file = fusion_file(tmp_path, training={"max_steps": 400})
     process = started(file, tmp_path / "out")

@@ -42,6 +42,7 @@ def test_patience_is_counted_on_over_a_kill(here, tmp_path):
     assert digests(out / "model") == digests(tmp_path / "whole" / "model")
 
 
+@pytest.mark.ci
 def test_a_loss_that_is_no_number_ends_it_and_leaves_no_model(here, tmp_path):
     file = fusion_file(tmp_path, training={"learning_rate": 1e12, "warmup_steps": 0, "arguments": {"optim": "sgd"}})
     for _ in range(2):
@@ -80,6 +81,7 @@ def test_a_damaged_model_is_trained_again(here, tmp_path):
     assert digests(tmp_path / "out" / "model", "*.safetensors") == before
 
 
+@pytest.mark.ci
 def test_a_text_that_changed_is_another_fusion(here, tmp_path):
     file = fusion_file(tmp_path)
     here("fuse", file, tmp_path / "out", "--workers", 0)
@@ -93,6 +95,7 @@ def test_a_text_that_changed_is_another_fusion(here, tmp_path):
     assert digests(tmp_path / "out") == before
 
 
+@pytest.mark.ci
 def test_scores_are_measured_once(here, tmp_path):
     from evomerge import presets
 
@@ -123,6 +126,7 @@ def characters(texts):
     return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>", eos_token="</s>")
 
 
+@pytest.mark.ci
 def test_a_source_of_fewer_tokens_than_are_kept_that_cannot_write_all(here, tmp_path):
     """All of its distribution is kept then; what it cannot write is counted, masked, and measured at 8 bits a byte."""
     from evomerge.zoo.fusion.models import initialised, llama, save

@@ -35,6 +35,7 @@ def fused(here, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_options_reach_the_search(fused, tmp_path):
     _, first = fused(budget=6, restarts="ipop", estimates="plain", fidelity="full", sampler="cma")
     assert first.fingerprint["sampler"]["restarts"] == "ipop" and first.fingerprint["sampler"]["name"] == "cma"

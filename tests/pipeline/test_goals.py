@@ -40,6 +40,7 @@ def study(tmp_path, out="out"):
     return Store(f"sqlite:///{tmp_path / out / 'study.db'}").open("s")
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_a_front_of_two_tasks_with_its_hypervolume(search, tmp_path):
     done = search("--objective", "kovesh_problems", "ambri_problems")
@@ -64,6 +65,7 @@ def test_a_front_of_two_tasks_with_its_hypervolume(search, tmp_path):
     assert {t.number for t in shown.best_trials} >= {e["trial"] for e in result["front"]}
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_what_must_not_be_forgotten_is_kept(search, tmp_path):
     """The sources are starts: of these alone some forget, so the constraint has something to do."""

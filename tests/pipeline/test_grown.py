@@ -44,6 +44,7 @@ def evaluator(tmp_path):
 RACED = pytest.param(150, 220, "race", marks=pytest.mark.slow)
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("few", "many", "fidelity"), [(40, 70, "full"), RACED])
 def test_of_a_grown_item_set_only_new_items_are_scored(here, evaluator, tmp_path, monkeypatch, few, many, fidelity):

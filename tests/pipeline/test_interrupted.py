@@ -136,6 +136,7 @@ print(json.dumps(codes))
 """
 
 
+@pytest.mark.slow
 def test_ended_between_any_two_writes_it_goes_on_to_the_same_end(whole, here, small_evaluator, tmp_path):
     out, result = whole
     args = [*asked(small_evaluator, tmp_path), "--workers", "0"]

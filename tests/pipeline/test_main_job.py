@@ -72,6 +72,7 @@ def test_evaluate_agrees_with_the_table(whole, here, small_evaluator):
         assert found["score"] == score["score"]
 
 
+@pytest.mark.ci
 def test_two_ray_workers_find_the_same_sequence(whole, evomerge, small_evaluator, tmp_path):
     out, result = whole
     done = evomerge(*asked(small_evaluator, tmp_path), "--workers", 2, "--json")

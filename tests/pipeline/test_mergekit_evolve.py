@@ -37,6 +37,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return write
 
 
+@pytest.mark.ci
 def test_it_runs_as_it_is_and_says_what_it_changed(
     written: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_it_runs_as_it_is_and_says_what_it_changed(
     assert recipe["merge_method"] == "task_arithmetic" and recipe["dtype"] == "bfloat16"
 
 
+@pytest.mark.ci
 def test_tasks_of_its_own_folder(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """mergekit-evolve's --task-search-path."""
     Path("tasks").mkdir()
@@ -78,6 +80,7 @@ def test_tasks_of_its_own_folder(written: Callable[..., Path], capsys: pytest.Ca
     assert main(["evaluate", "zoo:maths", "--include-path", "tasks"]) == 2
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -122,6 +125,7 @@ def test_check_tells_it_too(written: Callable[..., Path], capsys: pytest.Capture
     assert "weights are searched from 0 to 2" in out
 
 
+@pytest.mark.ci
 def test_its_best_recipe_is_where_a_search_may_begin(
     written: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from evomerge.study.store import Store
 from tests.study.recorded import sequence
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "sampler", ["catcma", "thompson", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tpe", "random"))]
 )
@@ -23,6 +24,7 @@ def test_other_samplers_run_and_resume(here, small_evaluator, tmp_path, sampler)
     assert sequence(tmp_path / "a") == sequence(tmp_path / "b")
 
 
+@pytest.mark.ci
 def test_a_study_goes_on_with_the_restarts_that_it_was_begun_with(here, small_evaluator, tmp_path):
     args = (
         "search", "--evaluator", small_evaluator, "--workers", 0, "--sampler", "cma", "--study", "s", "--out", tmp_path
@@ -40,6 +42,7 @@ def test_a_study_goes_on_with_the_restarts_that_it_was_begun_with(here, small_ev
     assert Store(f"sqlite:///{tmp_path}/t/study.db").open("t").fingerprint["sampler"]["restarts"] == "bipop"
 
 
+@pytest.mark.ci
 def test_a_study_goes_on_with_the_sampler_that_it_was_begun_with(here, small_evaluator, tmp_path):
     args = ("search", "--evaluator", small_evaluator, "--workers", 0, "--study", "s", "--out", tmp_path)
     here(*args, "--budget", 3, "--sampler", "cma")  # the default of before
@@ -56,6 +59,7 @@ def test_a_study_goes_on_with_the_sampler_that_it_was_begun_with(here, small_eva
     assert Options(budget=Budget(candidates=3), restarts="bipop").sampler_for(load_space("quickstart").bind(4)) == "cma"
 
 
+@pytest.mark.ci
 def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):
     done = here(
         "search",
@@ -109,6 +113,7 @@ def test_a_recipe_of_ones_own_comes_first(here, small_evaluator, tmp_path):
     assert {v for k, v in params.items() if "sorting" in k} == {0.0}
 
 
+@pytest.mark.ci
 def test_without_any_yaml(here, tmp_path):
     done = here(
         "search", "--models", "zoo:maths", "zoo:kovesh", "--base", "zoo:base", "--tasks", "kovesh_direction",
@@ -117,6 +122,7 @@ def test_without_any_yaml(here, tmp_path):
     assert list(done.result["baselines"]) == ["base", "maths", "kovesh", "uniform"]
 
 
+@pytest.mark.ci
 def test_a_search_over_folders_beside_its_space_rebuilds_from_anywhere(here, small_evaluator, tmp_path, monkeypatch):
     for name in ("base", "maths", "kovesh"):
         shutil.copytree(zoo.path(name), tmp_path / "mine" / name)

@@ -75,6 +75,7 @@ def test_a_search_over_paths_reports_what_it_found(paths):
     assert max(f["search"] for f in front) == max(t.value for t in study.trials())
 
 
+@pytest.mark.ci
 def test_without_memory_for_prefixes_every_candidate_scores_the_same(paths, here, asked, tmp_path):
     out, result = paths
     plain = here(*asked("dataflow", tmp_path, "--prefix-memory", 0)).result
@@ -92,6 +93,7 @@ def test_with_workers_the_sequence_is_the_same(paths, evomerge, asked, tmp_path)
     assert sequence(tmp_path) == sequence(out)
 
 
+@pytest.mark.ci
 def test_a_search_over_paths_goes_on(paths, here, asked, tmp_path):
     """Cut short in the middle of a generation, then extended: the same as in one go."""
     out, result = paths
@@ -134,6 +136,7 @@ def test_the_papers_slots_are_searched_by_cma(here, asked, tmp_path):
     assert "base" not in result["baselines"] and "uniform" in result["baselines"]
 
 
+@pytest.mark.ci
 def test_fewer_layers_can_be_an_objective(here, asked, tmp_path):
     import optuna
 
@@ -196,6 +199,7 @@ def test_the_budget_of_a_hybrid_is_split_and_its_controls_have_all_of_it(hybrid)
     assert start.value == pytest.approx(first.trials()[first.notes()["winner"]].value, abs=0.026)  # one item of 40
 
 
+@pytest.mark.ci
 def test_a_hybrid_goes_on_in_its_second_stage(hybrid, here, asked, tmp_path):
     """Killed in either stage, or extended: the first stage's winner stays."""
     out, _ = hybrid

@@ -47,6 +47,7 @@ def file(tmp_path):
     )
 
 
+@pytest.mark.ci
 def test_answers_are_learned_then_preferred(file, here, tmp_path):
     out = tmp_path / "out"
     done = here("fuse", file, out, "--workers", 0, "--json")

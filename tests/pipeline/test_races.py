@@ -53,6 +53,7 @@ def raced(out):
     return store, [(*s, t.stopped, t.seen, t.estimate) for s, t in zip(sequence(out), store.trials(), strict=True)]
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_a_raced_search_and_its_parts(here, evaluator, tmp_path):
     done = here(*args(evaluator, tmp_path / "one"), "--workers", 0)
@@ -97,6 +98,7 @@ def test_workers_change_nothing(evomerge, evaluator, tmp_path):
     assert raced(tmp_path / "ray")[1] == raced(tmp_path / "local")[1]
 
 
+@pytest.mark.ci
 def test_results_without_bounds_race_by_their_order(here, tmp_path):
     (tmp_path / "score.py").write_text(UNBOUNDED)
     random = np.random.default_rng(0)
@@ -164,6 +166,7 @@ def used(study, split):
     }
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_a_race_selects_and_tests_on_the_items_of_a_whole_search_and_has_twice_its_population(
     here, evaluator, tmp_path

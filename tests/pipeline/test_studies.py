@@ -11,6 +11,7 @@ from tests.study.recorded import sequence
 WHOLE = pytest.mark.xdist_group("whole search")
 
 
+@pytest.mark.ci
 @WHOLE
 def test_another_seed_is_another_sequence_and_another_study(whole, here, small_evaluator, tmp_path):
     out, _ = whole

@@ -42,6 +42,7 @@ def trials(tmp_path, out="out", name="s"):
     return Store(f"sqlite:///{tmp_path / out / 'study.db'}").open(name).trials()
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_asynchronous_search_goes_on_and_is_not_resumed_the_other_way(search, tmp_path):
     first = search("--async").result
@@ -82,6 +83,7 @@ def test_generations_are_as_large_as_there_are_workers_where_none_waits_for_anot
     assert generation(64, asynchronous=True, sampler="tpe") == generation(2, asynchronous=True, sampler="tpe")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sampler", ["m2n2", "map-elites"])
 def test_searches_that_keep_different_ones(search, tmp_path, sampler):
@@ -93,6 +95,7 @@ def test_searches_that_keep_different_ones(search, tmp_path, sampler):
     assert raced.returncode == 2 and f"sampler {sampler} needs the result of every item" in raced.result["error"]
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_a_warm_start_begins_from_the_best_and_keeps_what_it_read(search, tmp_path):
     search("--fidelity", "full", budget=12, out="first", name="first")
@@ -112,6 +115,7 @@ def test_a_warm_start_begins_from_the_best_and_keeps_what_it_read(search, tmp_pa
     search("--warm-start", "first", "--storage", tmp_path / "first" / "study.db", budget=3, out="third", name="third")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("args", "words"),
     [

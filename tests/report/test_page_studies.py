@@ -142,6 +142,7 @@ def cut_off(out: Path, evaluator: Path, budget: int, after: int, **more) -> None
         search(options, _After(stop, after), stop)
 
 
+@pytest.mark.ci
 def test_raced_and_cut_off(here, small_evaluator, tmp_path):
     out = tmp_path / "out"
     cut_off(out, small_evaluator, 30, 40, fidelity="race")
@@ -169,6 +170,7 @@ def test_extended_and_cut_off_it_keeps_the_earlier_winner(here, finished, small_
     assert "was interrupted: " in part.text and "the winner chosen 3 candidates ago" in part.text
 
 
+@pytest.mark.ci
 def test_a_front(here, tmp_path):
     from tests.pipeline.test_goals import EVALUATOR
 
@@ -185,6 +187,7 @@ def test_a_front(here, tmp_path):
     assert volumes == pytest.approx([v for _, v in done["hypervolume"]["history"]], rel=1e-5)
 
 
+@pytest.mark.ci
 def test_a_path(here, small_evaluator, tmp_path):
     asked = ["--evaluator", small_evaluator, "--budget", 5, "--study", "s", "--workers", 0, "--json"]
     done = here("search", "dataflow", *asked, "--out", tmp_path / "out").result

@@ -301,6 +301,7 @@ def score(model, tokenizer, items):
 """
 
 
+@pytest.mark.ci
 def test_from_the_command_to_a_score(here: Here, shared: Library, data: Path, tmp_path: Path) -> None:
     """The gate is trained, loaded, and scored by what it generates; in each of evaluate's ways that can."""
     out = tmp_path / "gated"

@@ -44,6 +44,7 @@ def failing(weights):
     return "no" if weights[0] > 0.8 else None
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_it_is_the_same_after_resuming_and_with_more_workers(url, sampler):
     """Candidates of a generation that the budget cut short are in it (of the 21st to 23rd here)."""
@@ -78,6 +79,7 @@ def test_the_last_candidates_are_in_it(url):
     assert fewer.grid.coverage != found.grid.coverage
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", [n for n in SAMPLERS if not OPTIMIZERS[n].batches])
 def test_candidates_are_known_by_their_place_among_the_tells(url, sampler):
     """Without generations these are in another order than the asks."""
@@ -94,6 +96,7 @@ def limited(low):
     return Goals(limits=(Limit("easy", low=low),), constraints=("easy",))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_those_that_miss_a_constraint_are_in_it_only_where_all_do(url, sampler):
     """Those of the generation that the budget cut short too."""
@@ -115,6 +118,7 @@ def test_those_that_miss_a_constraint_are_in_it_only_where_all_do(url, sampler):
         assert none.grid.coverage == pytest.approx(len(none.members) / 100)
 
 
+@pytest.mark.ci
 def test_a_constrained_one_is_the_same_after_resuming(url):
     with pytest.raises(Killed):
         archive(url, 23, Pool(3, seed=5, kill_after=9), "two", "m2n2", goals=limited(0.34))

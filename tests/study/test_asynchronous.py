@@ -75,6 +75,7 @@ def check_record(trials):
         assert t.attributes[AFTER] <= t.attributes[TOLD]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("race", [True, False])
 @pytest.mark.parametrize("sampler", often(SAMPLERS))
 def test_a_search_spends_its_budget_and_no_worker_waits(url, sampler, race):
@@ -88,6 +89,7 @@ def test_a_search_spends_its_budget_and_no_worker_waits(url, sampler, race):
     assert [(t.number, t.state, t.value) for t in stored] == [(t.number, t.state, t.value) for t in trials]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("race", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", often(["cma", "thompson", "catcma", "evolution", "tpe", "m2n2"]))
 def test_killed_anywhere_nothing_is_lost_or_counted_twice(url, sampler, race):
@@ -142,6 +144,7 @@ QUICK = [(1, 1), (1, 10), (1, 64), (2, 10), (2, 64), (10, 64)]
 SLOW = [(2, 1), (10, 1), (10, 10), (20, 1), (20, 10), (20, 64)]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("budget", "workers"), [*QUICK, *(pytest.param(*s, marks=pytest.mark.slow) for s in SLOW)])
 def test_whatever_the_budget_somebody_has_all_items(url, budget, workers):
     """The items of one are kept for the best under way, which the others cannot spend."""
@@ -160,6 +163,7 @@ def test_whatever_the_budget_somebody_has_all_items(url, budget, workers):
     assert more[0].params == trials[0].params and budget + 1 < cost(more) <= budget + 2 + 1e-9
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kills", [(12, 12, 3), (20, 12)])
 def test_killed_with_the_last_of_the_budget_under_way_somebody_has_all_items(url, kills):
     """Those that are run again must not be given what is kept for the best."""
@@ -171,6 +175,7 @@ def test_killed_with_the_last_of_the_budget_under_way_somebody_has_all_items(url
     assert best(trials) and 3 < cost(trials) <= 4 + 1e-9
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("answers", [1, 3, 40])
 def test_when_time_is_out_the_best_is_finished(url, answers, monkeypatch):
     """Each answer takes a second; time is out while there are only first blocks, and later."""
@@ -200,6 +205,7 @@ def test_where_the_best_fails_another_is_finished(url):
     assert best(trials) and cost(trials) <= 6 + 1e-9
 
 
+@pytest.mark.ci
 def test_those_raced_out_are_told_below_the_parents(url, monkeypatch):
     """Of the last generation's worth, whatever their estimates are."""
     told = []
@@ -217,6 +223,7 @@ def test_those_raced_out_are_told_below_the_parents(url, monkeypatch):
         assert told[i][0] < recent[parents - 1]
 
 
+@pytest.mark.ci
 def test_the_other_way_is_refused(url):
     search(url, 5, name="one")
     with pytest.raises(StudyError, match="begun with --async, now it is without"):

@@ -64,6 +64,7 @@ class Line:
         self.listening.close()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["postgresql", pytest.param("mariadb", marks=pytest.mark.slow)])
 def test_a_lost_acknowledgement_doubles_nothing(kind, request):
     """Each write in turn is done, and its word does not come back."""

@@ -70,6 +70,7 @@ def sequence(trials):
     return [(t.number, dict(t.params), t.state, t.value) for t in trials]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     one, _ = search(url, 30, Pool(1), "one", sampler)
@@ -77,6 +78,7 @@ def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     assert sequence(one) == sequence(many) and cost(one) == 30  # equal candidates cost nothing
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", KILLED)
 def test_killed_anywhere_it_goes_on_to_the_same_sequence(url, sampler):
     whole, _ = search(url, 25, Pool(3), "whole", sampler)
@@ -90,6 +92,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_sequence(url, sampler):
     assert sequence(stored) == sequence(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_with_constraints_too(url, sampler):
     """As perplexities go: values far below 0, the best of them miss the limit, and some candidates fail."""
@@ -113,6 +116,7 @@ def test_with_constraints_too(url, sampler):
     assert any(t.violation for t in whole) and best(whole)[0].violation == 0
 
 
+@pytest.mark.ci
 def test_a_finished_search_is_not_run_again_and_a_larger_budget_extends_it(url):
     search(url, 10)
     pool = Pool()

@@ -38,6 +38,7 @@ class Watched(Pool):
         super().submit(key, job)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("workers", [1, 5])
 def test_a_generation_is_ordered_and_the_search_stays_the_same(url, workers):
     plain, _ = search(url, 30, name="plain")
@@ -53,6 +54,7 @@ def test_a_generation_is_ordered_and_the_search_stays_the_same(url, workers):
     assert [number for number, _ in pool.came] != list(range(30))
 
 
+@pytest.mark.ci
 def test_an_ordered_search_that_is_killed_goes_on_to_the_same_sequence(url):
     whole, _ = search(url, 25, name="whole")
     draw = random.Random(1)

@@ -85,6 +85,7 @@ def sequence(trials):
     return [(t.number, dict(t.params), t.state, t.value, t.estimate, t.seen, t.stopped, t.cost) for t in trials]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     one, _ = search(url, 20, Pool(1), "one", sampler, versions="one")
@@ -136,6 +137,7 @@ def test_a_race_finds_more_for_the_same(url):
 OFTEN = pytest.param(tuple(range(1, 60, 2)), marks=pytest.mark.slow)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kills", [(1,), (5, 40), (13, 27, 33, 71), OFTEN])
 def test_killed_and_started_again_it_ends_the_same(url, kills):
     undisturbed, _ = search(url, 20, name="undisturbed", versions="u")
@@ -150,6 +152,7 @@ def test_killed_and_started_again_it_ends_the_same(url, kills):
     assert sequence(stored) == sequence(ended)
 
 
+@pytest.mark.ci
 def test_a_larger_budget_goes_on(url):
     first, _ = search(url, 15)
     more, _ = search(url, 30)
@@ -158,6 +161,7 @@ def test_a_larger_budget_goes_on(url):
     assert sequence(again) == sequence(more)
 
 
+@pytest.mark.ci
 def test_budgets_that_grow_one_by_one_are_never_overspent(url):
     pool, before = Pool(), []
     for budget in range(3, 13):
@@ -170,6 +174,7 @@ def test_budgets_that_grow_one_by_one_are_never_overspent(url):
     assert pool.items <= 12 * 200 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", range(1, 40, 3))
 def test_a_larger_budget_after_a_kill_scores_nothing_unpaid(url, after):
     pool = Pool(kill_after=after)
@@ -215,6 +220,7 @@ def test_failures_count_and_are_told(url):
     assert 28 < cost(trials) <= 30 + 1e-6
 
 
+@pytest.mark.ci
 def test_a_second_study_on_the_same_database_scores_nothing_again(url):
     search(url, 20, name="first")
     pool = Pool()
@@ -232,6 +238,7 @@ def test_a_second_study_on_the_same_database_scores_nothing_again(url):
     assert other.items > 400
 
 
+@pytest.mark.ci
 def test_equal_candidates_are_scored_once_and_a_known_space_ends_the_search(url):
     pool = Pool()
     parameters = tuple(Categorical(f"weight.{n}", ("0.25", "0.75"), "0.25") for n in "abcd")

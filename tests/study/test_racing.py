@@ -43,6 +43,7 @@ def test_what_was_won_by_a_rival_that_stopped_stays_as_it_was_then():
         np.testing.assert_array_equal(found[:, column], capital(own, [rival], ends)[:, 0])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("drop", "lead"), [(0.6, 1), (0.6, 2), (0.4, 2)])
 def test_the_best_is_dropped_in_at_most_the_stated_share_where_its_rival_stopped(drop, lead):
     """Over all 5,040 orders: the rival stops as soon as it is so far ahead, and has won most."""
@@ -64,6 +65,7 @@ def test_hopeless_candidates_are_dropped_early():
     assert set(had) == {5, 6, 7, 8, 9} and max(had.values()) <= 280
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("drop", [0.1, 0.3])
 def test_the_true_best_is_dropped_in_at_most_the_stated_share(drop):
     """Over all 5,040 orders of seven items, looking after each: exact, and near what is stated, so that it can fail.

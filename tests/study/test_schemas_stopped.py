@@ -53,6 +53,7 @@ def test_what_stopped_is_read(left, here):
         assert all(t.attributes[AFTER] <= t.attributes[TOLD] for t in trials)
 
 
+@pytest.mark.ci
 def test_its_status_report_and_frames(left, here):
     status = here("status", left.folder, "--json").result
     assert status["candidates"]["complete"] == left.complete and status["candidates"]["pruned"] == left.stopped
@@ -71,6 +72,7 @@ def test_its_status_report_and_frames(left, here):
     assert len(root.table("Candidates")) == 1 + len(frame)
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_it_is_refused_another_way_and_goes_on_as_it_was_begun(left, here):
     before = [(t.number, dict(t.params), t.state, t.seen, t.estimate, t.value) for t in left.trials()]

@@ -56,6 +56,7 @@ def bare(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_built_once_and_loaded_from_then_on(tmp_path: Path) -> None:
     skip_without_compiler(run(tmp_path / "cache", CXX=""))
     first = built(tmp_path / "cache")
@@ -90,6 +91,7 @@ def test_a_compiler_that_fails_is_said_and_remembered(tmp_path: Path, bare: Path
     assert calls.read_text().count("called") == 2
 
 
+@pytest.mark.ci
 def test_a_library_that_cannot_be_loaded_is_built_again(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     skip_without_compiler(run(cache))

@@ -118,6 +118,7 @@ def told(monkeypatch):
     return kept
 
 
+@pytest.mark.ci
 def test_killed_and_on_other_workers_it_is_told_the_same(url, told, monkeypatch):
     # More complete candidates than this short search has else, so that a model is fitted and believed.
     monkeypatch.setattr(contest, "HOPE", 3.0)
