@@ -176,8 +176,25 @@ def test_difference_over_shared_items_only() -> None:
     assert difference(a, b).items == 2
 
 
+@pytest.mark.parametrize("n", [5, 8, 40])
+def test_what_is_true_is_rejected_as_rarely_of_few_items(n: int) -> None:
+    """Plain percentiles of five items reject 17 % of what is true."""
+    rng = np.random.default_rng(1)
+    zero = Score((task("a", np.zeros(n)),))
+    found = [difference(Score((task("a", rng.standard_normal(n)),)), zero) for _ in range(400)]
+    assert all(f.p is not None and f.low is not None and f.high is not None for f in found)
+    rejected = [f for f in found if (f.p or 1) <= 0.05]
+    assert len(rejected) <= 0.08 * len(found)  # of 5 %, by three standard errors
+    assert sum((f.low or 0) > 0 or (f.high or 0) < 0 for f in found) <= len(rejected) + 4
+
+
+def test_four_marks_prove_nothing() -> None:
+    found = difference(Score((task("a", [0.9, 0.8, 0.95, 0.85]),)), Score((task("a", [0.1, 0.2, 0.1, 0.15]),)))
+    assert found.mean == pytest.approx(0.7375) and (found.low, found.high, found.p) == (None, None, None)
+
+
 def test_difference_of_itself_is_nothing() -> None:
-    a = Score((task("a", [1, 0, 1]), task("b", [0.5, 0.25], 2.0)))
+    a = Score((task("a", [1, 0, 1, 0, 1]), task("b", [0.5, 0.25, 0.5, 0.75, 1.0], 2.0)))
     found = difference(a, a)
     assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1.0)
     one = Score((task("a", [1, 0, 1]),))
