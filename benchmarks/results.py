@@ -57,7 +57,7 @@ PARTS = {
     "hybrid": Part(paths.hybrid, paths.hybrid_text, (0, 1, 2, 3, 4)),
     "fusion": Part(fusions.fusion, fusions.fusion_text, (0, 1, 2)),
     "skills": Part(libraries.skills, libraries.skills_text, (0, 1, 2)),
-    "vision": Part(seeing.vision, seeing.vision_text, (0, 1, 2)),
+    "vision": Part(seeing.vision, seeing.vision_text, (0, 1, 2, 3, 4, 5)),
     "images": Part(image_models.images, image_models.images_text, (0, 1, 2)),
 }
 

@@ -172,10 +172,10 @@ def pooled(results: Mapping[str, Any], name: str, task: str = TASK) -> str:
     each = _differences(list(results.values()), name, task)
     middle, low, high = interval(list(results.values()), name, task)
     words = f"{middle:+.3f} ({low:+.3f} .. {high:+.3f})"
-    if len(each) > 1:
+    if len(each) > 2:  # of two there is no interval worth the name
         seeds = np.array([e.mean() for e in each])
         wide = t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / math.sqrt(len(seeds))
-        words += f"; over seeds ({middle - wide:+.3f} .. {middle + wide:+.3f})"
+        words += f", over seeds ({middle - wide:+.3f} .. {middle + wide:+.3f})"
     return words
 
 
@@ -195,7 +195,7 @@ def tables(results: Mapping[str, Any]) -> list[str]:
     later = {seed: r for seed, r in results.items() if seed != CHOSEN_ON}
     if 0 < len(later) < len(results):
         lines += ["", f"Without seed {CHOSEN_ON}, on which tasks, zoo, space and criterion were chosen, best minus "]
-        lines[-1] += "; ".join(f"{name} {pooled(later, name).partition(';')[0]}" for name in names) + "."
+        lines[-1] += "; ".join(f"{name} {pooled(later, name)}" for name in names) + "."
     lines += ["", "ROUGE-L of the same answers (0 where one is not in Japanese), and exact match in English:", ""]
     lines.append("| model | " + " | ".join(f"seed {s}" for s in results) + " | ROUGE-L: best minus it (95 %) |")
     lines.append("|---|" + "---|" * (len(results) + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,13 @@ def kind_of(path: Path) -> str:
     if data.get("kind") in _SPACES:
         return "space"
     known = ", ".join(f'"{key}" ({kind})' for key, kind in _KEYS)
-    raise InputError(f"{path}: neither a recipe, a space, a fusion nor an evaluator; expected one of the keys {known}")
+    # Nearer than what is found elsewhere: here any key of any file is compared ("method" is no "merge_method").
+    near = next((n for key in data for n in get_close_matches(str(key), [k for k, _ in _KEYS], 1, 0.8)), None)
+    hint = f'; did you mean "{near}"?' if near else ""
+    raise InputError(
+        f"{path}: neither a recipe, a space, a fusion nor an evaluator; expected one of the keys {known}, or"
+        f' "kind: fuse_images" (image fusion){hint}'
+    )
 
 
 Facts = tuple[Mapping[str, Any], str]

@@ -133,7 +133,22 @@ def _step(step: PlannedStep) -> dict[str, Any]:
             {"model": model, "folder": s.folder, "kind": s.kind, **{k: s.facts.get(k) for k in ("samples", "tokens")}}
             for model, s in plan.statistics.items()
         ],
+        "idle_filters": _idle_filters(plan),
     }
+
+
+def _idle_filters(plan: Plan) -> list[str]:
+    """Filters that are in no tensor's name, as a misspelt one is: what they were to apply to has other values."""
+    names = {t.name for t in plan.tensors} | {i.tensor for t in plan.tensors for i in t.inputs}
+
+    def asked(data: Any) -> Iterator[str]:
+        for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+            yield from asked(value)
+        if isinstance(data, dict) and isinstance(data.get("filter"), str):
+            yield data["filter"]
+
+    filters = dict.fromkeys(asked(plan.recipe.model_dump(mode="json")))
+    return [f for f in filters if f != "*" and not any(f in name for name in names)]
 
 
 def _tokenizer(plan: Plan) -> dict[str, Any]:
@@ -217,6 +232,8 @@ def _step_words(step: Mapping[str, Any]) -> Iterator[str]:
     for s in step["statistics"]:
         text = f"{_counted(s['samples'], 'document')}, {_counted(s['tokens'], 'token')}"
         yield f"{s['kind']} statistics of {s['model']}: {s['folder']} ({text})"
+    for name in step["idle_filters"]:
+        yield f'filter "{name}": in the name of no tensor'
     for group in step["groups"][:_GROUPS]:
         yield f"  {group['words']}"
         yield f"    {_counted(group['tensors'], 'tensor')}, {group['elements']:,} parameters: {_kinds(group)}"

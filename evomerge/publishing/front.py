@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 TASKS = {"transformers": "text-generation", "diffusers": "text-to-image"}
+UNTOLD = "unconditional-image-generation"  # the Hub has no name for models that are told a class
 TAGS = ("merge", "evomerge")
 
 
@@ -58,7 +59,9 @@ def front_matter(
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def result(task: str, metric: str, value: float, dataset: str, split: str | None = None) -> EvalResult:
+def result(
+    task: str, metric: str, value: float, dataset: str, split: str | None = None, *, kind: str | None = None
+) -> EvalResult:
     """One evaluation result.
 
     Args:
@@ -66,11 +69,12 @@ def result(task: str, metric: str, value: float, dataset: str, split: str | None
         metric: lm-eval's, with its filter ("exact_match,none").
         value: As the metric's authors report it.
         dataset: What a reader sees as the dataset.
+        kind: What the model is for, by the Hub's name; default: text generation.
     """
     from huggingface_hub import EvalResult
 
     return EvalResult(
-        task_type=TASKS["transformers"],
+        task_type=kind or TASKS["transformers"],
         dataset_type=task,
         dataset_name=dataset,
         dataset_split=split,

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.publishing.front import UNTOLD
 from evomerge.publishing.lineage import published_reference
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
 from evomerge.sources import local_folder
-from evomerge.sources.diffusion import is_diffusion
+from evomerge.sources.diffusion import PIPELINE, is_diffusion
 from evomerge.sources.files import read_object
 
 SEEING = "image-text-to-text"
@@ -68,13 +69,15 @@ def library_of(recipe: Recipe | Chain) -> str:
 
 def task_of(recipe: Recipe | Chain) -> str | None:
     """What a merge is for, by the Hub's name, where that is not what its library's models mostly do: one into which a
-    vision-language model went sees."""
+    vision-language model went sees, and one of pipelines that read no text is not told what to draw."""
     for reference in recipe.references():
         folder = local_folder(reference, None)
         if folder is not None and (folder / "config.json").is_file():
             config = read_object(folder, "config.json")
             if "vision_config" in config and "text_config" in config:
                 return SEEING
+        if folder is not None and (folder / PIPELINE).is_file():
+            return None if "text_encoder" in read_object(folder, PIPELINE) else UNTOLD
     return None
 
 

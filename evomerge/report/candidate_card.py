@@ -45,7 +45,7 @@ def candidate_card(
     name = f"{record.name}, candidate {trial_number}"
     select = record.finalists.get(trial_number)
     front = front_matter(
-        of, name=name, results=held_out_results(test) if test is not None else (), library=library_of(recipe),
+        of, name=name, results=held_out_results(test, recipe) if test is not None else (), library=library_of(recipe),
         task=task_of(recipe),
     )
     return f"""{front}

@@ -13,7 +13,7 @@ import yaml
 from evomerge import __version__
 from evomerge.errors import InputError
 from evomerge.images.fused import FusedImages, replaced_lines
-from evomerge.publishing.front import front_matter
+from evomerge.publishing.front import TASKS, UNTOLD, front_matter
 from evomerge.publishing.lineage import Lineage, lineage_of, model_name
 from evomerge.publishing.sections import table_line
 from evomerge.report.outputs import write_atomically
@@ -136,7 +136,7 @@ def _card(fused: FusedImages, data: Mapping[str, Any]) -> str:
     of = _lineage(fused)
     head, *rows = _rows(data)
     table = "\n".join([table_line(head), table_line(["---", *["---:"] * (len(head) - 1)]), *map(table_line, rows)])
-    task = "text-to-image" if fused.told == "text" else "unconditional-image-generation"
+    task = TASKS["diffusers"] if fused.told == "text" else UNTOLD
     front = front_matter(
         of, name=fused.config.name, relation="finetune", tags=["evomerge", "diffusion", "distillation"],
         library="diffusers", task=task,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evomerge import __version__
 from evomerge.comparison import BOOTSTRAP, MCNEMAR
-from evomerge.publishing.front import front_matter, result
+from evomerge.publishing.front import TASKS, front_matter, result
 from evomerge.publishing.lineage import Lineage, lineage
 from evomerge.publishing.sections import library_of, made, rebuild_section, table_line, task_of
 from evomerge.recipe import Chain, Recipe
@@ -37,8 +37,8 @@ def model_card(outcome: Outcome, of: Lineage | None = None) -> str:
     """
     of = of or lineage(outcome.recipe)
     name = outcome.study
-    results = held_out_results(outcome.winner.test)
     made_of = outcome.recipe
+    results = held_out_results(outcome.winner.test, made_of)
     front = front_matter(of, name=name, results=results, library=library_of(made_of), task=task_of(made_of))
     counts = [t.state for t in outcome.trials]
     ended = [(counts.count(State.PRUNED), "stopped early"), (counts.count(State.FAIL), "failed")]
@@ -78,9 +78,10 @@ Intervals are 95 %; the difference is this model minus the other, paired by item
 {_archive_section(outcome)}"""
 
 
-def held_out_results(test: Score) -> list[EvalResult]:
-    """Results on the test items, as `model-index` has them."""
-    return [result(t.task, t.metric, t.shown, f"{t.task} (held-out items)", "test") for t in test.tasks]
+def held_out_results(test: Score, recipe: Recipe | Chain) -> list[EvalResult]:
+    """Results on the test items of what a recipe makes, as `model-index` has them."""
+    kind = task_of(recipe) or TASKS[library_of(recipe)]
+    return [result(t.task, t.metric, t.shown, f"{t.task} (held-out items)", "test", kind=kind) for t in test.tasks]
 
 
 def _control(study: str) -> str:

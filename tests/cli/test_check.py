@@ -255,6 +255,14 @@ def test_weights_that_no_merge_can_be_made_of(command: Callable, tmp_path: Path,
     assert command("check", tmp_path / "r.yaml").code == 0
 
 
+def test_a_filter_that_is_in_no_name_is_said(command: Callable, tmp_path: Path) -> None:
+    weight = "[{filter: slf_attn, value: 0.3}, {filter: mlp, value: 0.4}, {filter: '*', value: 1}]"
+    text = f"merge_method: linear\nmodels: [{{model: zoo:maths, parameters: {{weight: {weight}}}}}]\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert command("check", tmp_path / "r.yaml", "--json").json["plan"]["idle_filters"] == ["slf_attn"]
+    assert '\nfilter "slf_attn": in the name of no tensor\n' in command("check", tmp_path / "r.yaml").out
+
+
 def test_what_has_no_effect_is_said(command: Callable, tmp_path: Path) -> None:
     """mergekit takes it without a word, so it is no error."""
     text = "merge_method: ties\nbase_model: zoo:base\nmodels: [{model: zoo:maths, parameters: {weight: 1%s}}]\n"
@@ -334,6 +342,7 @@ def test_mergekit_evolves_configuration_is_a_space(command: Callable, tmp_path: 
         ("merge_method: linear\nmodls: []\n", 'did you mean "models"'),
         ("a: [1\n", "YAML syntax error"),
         ("colour: blue\n", "neither a recipe, a space, a fusion nor an evaluator"),
+        ("method: linear\nsouces: [zoo:maths]\n", 'did you mean "sources"?'),
         ("", "expected a mapping"),
         ("kind: python\ntasks: [x]\nfunction: none.py:f\n", "none.py"),
         ("tasks: [x]\nsplit_sed: 3\n", 'did you mean "split_seed"'),

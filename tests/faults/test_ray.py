@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,3 +106,20 @@ def test_a_full_object_store_is_one_message(what):
     line = next((x for x in done.stdout.splitlines() if x.startswith("STOP ")), None)
     assert line is not None, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Ray's object store is full (" in line and "Ray's temporary folder; free some of either" in line
+
+
+def test_that_does_not_start_is_one_message():
+    start = """
+from evomerge.errors import EvoMergeError
+from evomerge.study.workers import Cluster
+from evomerge.study.workers.connection import Connection
+try:
+    Connection(Cluster(workers=1))
+except EvoMergeError as e:
+    print(e)
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", "/dev/null/nowhere")
+        done = ray_run([sys.executable, "-c", start])
+    words = r"Ray did not start on this machine \(.*/dev/null/nowhere.*\); where it is busy .*: --workers 0"
+    assert re.fullmatch(words, done.stdout.strip()), done.stderr[-3000:]

@@ -78,6 +78,7 @@ def test_by_block(folder: Path, here: Callable, tmp_path: Path) -> None:
     assert done.returncode == 2 and "the models have only 0 layers" in done.stderr
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_search_in_a_type_of_its_own(folder: Path, here: Callable, tmp_path: Path, dtype: str) -> None:
     """Every candidate, source and exported model is scored in it, and by the pipeline around it."""
@@ -123,6 +124,7 @@ def test_searches_exports_and_rebuilds(folder: Path, here: Callable, tmp_path: P
     assert DiffusionPipeline.from_pretrained(tmp_path / "second").unet.config.sample_size == 8
     here("report", tmp_path / "run")
     card = (tmp_path / "run" / "README.md").read_text()
+    assert card.count("unconditional-image-generation") == 2 and "text-generation" not in card
     assert "library_name: diffusers" in card and "`diffusers` loads it" in card
     # The same command again has nothing to do.
     done = here("search", folder / "space.yaml", *common, "--budget", 6, "--out", tmp_path / "run", "--study", "images")

@@ -93,6 +93,7 @@ def towers(folder: Path) -> dict[str, torch.Tensor]:
     return {n: x for n, x in load_file(folder / "model.safetensors").items() if not n.startswith("language_model.")}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_search(kind: str, here: Any, root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -112,7 +113,8 @@ def test_a_search(kind: str, here: Any, root: Path, tmp_path: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
     processor = transformers.AutoProcessor.from_pretrained(model)
     assert isinstance(processor, transformers.LlavaProcessor)
-    assert "pipeline_tag: image-text-to-text\n" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text\n" in card and "type: image-text-to-text\n" in card
     # What was searched is what was written.
     again = here("evaluate", model, "--evaluator", root / "evaluator.yaml", "--split", "test", "--json").result
     assert again["score"] == pytest.approx(done.result["best"]["test"]["score"], abs=1e-6)
@@ -183,6 +185,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.ci
 def test_a_chat_template_is_asked_of_the_model_that_reads(here: Any, root: Path, tmp_path: Path) -> None:
     """Text models are measured inside of the one that sees: their prompts are what its processor makes."""
     own = {name: Path(shutil.copytree(root / name, tmp_path / name)) for name in ("base", "seeing", "japanese")}

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.errors import EvoMergeError, InputError
 from evomerge.study.workers.cluster import Cluster, Growth, Node, shares
 
 # Seconds that a cluster has to answer.
@@ -125,7 +125,14 @@ def _connect(ray: Any, cluster: Cluster, address: str | None) -> None:
     if not address:
         cpus = max(cluster.workers or 0, os.cpu_count() or 1)
         # "local": without it Ray would join one that somebody started on this machine.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as e:  # Ray raises Exception itself where the machine is too busy
+            words = " ".join(str(e).split())[:400] or type(e).__name__
+            raise EvoMergeError(
+                f"Ray did not start on this machine ({words}); where it is busy give the same command again, or do"
+                " without Ray: --workers 0"
+            ) from e
         return
     try:
         _check_answers(address)
