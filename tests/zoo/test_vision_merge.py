@@ -1,4 +1,4 @@
-"""The benchmark of vision merges, one seed: what docs/vision.md claims of three."""
+"""The benchmark of vision merges, one seed: what docs/vision.md claims of six."""
 
 from __future__ import annotations
 
