@@ -118,16 +118,18 @@ def _recipe(path: Path) -> Facts:
 
 def _space(path: Path) -> Facts:
     from evomerge.pipeline.models import live_of, open_space, second_space, told_of
+    from evomerge.pipeline.seeing import words as put_into
     from evomerge.space import HybridConfig, load_space
 
     config = load_space(path)
     if not isinstance(config, HybridConfig):
         with told_of(path):
             sources, space = open_space(config, path.parent)
-        facts = _space_facts(space, sources[live_of(config, sources)].num_layers)
+        live = live_of(config, sources)
+        facts = _space_facts(space, sources[live].num_layers)
         migrated = config.migrated
         if migrated is None:
-            return facts, space.describe()
+            return facts, "\n".join([space.describe(), *put_into(config, live, sources)])
         tasks = [t["name"] for t in migrated.evaluator.get("tasks", ())]
         changes = [*migrated.changes, *migrated.scored]
         facts |= {"tasks": tasks, "changes": changes}
@@ -135,10 +137,12 @@ def _space(path: Path) -> Facts:
         return facts, "\n".join([*lines, *(f"  {change}" for change in changes)])
     with told_of(path):
         sources, first = open_space(config.parameter, path.parent)
-        merge = sources[live_of(config.parameter, sources)]
+        live = live_of(config.parameter, sources)
+        merge = sources[live]
         second = second_space(config, merge, path.parent)
     stages = {name: _space_facts(s, merge.num_layers) for name, s in (("parameter", first), ("dataflow", second))}
     lines = [f"{config.share:.0%} of the budget: {first.describe()}", f"the rest: {second.describe()}"]
+    lines += put_into(config.parameter, live, sources)
     facts = {"space": config.kind, "share": config.share, "models": config.references(), "layers": merge.num_layers}
     names = [name for stage in stages.values() for name in stage["parameters"]]
     return {**facts, "parameters": names, "stages": stages}, "\n".join(lines)

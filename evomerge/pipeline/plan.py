@@ -347,8 +347,7 @@ class Plan:
     @property
     def put_into(self) -> list[str]:
         """What the user should know of text models among vision-language models, a line each."""
-        base = [self.config.base_model] if self.config.base_model else []
-        return words([*base, *(s.model for s in self.config.sources)], self.live, self.sources)
+        return words(self.config, self.live, self.sources)
 
     def uniform(self) -> Recipe | None:
         """The linear average of the sources, without the base; None where layers or shapes differ."""

@@ -50,13 +50,13 @@ def inside(text: str, into: str, config: SpaceConfig | DataflowConfig) -> Recipe
     )  # fmt: skip
 
 
-def words(models: Sequence[str], live: str, sources: Mapping[str, Source]) -> list[str]:
+def words(config: SpaceConfig | DataflowConfig, live: str, sources: Mapping[str, Source]) -> list[str]:
     """What the user should know of text models among vision-language models, a line or none.
 
     Args:
-        models: The base and the sources.
         live: The model that candidates are.
     """
+    models = [*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)]
     if not is_composite(sources[live]):
         return []
     text = [sources[r].name for r in dict.fromkeys(models) if not is_composite(sources[r])]

@@ -175,8 +175,10 @@ def test_refused_before_any_work(here: Any, root: Path, tmp_path: Path) -> None:
 
 def test_it_is_checked_without_being_searched(here: Any, root: Path, tmp_path: Path) -> None:
     for kind in KINDS:
-        found = here("check", space(root, kind, tmp_path), "--json").result
+        file = space(root, kind, tmp_path)
+        found = here("check", file, "--json").result
         assert found["layers"] == 2 and str(root / "seeing") in found["models"]
+        assert "seeing sees: a language model for it is searched for" in here("check", file).stdout
 
 
 TEMPLATE = (
