@@ -214,6 +214,7 @@ def test_status_of_one_that_runs_and_of_one_that_was_cut_off(tmp_path, here):
     assert error.returncode == 2 and 'no study "x"' in error.stderr
 
 
+@pytest.mark.ci
 def test_status_on_a_server(postgresql, here):
     from tests.study.test_loop import search
 

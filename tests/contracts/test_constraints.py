@@ -62,6 +62,7 @@ def worth_of(reached: Callable[[float, float], float], objectives: int = 1) -> C
 SEVERAL = [(n, objectives) for n in quick for objectives in (1, 2) if objectives == 1 or OPTIMIZERS[n].several]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "objectives"), SEVERAL)
 def test_who_misses_a_constraint_counts_by_how_far_whatever_it_reaches(name: str, objectives: int) -> None:
     """Deb's order over all generations: where those that miss one lie among the values changes nothing.

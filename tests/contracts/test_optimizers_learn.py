@@ -83,6 +83,7 @@ def test_survives_generations_that_fail_or_tie_altogether(name: str, space: str)
         assert all(p.problem(params[p.name]) is None for p in SPACES[space])
 
 
+@pytest.mark.ci
 @each
 def test_several_objectives(name: str) -> None:
     """Two that contradict each other in k: an entry that takes them comes near the front, failures or not."""
@@ -114,6 +115,7 @@ def test_several_objectives(name: str) -> None:
         assert name == "random" or reached > front("random", asynchronous)
 
 
+@pytest.mark.ci
 @each
 @pytest.mark.parametrize("objectives", [1, 3])
 def test_objectives_that_all_fail_or_tie(name: str, objectives: int) -> None:

@@ -121,6 +121,7 @@ def test_nan_from_a_metric_is_a_failed_candidate():
         task_score("t", "m", [1.0], 1.0, True, [Item(0, "0")], lambda a: float("nan"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -176,6 +176,7 @@ def generated(model: Any, processor: Any, item: Any, picture: Any) -> str:
     return text
 
 
+@pytest.mark.ci
 def test_a_task_of_lm_eval_with_pictures(seeing: tuple[Any, Any], tmp_path: Path) -> None:
     """Scores are those of plain transformers, picture by picture."""
     evaluator = pictures(tmp_path)

@@ -67,6 +67,7 @@ def test_a_task_without_pictures_beside_one_with(names: Any, seeing: tuple[Any, 
     assert set(results(weighed, seeing)) == {names[0]} and set(results(weighed, seeing, "test")) == set(names)
 
 
+@pytest.mark.ci
 def test_the_item_of_logits_that_are_not_finite_is_found_among_both(folder: Path, tasks: Path) -> None:
     model = live_model(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -89,6 +90,7 @@ def test_examples_are_refused(tasks: Path) -> None:
     assert opened(tasks, num_fewshot=2).sees, "which it says of itself goes first, in lm-eval"
 
 
+@pytest.mark.ci
 def test_a_prompt_is_not_cut_in_its_picture(seeing: tuple[Any, Any], tasks: Path) -> None:
     """25 tokens less 15 for the answer are fewer than a picture has."""
     with pytest.raises(EvaluatorError) as e:
@@ -116,6 +118,7 @@ def test_what_stands_before_the_picture_may_be_cut(seeing: tuple[Any, Any], task
         assert torch.equal(cut[key], whole[key][:, -35:])
 
 
+@pytest.mark.ci
 def test_options_of_lm_evals_models(seeing: tuple[Any, Any], tasks: Path) -> None:
     given = {"image_string": "<image>", "max_images": 1, "interleave": False, "convert_img_format": True}
     evaluator = opened(tasks, model_args=given)

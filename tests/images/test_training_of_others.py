@@ -60,6 +60,7 @@ def test_noise_is_that_of_the_betas_whatever_samples(name: str) -> None:
     assert torch.equal(made.float(), own)
 
 
+@pytest.mark.ci
 def test_a_base_that_samples_by_euler_learns_what_one_by_ddim_does(tmp_path: Path) -> None:
     """What a student learns does not go by how pictures are made afterwards."""
     pictures = shown(tmp_path)

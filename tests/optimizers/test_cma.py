@@ -112,6 +112,7 @@ def test_catcma_finds_the_best_category_with_the_numbers() -> None:
     assert score(last) > 0.98
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["quickstart", "ties_dare_layerwise"])
 def test_presets_are_searched_from_their_start(name: str) -> None:
     """A stand-in landscape on a preset's own parameters: sources 1 and 2 wanted at 0.8, the third at 0."""

@@ -128,6 +128,7 @@ def test_failures_and_several_objectives() -> None:
     assert len(optimizer.ask(8)) == 8
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["evolution", "catcma"])
 def test_finds_paths_that_random_search_does_not(name: str) -> None:
     """The compact preset on a stand-in landscape with the traps of real ones (see `paths.landscape`)."""

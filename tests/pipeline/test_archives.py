@@ -46,6 +46,7 @@ def test_a_grid_is_handed_on_the_same_after_resuming(here, search, tmp_path):
     assert load_recipe(tmp_path / "made" / "recipe.yaml").evomerge.provenance["trial"] == other
 
 
+@pytest.mark.ci
 def test_an_archive_that_shares_the_items(search):
     """With fewer candidates than it holds all are in it, and the items that any solves are given away whole."""
     archive = search("m2n2", 7, "--json").result["archive"]
@@ -54,5 +55,6 @@ def test_an_archive_that_shares_the_items(search):
     assert min(fitness) >= 0 and sum(fitness) == pytest.approx(round(sum(fitness)), abs=0.01) and sum(fitness) <= 80
 
 
+@pytest.mark.ci
 def test_others_have_none(search):
     assert "archive" not in search("cma", 4, "--json").result

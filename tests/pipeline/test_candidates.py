@@ -1,5 +1,7 @@
 """Candidates that fail alone, and scores that are the same every time."""
 
+import pytest
+
 from evomerge.study.store import Store
 
 
@@ -53,6 +55,7 @@ def test_an_evaluator_that_raises_fails_its_candidate_alone(here, tmp_path):
     assert {t.reason for t in failed} == {"ValueError: no luck"}
 
 
+@pytest.mark.ci
 def test_a_function_that_draws_draws_the_same_every_time(here, tmp_path):
     (tmp_path / "score.py").write_text(
         "import random\nimport numpy as np\nimport torch\n"

@@ -355,6 +355,7 @@ def test_every_way_to_fuse_learns(name, here, tmp_path):
         assert not torch.equal(own["model.layers.0.mlp.up_proj.weight"], base["model.layers.0.mlp.up_proj.weight"])
 
 
+@pytest.mark.ci
 def test_it_stops_where_held_out_text_gets_no_better(here, tmp_path):
     """And takes the checkpoint that was best."""
     training = {

@@ -153,6 +153,7 @@ def test_a_group_is_refused_with_the_names_of_its_members(search, here, tmp_path
         assert f"expected one of {', '.join(members)}" in done.result["error"]
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_where_nothing_keeps_the_constraints_the_nearest_is_chosen_and_said_so(search, tmp_path):
     done = search(evaluator={"constraints": [{"of": "kovesh_problems", "at_least": 1.0}]}, budget=6)
@@ -160,6 +161,7 @@ def test_where_nothing_keeps_the_constraints_the_nearest_is_chosen_and_said_so(s
     assert done.result["constraints"][0]["kept"] is False
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_depth_is_an_objective_and_a_constraint_of_paths(search, tmp_path):
     constraints = [{"of": "depth", "at_most": 4}]

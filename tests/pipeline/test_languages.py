@@ -35,6 +35,7 @@ def search(here, tmp_path):
     return run
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_who_answers_in_another_language_is_infeasible_however_good_it_is(search):
     name = f"{TASK}.language"

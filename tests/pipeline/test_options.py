@@ -91,6 +91,7 @@ def test_controls_are_searched_and_reported(here, small_evaluator, tmp_path):
     assert {row["sampler"] for row in listed} == {"thompson", "random"}
 
 
+@pytest.mark.ci
 def test_random_search_as_a_control_of_random_search_is_another_one(here, small_evaluator, tmp_path):
     args = ("search", "linear", "--evaluator", small_evaluator, "--workers", 0, "--sampler", "random", "--controls")
     done = here(*args, "--budget", 3, "--study", "s", "--out", tmp_path, "--json")
@@ -99,6 +100,7 @@ def test_random_search_as_a_control_of_random_search_is_another_one(here, small_
     assert [t[1] for t in sequence(tmp_path)] != [t[1] for t in sequence(tmp_path, "s/random search")]
 
 
+@pytest.mark.ci
 def test_a_recipe_of_ones_own_comes_first(here, small_evaluator, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
@@ -144,6 +146,7 @@ def test_a_search_over_folders_beside_its_space_rebuilds_from_anywhere(here, sma
         assert (tmp_path / again / "model.safetensors").read_bytes() == made
 
 
+@pytest.mark.ci
 def test_sources_called_base_and_uniform_keep_their_own_scores(here, small_evaluator, tmp_path):
     for folder, name in (("base", "maths"), ("uniform", "sorting")):
         shutil.copytree(zoo.path(name), tmp_path / "m" / folder)

@@ -121,6 +121,7 @@ def test_any_candidate_is_exported_as_a_plain_checkpoint_that_mergekit_builds_to
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.ci
 def test_the_papers_slots_are_searched_by_cma(here, asked, tmp_path):
     space = tmp_path / "slots.yaml"
     space.write_text(
@@ -282,6 +283,7 @@ def test_a_study_name_with_a_slash_is_refused(here, asked, tmp_path):
     assert done.returncode == 2 and '--study "a/b"' in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.ci
 def test_other_models_leave_the_presets_base_behind(here, asked, tmp_path):
     """It is only measured beside paths, and says nothing of other models."""
     models = ["--models", "zoo:maths", "zoo:kovesh"]

@@ -45,6 +45,7 @@ def test_list_goes_on_past_what_is_no_study(here, whole, tmp_path):
     assert [row["study"] for row in done.result] == ["s"] and "mlflow.db: is not a study" in done.stderr
 
 
+@pytest.mark.ci
 def test_a_source_that_changed_is_another_study(here, small_evaluator, tmp_path):
     for name in ("base", "maths"):
         shutil.copytree(zoo.path(name), tmp_path / name)
@@ -58,6 +59,7 @@ def test_a_source_that_changed_is_another_study(here, small_evaluator, tmp_path)
     assert done.returncode == 2 and "sources.named.maths is" in done.stderr
 
 
+@pytest.mark.ci
 def test_a_changed_task_is_another_study(here, small_evaluator, tmp_path):
     """The prompts of a task are part of what a score means, though its items and its name stay the same."""
     tasks = tmp_path / "tasks"

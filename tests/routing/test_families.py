@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 KINDS = {**FOLD, **{f"{kind}, scale 1": own for kind, own in REFUSED.items()}}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_live_equals_folded(kind: str, tmp_path: Folder) -> None:
     a, b = (str(made(*KINDS[kind], tmp_path / name, seed)) for seed, name in enumerate("ab"))

@@ -88,6 +88,7 @@ def test_it_learns_and_nothing_else_does(shared: Library, data: Path, tmp_path: 
     }
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_bytes(shared: Library, data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = GateTraining(**{**SHORT.__dict__, "steps": 5, "seed": seed})
@@ -129,6 +130,7 @@ def test_examples_longer_than_the_base_s_positions_are_left_out(data: Path, tmp_
         train_gate(library, ("a",), read_examples(data), tmp_path / "none", options)
 
 
+@pytest.mark.ci
 def test_losses_are_of_tenths_of_the_steps(shared: Library, data: Path, tmp_path: Path) -> None:
     for steps, count in ((15, 10), (4, 4)):
         options = GateTraining(**{**SHORT.__dict__, "steps": steps})

@@ -60,6 +60,7 @@ def test_it_is_the_same_after_resuming_and_with_more_workers(url, sampler):
     assert shown(grown) == shown(straight) != shown(one)
 
 
+@pytest.mark.ci
 def test_the_last_candidates_are_in_it(url):
     """Against NumPy: the best of each cell of all that were scored, those of the cut generation among them."""
     found, trials = archive(url, 23, sampler="map-elites")

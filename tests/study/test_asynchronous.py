@@ -115,6 +115,7 @@ def test_killed_anywhere_nothing_is_lost_or_counted_twice(url, sampler, race):
     assert pool.run == 0 and len(again) == len(trials)
 
 
+@pytest.mark.ci
 def test_a_failed_candidate_is_told_and_costs_what_it_was_scored_on(url):
     trials, _ = search(url, 20, Pool(3, fails=lambda w: "no" if w[0] > 0.6 else None), "s")
     failed = [t for t in trials if t.state is State.FAIL]

@@ -173,6 +173,7 @@ def test_a_study_of_another_version_is_refused(url):
         search(url, 5)
 
 
+@pytest.mark.ci
 def test_the_watcher_hears_of_every_candidate_once(url):
     class Counter(Silent):
         def __init__(self):

@@ -68,6 +68,7 @@ def test_an_ordered_search_that_is_killed_goes_on_to_the_same_sequence(url):
     assert not before & {number for number, _ in pool.came}, "nothing that was recorded runs again"
 
 
+@pytest.mark.ci
 def test_where_time_is_the_budget_few_are_ordered_at_once(url):
     """A whole generation could take far longer than what is left."""
     pool = Watched(1)

@@ -95,6 +95,7 @@ def test_any_number_of_workers_gives_the_same_sequence(url, sampler):
     assert 18 < cost(one) <= 20 + 1e-6
 
 
+@pytest.mark.ci
 def test_the_budget_is_what_was_run(url):
     pool = Pool()
     trials, why = search(url, 25, pool)
@@ -187,6 +188,7 @@ def test_a_larger_budget_after_a_kill_scores_nothing_unpaid(url, after):
     assert more.items + pool.items <= round(cost(trials) * 200) + 200
 
 
+@pytest.mark.ci
 def test_time_ends_a_race_with_a_winner(url, monkeypatch):
     """Every answer takes a second; the first block of the first generation is all that there is time for."""
     slow, _ = a_second_each(Pool, monkeypatch)
@@ -198,6 +200,7 @@ def test_time_ends_a_race_with_a_winner(url, monkeypatch):
     assert sequence(more)[: len(trials)] == sequence(trials) and len(more) > len(trials)
 
 
+@pytest.mark.ci
 def test_the_best_of_a_generation_is_told_as_its_best(url, monkeypatch):
     """Though the others are told by the items that they had, which may be easy ones."""
     told = []

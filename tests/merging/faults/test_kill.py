@@ -133,6 +133,7 @@ def test_killed_in_the_middle(sized: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_killed_between_the_names(sized: Path, tmp_path: Path) -> None:
     """Everything is written, and the folder about to become the target."""
@@ -146,6 +147,7 @@ def test_killed_between_the_names(sized: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out] and whole(out)
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_killed_where_files_have_names(sized: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -189,6 +191,7 @@ def test_killed_at_any_moment(sized: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(how: int, sized: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_built_once_and_loaded_from_then_on(tmp_path: Path) -> None:
     assert [p.stat().st_mtime_ns for p in built(tmp_path / "cache")] == [stamp]
 
 
+@pytest.mark.ci
 def test_without_a_compiler_torch_does_it_and_says_so(tmp_path: Path, bare: Path) -> None:
     found = run(tmp_path / "cache", PATH=str(bare), CXX="")
     usual = run(tmp_path / "usual")
@@ -74,6 +75,7 @@ def test_without_a_compiler_torch_does_it_and_says_so(tmp_path: Path, bare: Path
     assert found.stderr.count("no C++ compiler found") == 1
 
 
+@pytest.mark.ci
 def test_a_compiler_that_fails_is_said_and_remembered(tmp_path: Path, bare: Path) -> None:
     calls = tmp_path / "calls"
     (bare / "c++").write_text(f"#!/bin/sh\necho called >> {calls}\necho 'fatal: no such thing' >&2\nexit 1\n")
@@ -155,6 +157,7 @@ def test_folders_taken_by_somebody_else_are_left_alone(tmp_path: Path) -> None:
     assert sorted(temporary.iterdir()) == taken[1:] and not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.ci
 def test_no_getuid_and_nowhere_to_build_are_no_reason_to_fail(tmp_path: Path) -> None:
     """A system without POSIX owners (Windows); then none of the places can be written to."""
     skip_without_compiler(run(tmp_path / "cache"))
@@ -170,6 +173,7 @@ def test_no_getuid_and_nowhere_to_build_are_no_reason_to_fail(tmp_path: Path) ->
     assert re.search(r"kernels could not be built .* slower: .*file", found.stderr)
 
 
+@pytest.mark.ci
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in its place")
     assert run(tmp_path / "cache").stdout.split()[1] == run(tmp_path / "other").stdout.split()[1]
