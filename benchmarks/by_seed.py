@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def kept(folder: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -18,6 +22,26 @@ def kept(folder: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         file.write_text(json.dumps(measure(), indent=1) + "\n")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def paired(differences: Sequence[NDArray[Any]]) -> tuple[float, float, float]:
+    """What one model is better by over several seeds, on the same items.
+
+    Args:
+        differences: Of each seed, paired by item; shape (items,).
+
+    Returns:
+        Their mean; half of its 95 % interval over items (an item's differences are averaged over the seeds first, for
+        it is the same item); and half of the t interval over seeds, NaN where there is one.
+    """
+    from scipy.stats import norm, t
+
+    seeds, mean = [float(d.mean()) for d in differences], np.mean(differences, axis=0)
+    over_items = norm.ppf(0.975) * mean.std(ddof=1) / math.sqrt(len(mean))
+    over_seeds = math.nan
+    if len(seeds) > 1:
+        over_seeds = t.ppf(0.975, len(seeds) - 1) * np.std(seeds, ddof=1) / math.sqrt(len(seeds))
+    return float(mean.mean()), float(over_items), float(over_seeds)
 
 
 def parser_of(description: str | None, work: str, holds: str) -> argparse.ArgumentParser:

@@ -7,11 +7,11 @@ alone: what a path needs stands in different layers of different models.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from by_seed import paired
 from results_shared import HEAD, rows, scored, searched, train, with_extras
 
 from evomerge.evaluation import load_evaluator
@@ -95,8 +95,6 @@ def _difference(results: Mapping[str, Any], against: str | Sequence[str]) -> tup
         Mean differences by seed, and in words: over all seeds, paired by item (an item's differences are averaged over
         the seeds first, for it is the same item), and as a t interval over the seeds.
     """
-    from scipy.stats import norm, t
-
     names = [against] if isinstance(against, str) else list(against)
     by_seed, by_item = [], []
     for result in results.values():
@@ -105,12 +103,10 @@ def _difference(results: Mapping[str, Any], against: str | Sequence[str]) -> tup
         differences = items["best"] - items[other]
         by_seed.append(float(differences.mean()))
         by_item.append(differences)
-    mean = np.mean(by_item, axis=0)
-    half = norm.ppf(0.975) * mean.std(ddof=1) / math.sqrt(len(mean))
-    words = f"{mean.mean():+.3f} ({mean.mean() - half:+.3f} .. {mean.mean() + half:+.3f})"
+    mean, half, wide = paired(by_item)
+    words = f"{mean:+.3f} ({mean - half:+.3f} .. {mean + half:+.3f})"
     if len(by_seed) > 1:
-        wide = t.ppf(0.975, len(by_seed) - 1) * np.std(by_seed, ddof=1) / math.sqrt(len(by_seed))
-        words += f"; over seeds ({mean.mean() - wide:+.3f} .. {mean.mean() + wide:+.3f})"
+        words += f"; over seeds ({mean - wide:+.3f} .. {mean + wide:+.3f})"
     return by_seed, words
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from by_seed import kept, parser_of, tell
+from by_seed import kept, paired, parser_of, tell
 
 from evomerge.evaluation import load_evaluator, open_evaluator
 from evomerge.merging.build import build
@@ -149,15 +148,6 @@ def held(found: Mapping[str, Any]) -> dict[str, bool]:
     return {**exact, "loads": all(found["loads"].values())}
 
 
-def interval(results: Sequence[Mapping[str, Any]], name: str, task: str) -> tuple[float, float, float]:
-    """The best found minus another model, with its 95 % interval: paired by item, a mean over the seeds first."""
-    from scipy.stats import norm
-
-    mean = np.mean(_differences(results, name, task), axis=0)
-    half = norm.ppf(0.975) * mean.std(ddof=1) / math.sqrt(len(mean))
-    return float(mean.mean()), float(mean.mean() - half), float(mean.mean() + half)
-
-
 def _differences(results: Sequence[Mapping[str, Any]], name: str, task: str) -> list[np.ndarray]:
     def of(result: Mapping[str, Any], model: str) -> np.ndarray:
         return np.array([float(x) for x in result["items"][task][model].split()])
@@ -167,14 +157,10 @@ def _differences(results: Sequence[Mapping[str, Any]], name: str, task: str) -> 
 
 def pooled(results: Mapping[str, Any], name: str, task: str = TASK) -> str:
     """The best found minus another model, in words: paired by item over all seeds, and as a t interval over seeds."""
-    from scipy.stats import t
-
     each = _differences(list(results.values()), name, task)
-    middle, low, high = interval(list(results.values()), name, task)
-    words = f"{middle:+.3f} ({low:+.3f} .. {high:+.3f})"
+    middle, half, wide = paired(each)
+    words = f"{middle:+.3f} ({middle - half:+.3f} .. {middle + half:+.3f})"
     if len(each) > 2:  # of two there is no interval worth the name
-        seeds = np.array([e.mean() for e in each])
-        wide = t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / math.sqrt(len(seeds))
         words += f", over seeds ({middle - wide:+.3f} .. {middle + wide:+.3f})"
     return words
 

@@ -119,12 +119,11 @@ def difference(a: Score, b: Score) -> Difference:
         items += len(d)
     if not total:
         raise EvoMergeError("the scores cannot be paired: no task counts")
-    if not exact or any(len(d) < 2 for _, d in pairs):
+    hits = len(pairs) == 1 and binary
+    if not exact or any(len(d) < (2 if hits else FEWEST) for _, d in pairs):
         return Difference(mean / total, None, None, items)
-    if len(pairs) == 1 and binary:
+    if hits:
         return _mcnemar(pairs[0][1])
-    if any(len(d) < FEWEST for _, d in pairs):
-        return Difference(mean / total, None, None, items)
     return _paired_bootstrap(mean / total, _strata(pairs), items)
 
 
@@ -201,19 +200,17 @@ def tango(gained: int, lost: int, items: int) -> tuple[float, float]:
 def _paired_bootstrap(mean: float, strata: Strata, items: int) -> Difference:
     from scipy.stats import norm, t
 
-    _, _, drawn = _bootstrap(strata, "percentile")
     # Plain percentiles of five items reject what is true in one case of six. The least task says how few there are.
     n = min(len(x) for _, x in strata)
     wider = math.sqrt(n / (n - 1))
-    tail = norm.cdf(wider * t.ppf(LEVEL / 2, n - 1))
-    low, high = (float(x) for x in np.quantile(drawn, [tail, 1 - tail]))
+    low, high, drawn = _bootstrap(strata, "percentile", 1 - 2 * float(norm.cdf(wider * t.ppf(LEVEL / 2, n - 1))))
     # With one added on both counts: the sample as it is belongs to them (Davison and Hinkley 1997, eq. 4.11).
     less, more = (drawn <= 0).sum() + 1, (drawn >= 0).sum() + 1
     share = min(0.5, int(min(less, more)) / (len(drawn) + 1))
     return Difference(mean, low, high, items, float(2 * t.cdf(norm.ppf(share) / wider, n - 1)), BOOTSTRAP)
 
 
-def _bootstrap(strata: Strata, method: str) -> tuple[float, float, Numbers]:
+def _bootstrap(strata: Strata, method: str, confidence: float = CONFIDENCE) -> tuple[float, float, Numbers]:
     """SciPy's bootstrap of a weighted mean, items drawn within each task: low, high, and the mean of each resample."""
     from scipy.stats import bootstrap
 
@@ -226,7 +223,7 @@ def _bootstrap(strata: Strata, method: str) -> tuple[float, float, Numbers]:
         return np.asarray(np.sum(means, axis=0))
 
     found = bootstrap(
-        [x for _, x in strata], statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method,
+        [x for _, x in strata], statistic, n_resamples=RESAMPLES, confidence_level=confidence, method=method,
         vectorized=True, batch=max(1, _BATCH // max(len(x) for _, x in strata)),
         random_state=np.random.default_rng(SEED),
     )  # fmt: skip

@@ -139,16 +139,10 @@ def _step(step: PlannedStep) -> dict[str, Any]:
 
 def _idle_filters(plan: Plan) -> list[str]:
     """Filters that are in no tensor's name, as a misspelt one is: what they were to apply to has other values."""
+    from evomerge.recipe import filters
+
     names = {t.name for t in plan.tensors} | {i.tensor for t in plan.tensors for i in t.inputs}
-
-    def asked(data: Any) -> Iterator[str]:
-        for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-            yield from asked(value)
-        if isinstance(data, dict) and isinstance(data.get("filter"), str):
-            yield data["filter"]
-
-    filters = dict.fromkeys(asked(plan.recipe.model_dump(mode="json")))
-    return [f for f in filters if f != "*" and not any(f in name for name in names)]
+    return [f for f in filters(plan.recipe) if not any(f in name for name in names)]
 
 
 def _tokenizer(plan: Plan) -> dict[str, Any]:

@@ -26,6 +26,9 @@ KEPT_BYTES = 1 << 28
 # What a change of how pictures are read is told by, in `Evaluator.versions`.
 READING = "upright"
 
+# What Pillow raises of damaged files.
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, struct.error)
+
 
 def check_pillow(where: str) -> None:
     """Refuse to go on where pictures cannot be read.
@@ -197,8 +200,7 @@ def _opened(path: Path, at: str, then: Callable[[Any], Any]) -> Any:
             f"{at}: has more points than Pillow reads ({Image.MAX_IMAGE_PIXELS:,}); expected a smaller picture, as no "
             "model sees that many"
         ) from None
-    except (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, struct.error) as e:
-        # What Pillow raises of damaged files.
+    except DAMAGED as e:
         raise EvaluatorError(f"{at}: is a picture that cannot be decoded: {first_line(e)}") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.evaluation.pictures import DAMAGED
 from evomerge.images.conditions import Kind, Prompt
 from evomerge.images.config import ImageFusionError, PictureConfig
 from evomerge.sources import file_hash, read_text
@@ -56,7 +57,7 @@ class Pictures:
         try:
             with Image.open(self.files[index]) as image:
                 plain = image.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        except (*DAMAGED, Image.DecompressionBombError) as e:
             raise ImageFusionError(f"{self.files[index]}: cannot be read as a picture ({e})") from None
         height, width = self.size
         if plain.size != (width, height):

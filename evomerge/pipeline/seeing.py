@@ -12,6 +12,7 @@ from evomerge.merging.small_files import PROCESSORS
 from evomerge.recipe import Extras, InputModel, Recipe
 from evomerge.sources import Source
 from evomerge.space import DataflowConfig, SpaceConfig
+from evomerge.space.source import named_models
 
 C = TypeVar("C", bound=SpaceConfig | DataflowConfig)
 
@@ -56,10 +57,9 @@ def words(config: SpaceConfig | DataflowConfig, live: str, sources: Mapping[str,
     Args:
         live: The model that candidates are.
     """
-    models = [*([config.base_model] if config.base_model else []), *(s.model for s in config.sources)]
     if not is_composite(sources[live]):
         return []
-    text = [sources[r].name for r in dict.fromkeys(models) if not is_composite(sources[r])]
+    text = [sources[r].name for r in named_models(config.base_model, config.sources) if not is_composite(sources[r])]
     if not text:
         return []
     return [

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.publishing.front import UNTOLD
+from evomerge.publishing.front import TASKS, UNTOLD
 from evomerge.publishing.lineage import published_reference
 from evomerge.recipe import Chain, Recipe
 from evomerge.recipe import Path as RecipePath
@@ -67,9 +67,9 @@ def library_of(recipe: Recipe | Chain) -> str:
     return "transformers"
 
 
-def task_of(recipe: Recipe | Chain) -> str | None:
-    """What a merge is for, by the Hub's name, where that is not what its library's models mostly do: one into which a
-    vision-language model went sees, and one of pipelines that read no text is not told what to draw."""
+def task_of(recipe: Recipe | Chain) -> str:
+    """What a merge is for, by the Hub's name: what its library's models mostly do; but one into which a vision-language
+    model went sees, and one of pipelines that read no text is not told what to draw."""
     for reference in recipe.references():
         folder = local_folder(reference, None)
         if folder is not None and (folder / "config.json").is_file():
@@ -77,8 +77,8 @@ def task_of(recipe: Recipe | Chain) -> str | None:
             if "vision_config" in config and "text_config" in config:
                 return SEEING
         if folder is not None and (folder / PIPELINE).is_file():
-            return None if "text_encoder" in read_object(folder, PIPELINE) else UNTOLD
-    return None
+            return TASKS["diffusers"] if "text_encoder" in read_object(folder, PIPELINE) else UNTOLD
+    return TASKS[library_of(recipe)]
 
 
 def public(recipe: Recipe | Chain) -> Recipe | Chain:

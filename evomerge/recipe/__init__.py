@@ -5,7 +5,7 @@ mergekit lacks sits under one extra key, `evomerge:`. Nothing here loads torch.
 """
 
 from evomerge.recipe.chain import Chain, Step
-from evomerge.recipe.consistency import ignored, merged_models, stack_ends, tokenizer_model
+from evomerge.recipe.consistency import filters, ignored, merged_models, stack_ends, tokenizer_model
 from evomerge.recipe.path import Hop, Path
 from evomerge.recipe.read import load_chain, load_recipe, parse_chain, parse_recipe
 from evomerge.recipe.reference import BASE, UNION, ModelReference
@@ -35,6 +35,7 @@ __all__ = [
     "TokenEmbedding",
     "TokenizerSettings",
     "ZeroToken",
+    "filters",
     "ignored",
     "load_chain",
     "load_recipe",

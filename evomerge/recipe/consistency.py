@@ -71,6 +71,13 @@ def unlike_mergekit(recipe: Any) -> Iterator[str]:
                     return
 
 
+def filters(recipe: Any) -> list[str]:
+    """Parts of tensors' names that values are given for, in order of first mention; not "*", which fits every name."""
+    settings = [s for _, holder in _holders(recipe) for s in _mapping(_get(holder, "parameters")).values()]
+    entries = [e for s in settings for e in (s if isinstance(s, list) else [s])]
+    return list(dict.fromkeys(f for e in entries if (f := _get(e, "filter")) not in (None, "*")))
+
+
 def merged_models(recipe: Any) -> list[str]:
     """The models that are merged, in order of first mention, the base last (as mergekit adds it)."""
     holders = [holder for _, holder in _holders(recipe)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evomerge import __version__
 from evomerge.comparison import BOOTSTRAP, MCNEMAR
-from evomerge.publishing.front import TASKS, front_matter, result
+from evomerge.publishing.front import front_matter, result
 from evomerge.publishing.lineage import Lineage, lineage
 from evomerge.publishing.sections import library_of, made, rebuild_section, table_line, task_of
 from evomerge.recipe import Chain, Recipe
@@ -80,7 +80,7 @@ Intervals are 95 %; the difference is this model minus the other, paired by item
 
 def held_out_results(test: Score, recipe: Recipe | Chain) -> list[EvalResult]:
     """Results on the test items of what a recipe makes, as `model-index` has them."""
-    kind = task_of(recipe) or TASKS[library_of(recipe)]
+    kind = task_of(recipe)
     return [result(t.task, t.metric, t.shown, f"{t.task} (held-out items)", "test", kind=kind) for t in test.tasks]
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +55,23 @@ def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
 def result(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     return found
+
+
+def started(file: Path, out: Path, workers: int = 0) -> subprocess.Popen[bytes]:
+    """The command, running."""
+    command = [sys.executable, "-m", "evomerge", "fuse", str(file), str(out), "--workers", str(workers)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def killed(file: Path, out: Path, when: Callable[[], bool], patience: float = 120, workers: int = 0) -> None:
+    """Start the command and kill it as soon as `when()` holds."""
+    process = started(file, out, workers)
+    deadline = time.monotonic() + patience
+    try:
+        while not when():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

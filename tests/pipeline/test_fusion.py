@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import zoo
 from evomerge.fusion.files import MANIFEST
-from tests.pipeline.fusions import digests, fusion_file, result
+from tests.pipeline.fusions import digests, fusion_file, killed, result, started
 
 pytestmark = [pytest.mark.xdist_group("fusion"), pytest.mark.usefixtures("one_thread")]
 
@@ -170,25 +167,6 @@ def test_a_damaged_vocabulary_map_is_found_and_made_again(joint, here, tmp_path,
         k: v for k, v in before.items() if k != "result.json"
     }
     assert "alignment and fusion" not in words and "training fused" not in words
-
-
-def started(file, out, workers=0):
-    command = [sys.executable, "-m", "evomerge", "fuse", str(file), str(out), "--workers", str(workers)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def killed(file, out, when, patience=120, workers=0):
-    """Start the command and kill it as soon as `when()` holds."""
-    process = started(file, out, workers)
-    deadline = time.monotonic() + patience
-    try:
-        while not when():
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.slow

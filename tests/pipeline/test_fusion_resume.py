@@ -12,8 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from evomerge import zoo
-from tests.pipeline.fusions import digests, fusion_file, result
-from tests.pipeline.test_fusion import killed
+from tests.pipeline.fusions import digests, fusion_file, killed, result
 
 pytestmark = [pytest.mark.xdist_group("fusion resume"), pytest.mark.usefixtures("one_thread")]
 

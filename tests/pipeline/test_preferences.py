@@ -8,8 +8,7 @@ import shutil
 import pytest
 import torch
 
-from tests.pipeline.fusions import digests, fusion_file
-from tests.pipeline.test_fusion import killed
+from tests.pipeline.fusions import digests, fusion_file, killed
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.xdist_group("preferences")

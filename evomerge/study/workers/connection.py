@@ -128,10 +128,9 @@ def _connect(ray: Any, cluster: Cluster, address: str | None) -> None:
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         except Exception as e:  # Ray raises Exception itself where the machine is too busy
-            words = " ".join(str(e).split())[:400] or type(e).__name__
             raise EvoMergeError(
-                f"Ray did not start on this machine ({words}); where it is busy give the same command again, or do"
-                " without Ray: --workers 0"
+                f"Ray did not start on this machine ({_one_line(e)[:400]}); where it is busy give the same command "
+                "again, or do without Ray: --workers 0"
             ) from e
         return
     try:
@@ -226,9 +225,13 @@ _TOKEN = (
 )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _reason(error: Exception) -> str:
     """Why Ray does not take us, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _one_line(error)
     if "mismatch" in text.lower() or "versions differ" in text or "incompatible" in text:
         return f"the cluster runs another version of Ray or Python than this process; install the same: {text[:400]}"
     if "Starting Ray client server failed" in text:
