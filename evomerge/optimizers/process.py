@@ -1,129 +1,110 @@
-"""A Gaussian process on the unit cube, by GPyTorch, and functions drawn from it (Wilson et al. 2020)."""
+"""A Gaussian process on the unit cube, and functions drawn from it with their maxima (Wilson et al. 2020)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import gpytorch  # type: ignore[import-untyped]
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
-Numbers = npt.NDArray[np.float64]
+from evomerge.optimizers.hyperparameters import (
+    Hyperparameters,
+    Numbers,
+    distances,
+    matern,
+    matern_slopes,
+    one_thread,
+    standardised,
+)
 
 # Random Fourier features of a function drawn from the prior.
-FEATURES = 1024
+FEATURES = 512
 # A function's maximum is looked for at the best scores, around the very best of them and anywhere, and climbed to from
 # the highest of these places.
 TOP, VERY_BEST, AROUND, ANYWHERE, CLIMBED = 32, 4, 64, 64, 2
 SPREAD = 0.1  # of those around, as a share of every range
-STEPS = 50
-# Of standardised values: what no score is nearer to the truth than.
-LEAST_ERROR = 0.1
-GREATEST_ERROR = 100.0  # as good as not known
-SHORTEST = 0.025  # length scale
+# Steps of Adam: how many, the first and the last as shares of every range, and how long it remembers.
+STEPS, FIRST_STEP, LAST_STEP, BETAS = 20, 0.1, 0.001, (0.7, 0.9)
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What a process is fitted by.
+class Functions:
+    """Functions drawn from a process, or its mean, of standardised values less the constant mean of the prior.
 
-    Attributes:
-        lengths: Length scale of each parameter, in shares of its range.
-        mean: Of the standardised values.
-        error: Standard deviation of what remains beside the scores' own errors, of standardised values.
-    """
-
-    lengths: Numbers
-    mean: float
-    error: float
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the process's threads: the last bits of a proposal must not depend on them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class _Model(gpytorch.models.ExactGP):  # type: ignore[misc]
-    """Constant mean, and a Matérn 5/2 kernel of variance 1 with a length scale for each parameter.
-
-    Length scales have the prior of Hvarfner et al. (2024), which grows with the square root of the parameters' number:
-    without it a process of many parameters takes every point for far from every other.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, likelihood: Any) -> None:
-        super().__init__(x, y, likelihood)
-        size = x.shape[1]
-        prior = gpytorch.priors.LogNormalPrior(math.sqrt(2) + 0.5 * math.log(size), math.sqrt(3))
-        self.mean_module = gpytorch.means.ConstantMean()
-        least = gpytorch.constraints.GreaterThan(SHORTEST)
-        self.covar_module = gpytorch.kernels.MaternKernel(
-            nu=2.5, ard_num_dims=size, lengthscale_prior=prior, lengthscale_constraint=least
-        )
-        self.covar_module.lengthscale = prior.mode
-
-    def forward(self, x: Tensor) -> Any:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
-
-
-def _standardised(values: Numbers, errors: Numbers) -> tuple[Tensor, Tensor]:
-    """Values and variances of their errors, in units of the values' own standard deviation."""
-    deviation = float(values.std()) or 1.0
-    y = torch.as_tensor((values - values.mean()) / deviation)
-    return y, torch.as_tensor(errors / deviation).nan_to_num(GREATEST_ERROR).clamp(LEAST_ERROR, GREATEST_ERROR) ** 2
-
-
-@one_thread()
-def fit(points: Numbers, values: Numbers, errors: Numbers) -> Hyperparameters:
-    """The most likely hyperparameters (maximum a posteriori).
+    A function is drawn as one of the prior, by random Fourier features, to which is added what moves it to the scores
+    (Matheron's rule, Wilson et al. 2020, eq. 10): the mean is what has nothing of the prior.
 
     Args:
-        points: In the unit cube, shape (scores, parameters).
-        values: Shape (scores,).
-        errors: Standard error of each.
+        scaled: Points of the scores divided by the length scales, shape (scores, parameters).
+        residuals: Standardised scores less that mean, shape (scores,).
+        noise: Variance of each score's error.
+        factor: Cholesky's of the scores' covariances.
+        lengths: Length scales, shape (parameters,).
+        means: Of each function, whether it is the mean.
     """
-    x = torch.as_tensor(points, dtype=torch.float64)
-    y, noise = _standardised(values, errors)
-    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise, learn_additional_noise=True).double()
-    model = _Model(x, y, likelihood).double()
-    likelihood.second_noise = 0.01
-    likelihood.second_noise_covar.register_prior(
-        "noise_prior", gpytorch.priors.LogNormalPrior(-4.0, 1.0), lambda m: m.noise
-    )
-    objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-    model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def loss(flat: Numbers) -> tuple[float, Numbers]:
-        torch.nn.utils.vector_to_parameters(torch.as_tensor(flat), parameters)
-        for p in parameters:
-            p.grad = None
-        value = -objective(model(x), y)
-        value.backward()
-        grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-        return float(value.detach()), grad.numpy().astype(np.float64)
+    def __init__(
+        self, scaled: Tensor, residuals: Tensor, noise: Tensor, factor: Tensor, lengths: Tensor, means: Sequence[bool],
+        random: np.random.Generator,
+    ) -> None:  # fmt: skip
+        kind = scaled.dtype
 
-    start = torch.nn.utils.parameters_to_vector(parameters).detach().numpy().copy()
-    with gpytorch.settings.max_cholesky_size(100_000):
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    torch.nn.utils.vector_to_parameters(torch.as_tensor(found.x), parameters)
-    with torch.no_grad():
-        return Hyperparameters(
-            model.covar_module.lengthscale[0].numpy().copy(), float(model.mean_module.constant),
-            math.sqrt(float(likelihood.second_noise)),
-        )  # fmt: skip
+        def normal(*shape: int) -> Tensor:
+            return torch.as_tensor(random.standard_normal(shape, dtype=np.float32)).to(kind)
+
+        self._scaled, self._lengths = scaled, lengths
+        drawn = 1.0 - torch.as_tensor(means, dtype=kind)[:, None]
+        # The kernel's spectrum is Student's t with 5 degrees of freedom.
+        heavy = torch.as_tensor(np.sqrt(5 / random.chisquare(5, (FEATURES, 1)))).to(kind)
+        self._frequencies = normal(FEATURES, scaled.shape[1]) * heavy
+        self._phases = torch.as_tensor(random.uniform(0, 2 * math.pi, FEATURES)).to(kind)
+        self._weights = normal(len(means), FEATURES) * drawn * math.sqrt(2 / FEATURES)
+        errors = normal(len(means), len(residuals)) * drawn * noise.sqrt()
+        left = residuals - self._weights @ torch.cos(self._turned(scaled)).T - errors
+        self._updates = torch.cholesky_solve(left.T, factor).T.contiguous()
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Values of all functions at the same points of shape (points, parameters): shape (functions, points)."""
+        x = points / self._lengths
+        return self._weights @ torch.cos(self._turned(x)).T + self._updates @ matern(distances(x, self._scaled)).T
+
+    def each(self, points: Tensor) -> Tensor:
+        """Values of each function at points of its own, shape (functions, points, parameters): (functions, points)."""
+        n, many, size = points.shape
+        x = (points / self._lengths).reshape(-1, size)
+        prior = torch.cos(self._turned(x)).reshape(n, many, -1) @ self._weights[:, :, None]
+        moved = matern(distances(x, self._scaled)).reshape(n, many, -1) @ self._updates[:, :, None]
+        return (prior + moved)[:, :, 0]
+
+    def gradients(self, points: Tensor) -> Tensor:
+        """The same of gradients, of the points' own shape."""
+        n, many, size = points.shape
+        x = (points / self._lengths).reshape(-1, size)
+        sines = torch.sin(self._turned(x)).reshape(n, many, -1).mul_(self._weights[:, None])
+        pulls = matern_slopes(distances(x, self._scaled)).reshape(n, many, -1).mul_(2 * self._updates[:, None])
+        pulls = pulls.reshape(len(x), -1)
+        slopes = x * pulls.sum(1, keepdim=True) - pulls @ self._scaled - sines.reshape(len(x), -1) @ self._frequencies
+        return (slopes / self._lengths).reshape(points.shape)
+
+    def climbed(self, starts: Tensor) -> Tensor:
+        """Where functions are higher than at starts of shape (functions, starts, parameters), in the unit cube.
+
+        By Adam (Kingma and Ba 2015), for each function by itself, and not to the very top: with more steps, or by
+        L-BFGS-B, functions come higher, and searches to nothing better.
+        """
+        places = starts.clone()
+        adam = torch.optim.Adam([places], betas=BETAS, maximize=True, fused=True)
+        for step in np.geomspace(FIRST_STEP, LAST_STEP, STEPS):
+            adam.param_groups[0]["lr"] = float(step)
+            places.grad = self.gradients(places)
+            adam.step()
+            places.clamp_(0, 1)
+        return places
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """What features are cosines of, shape (points, features)."""
+        return torch.addmm(self._phases, x, self._frequencies.T)
 
 
 class Process:
@@ -133,92 +114,39 @@ class Process:
         points: In the unit cube, shape (scores, parameters).
         values: Shape (scores,).
         errors: Standard error of each.
+        kind: Of the numbers that it reckons with: single precision, against errors of a tenth and more.
     """
 
     @one_thread()
-    def __init__(self, points: Numbers, values: Numbers, errors: Numbers, hyperparameters: Hyperparameters) -> None:
-        self._lengths = torch.as_tensor(hyperparameters.lengths)
-        self._x = torch.as_tensor(points, dtype=torch.float64) / self._lengths
-        y, noise = _standardised(values, errors)
-        self._y = y - hyperparameters.mean
-        self._noise = noise + hyperparameters.error**2
-        kernel = self._kernel(self._x)
+    def __init__(
+        self, points: Numbers, values: Numbers, errors: Numbers, hyperparameters: Hyperparameters,
+        kind: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self._points = torch.as_tensor(points).to(kind)
+        self._lengths = torch.as_tensor(hyperparameters.lengths).to(kind)
+        self._scaled = self._points / self._lengths
+        y, noise = standardised(values, errors)
+        self._residuals = (y - hyperparameters.mean).to(kind)
+        self._noise = (noise + hyperparameters.error**2).to(kind)
+        kernel = matern(distances(self._scaled, self._scaled))
         self._factor = torch.linalg.cholesky(kernel + torch.diag(self._noise))
         # The mean at the scores' own places, from the best of which maxima are looked for.
-        self._expected = kernel @ torch.cholesky_solve(self._y[:, None], self._factor)[:, 0]
+        self._expected = kernel @ torch.cholesky_solve(self._residuals[:, None], self._factor)[:, 0]
 
-    def functions(self, means: Sequence[bool], random: np.random.Generator) -> Callable[[Tensor], Tensor]:
-        """Functions drawn from the process, or its mean, of standardised values.
-
-        A function is drawn as one of the prior, by random Fourier features, to which is added what moves it to the
-        scores (Matheron's rule, Wilson et al. 2020, eq. 10): the mean is what has nothing of the prior.
-
-        Args:
-            means: Of each function, whether it is the mean.
-
-        Returns:
-            Of points of shape (points, parameters), or (n, points, parameters) with other points for each, values of
-            shape (n, points).
-        """
-
-        def normal(*shape: int) -> Tensor:
-            return torch.as_tensor(random.standard_normal(shape))
-
-        n = len(means)
-        drawn = 1.0 - torch.as_tensor(means, dtype=torch.float64)[:, None]
-        # The kernel's spectrum is Student's t with 5 degrees of freedom.
-        heavy = torch.as_tensor(np.sqrt(5 / random.chisquare(5, (FEATURES, 1))))
-        frequencies = normal(FEATURES, self._x.shape[1]) * heavy
-        phases = torch.as_tensor(random.uniform(0, 2 * math.pi, FEATURES))
-        weights = normal(n, FEATURES) * drawn * math.sqrt(2 / FEATURES)
-        errors = normal(n, len(self._y)) * drawn * self._noise.sqrt()
-
-        def prior(x: Tensor) -> Tensor:
-            return torch.cos(x @ frequencies.T + phases)
-
-        residuals = self._y - weights @ prior(self._x).T - errors
-        updates = torch.cholesky_solve(residuals.T, self._factor).T
-
-        def values(points: Tensor) -> Tensor:
-            x = points / self._lengths
-            if x.dim() == 2:
-                return weights @ prior(x).T + updates @ self._kernel(x).T
-            return torch.einsum("fm,fpm->fp", weights, prior(x)) + torch.einsum("fn,fpn->fp", updates, self._kernel(x))
-
-        return values
+    def functions(self, means: Sequence[bool], random: np.random.Generator) -> Functions:
+        """Functions drawn from the process, or its mean where that is asked for."""
+        return Functions(self._scaled, self._residuals, self._noise, self._factor, self._lengths, means, random)
 
     @one_thread()
     def maxima(self, means: Sequence[bool], random: np.random.Generator) -> Numbers:
         """Where functions drawn from the process, or its mean, have their maxima, shape (functions, parameters)."""
-        n, functions = len(means), self.functions(means, random)
-        best = (self._x * self._lengths)[self._expected.topk(min(TOP, len(self._expected))).indices]
+        functions = self.functions(means, random)
+        best = self._points[self._expected.topk(min(TOP, len(self._expected))).indices]
         size = best.shape[1]
         middles = best[torch.as_tensor(random.integers(min(VERY_BEST, len(best)), size=AROUND))]
-        near = middles + SPREAD * torch.as_tensor(random.standard_normal((AROUND, size)))
-        pool = torch.cat([best, near.clamp(0, 1), torch.as_tensor(random.uniform(size=(ANYWHERE, size)))])
-        with torch.no_grad():
-            starts = pool[functions(pool).topk(CLIMBED, dim=1).indices]
-
-        def loss(flat: Numbers) -> tuple[float, Numbers]:
-            x = torch.as_tensor(flat.reshape(starts.shape)).requires_grad_(True)
-            value = -functions(x).sum()
-            (grad,) = torch.autograd.grad(value, x)
-            return float(value.detach()), grad.numpy().reshape(-1)
-
-        # All at once: the sum has its minimum where each has its own.
-        bounds = [(0.0, 1.0)] * starts.numel()
-        found = minimize(
-            loss, starts.numpy().reshape(-1), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS}
-        )
-        climbed = torch.as_tensor(found.x.reshape(starts.shape))
-        with torch.no_grad():
-            highest = functions(climbed).argmax(dim=1)
-        chosen: Numbers = climbed[torch.arange(n), highest].numpy()
+        near = middles + SPREAD * torch.as_tensor(random.standard_normal((AROUND, size))).to(best)
+        pool = torch.cat([best, near.clamp(0, 1), torch.as_tensor(random.uniform(size=(ANYWHERE, size))).to(best)])
+        climbed = functions.climbed(pool[functions(pool).topk(CLIMBED, dim=1).indices])
+        highest = functions.each(climbed).argmax(dim=1)
+        chosen: Numbers = climbed[torch.arange(len(means)), highest].double().numpy()
         return chosen
-
-    def _kernel(self, x: Tensor) -> Tensor:
-        """Covariances of scaled points with those of the scores."""
-        squares = (x**2).sum(-1, keepdim=True) + (self._x**2).sum(-1) - 2 * x @ self._x.T
-        # Above 0, where the root has no derivative.
-        apart = (5 * squares.clamp_min(1e-15)).sqrt()
-        return (1 + apart + apart**2 / 3) * torch.exp(-apart)

@@ -7,8 +7,10 @@ one update; a Gaussian process weighs every score by its standard error and lear
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +23,8 @@ from evomerge.score import Value
 from evomerge.space.parameters import Categorical, Float, Integer, Parameter
 
 if TYPE_CHECKING:
-    from evomerge.optimizers.process import Hyperparameters, Process
+    from evomerge.optimizers.hyperparameters import Hyperparameters
+    from evomerge.optimizers.process import Process
 
 Numbers = npt.NDArray[np.float64]
 
@@ -29,12 +32,12 @@ GENERATION = 8
 # Candidates around the start, before there is anything to fit a process to.
 FIRST = 16
 # A process is fitted again when there are so many times as many scores; in between it only hears of them.
-AGAIN = 1.15
+AGAIN = 1.25
 # Without generations this part of one is drawn together, as 64 cost little more than one, and the other workers'
 # candidates know nothing of each other either.
 AHEAD = 4
-# Scores that it is fitted to, the latest: it takes the cube of their number.
-LATEST = 1000
+# Scores that it knows, for it takes the cube of their number: the latest, and of the others the surest.
+KNOWN, LATEST = 256, 64
 FLOOR = 5.0
 
 
@@ -105,6 +108,10 @@ class Thompson:
         self._flight: Generation[Numbers] = Generation(parameters, self.generation, asynchronous=asynchronous)
         self._points: list[Numbers] = []
         self._worths: list[Worth] = []
+        # The best of so many that have all items, if there is one.
+        self._best: list[int | None] = []
+        # Standard errors, the least first, of equal ones the latest; and whose each is, negative.
+        self._surest: list[tuple[float, int]] = []
         # How often candidates were drawn, and how many: the first ones, and those by the process.
         self._draws = self._first = self._modelled = 0
         # Without generations: drawn together, and given out one by one.
@@ -154,9 +161,14 @@ class Thompson:
         behaviours: Sequence[Behaviour | None] | None = None,
     ) -> None:
         """See `Optimizer.tell`."""
-        points, worths = self._flight.tell(params, scores)
-        self._points += points
-        self._worths += worths
+        for point, worth in zip(*self._flight.tell(params, scores), strict=True):
+            best = self._best[-1] if self._best else None
+            if worth.error is None and not worth.failed and (best is None or worth.key > self._worths[best].key):
+                best = len(self._worths)
+            insort(self._surest, (math.inf if worth.failed else worth.error or 0.0, -len(self._worths)))
+            self._points.append(point)
+            self._worths.append(worth)
+            self._best.append(best)
 
     def _first_ones(self, n: int) -> list[dict[str, Value]]:
         """Candidates around the start: a function of the seed and of how many were drawn before."""
@@ -198,7 +210,8 @@ class Thompson:
     def _model(self, told: int) -> Process:
         """The process of the first scores, with hyperparameters of when there were as many as the last step of a
         ladder."""
-        from evomerge.optimizers.process import Process, fit
+        from evomerge.optimizers.hyperparameters import fit
+        from evomerge.optimizers.process import Process
 
         step = FIRST
         while (higher := math.ceil(step * AGAIN)) <= told:
@@ -208,15 +221,13 @@ class Thompson:
         return Process(*self._table(told), self._fitted[1])
 
     def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
-        """Points, values and standard errors of the latest of the first n, and of the best that has all items.
+        """Points, values and standard errors of those of the first n that it knows, the best with all items among them.
 
         Of equal candidates one counts, that with the least error: their scores rest on the same items, so that
         together they say no more.
         """
-        exact = [i for i in range(n) if self._worths[i].error is None and not self._worths[i].failed]
-        best = max(exact, key=lambda i: self._worths[i].key, default=n - 1)
         known: dict[bytes, int] = {}
-        for i in sorted({*range(max(0, n - LATEST), n), best}):
+        for i in self._chosen(n):
             place = self._points[i].tobytes()
             if place not in known or _surer(self._worths[i], self._worths[known[place]]):
                 known[place] = i
@@ -224,6 +235,12 @@ class Thompson:
         worths = [self._worths[i] for i in rows]
         errors = np.array([w.error or 0.0 for w in worths])
         return np.array([self._points[i] for i in rows]), values(worths), errors
+
+    def _chosen(self, n: int) -> list[int]:
+        """Which of the first n it knows."""
+        cut, best = max(0, n - LATEST), self._best[n - 1]
+        surest = islice((-i for _, i in self._surest if -i < cut), KNOWN - LATEST)
+        return sorted({*range(cut, n), *surest, *(() if best is None else (best,))})
 
     def _units(self, params: Mapping[str, Value]) -> Numbers:
         return np.array([to_unit(p, float(params[p.name])) for p in self._numbers])

@@ -8,12 +8,15 @@ import gpytorch
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import check_grad
+from threadpoolctl import threadpool_info
 
 from evomerge.evaluation.draw import Draw
-from evomerge.optimizers import make_optimizer, process
-from evomerge.optimizers.process import Hyperparameters, Process, fit, one_thread
+from evomerge.optimizers import hyperparameters, make_optimizer
+from evomerge.optimizers.hyperparameters import Hyperparameters, Likelihood, fit, one_thread, standardised
+from evomerge.optimizers.process import Process
 from evomerge.optimizers.protocol import Worth
-from evomerge.optimizers.thompson import FIRST, FLOOR, values
+from evomerge.optimizers.thompson import FIRST, FLOOR, KNOWN, LATEST, values
 from evomerge.score import RACE, Score, State, TaskScore, Trial
 from evomerge.space import Float
 from evomerge.study.estimator.told import standard_errors
@@ -34,35 +37,117 @@ def scores(seed, count=40):
     return points, np.sin(4 * points).sum(axis=1) + errors * random.standard_normal(count), errors
 
 
+class Exact(gpytorch.models.ExactGP):
+    """GPyTorch's process, which ours is held against."""
+
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood)
+        self.mean_module = gpytorch.means.ConstantMean()
+        size = x.shape[1]
+        prior = gpytorch.priors.LogNormalPrior(math.sqrt(2) + 0.5 * math.log(size), math.sqrt(3))
+        self.covar_module = gpytorch.kernels.MaternKernel(nu=2.5, ard_num_dims=size, lengthscale_prior=prior)
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def exact(points, found, errors, hyper):
+    """GPyTorch's process of these scores with these hyperparameters, and its likelihood."""
+    y, noise = standardised(found, errors)
+    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise, learn_additional_noise=True).double()
+    model = Exact(torch.as_tensor(points), y, likelihood).double()
+    prior = gpytorch.priors.LogNormalPrior(-4.0, 1.0)
+    likelihood.second_noise_covar.register_prior("noise_prior", prior, lambda m: m.noise)
+    model.covar_module.lengthscale = torch.as_tensor(hyper.lengths)
+    model.mean_module.constant = hyper.mean
+    likelihood.second_noise = hyper.error**2
+    return model, likelihood
+
+
+def flat(hyper):
+    return np.array([*np.log(hyper.lengths), hyper.mean, 2 * math.log(hyper.error)])
+
+
+HYPER = Hyperparameters(np.array([0.5, 0.8, 1.3]), 0.1, 0.15)
+
+
 def test_functions_have_the_posterior_s_mean_and_covariance():
     """Against GPyTorch's own exact posterior, with the same hyperparameters, at new places."""
     points, found, errors = scores(1)
-    hyper = Hyperparameters(np.array([0.5, 0.8, 1.3]), 0.1, 0.15)
-    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(
-        (torch.as_tensor(errors / found.std()).clamp_min(process.LEAST_ERROR) ** 2 + hyper.error**2).double()
-    ).double()
-    y = torch.as_tensor((found - found.mean()) / found.std()) - hyper.mean
-    model = process._Model(torch.as_tensor(points), y, likelihood).double()
-    model.covar_module.lengthscale = torch.as_tensor(hyper.lengths)
+    model, _ = exact(points, found, errors, HYPER)
     model.eval()
     where = torch.as_tensor(np.random.default_rng(2).uniform(size=(6, 3)))
     with torch.no_grad():
         posterior = model(where)
-    drawn = Process(points, found, errors, hyper).functions(MEAN_AND_MANY, np.random.default_rng(3))(where).numpy()
+    mean = posterior.mean.numpy() - HYPER.mean
+    double = Process(points, found, errors, HYPER, torch.float64)
+    drawn = double.functions(MEAN_AND_MANY, np.random.default_rng(3))(where).numpy()
     assert drawn.shape == (4001, 6)
-    np.testing.assert_allclose(drawn[0], posterior.mean.numpy(), atol=1e-8)
-    np.testing.assert_allclose(drawn[1:].mean(axis=0), posterior.mean.numpy(), atol=0.05)
-    # One basis of 1,024 random features for all of them: covariances are near, not exact.
+    np.testing.assert_allclose(drawn[0], mean, atol=1e-8)
+    np.testing.assert_allclose(drawn[1:].mean(axis=0), mean, atol=0.05)
+    # One basis of random features for all of them: covariances are near, not exact.
     np.testing.assert_allclose(np.cov(drawn[1:].T), posterior.covariance_matrix.numpy(), atol=0.05)
+    single = Process(points, found, errors, HYPER).functions(MEAN_AND_MANY, np.random.default_rng(3))(where.float())
+    np.testing.assert_allclose(single.numpy(), drawn, atol=1e-3)
 
 
 def test_other_points_for_each_function_are_the_same_functions():
     points, found, errors = scores(4)
-    process_ = Process(points, found, errors, fit(points, found, errors))
-    functions = process_.functions([True, False, False], np.random.default_rng(5))
+    process = Process(points, found, errors, fit(points, found, errors), torch.float64)
+    functions = process.functions([True, False, False], np.random.default_rng(5))
     where = torch.as_tensor(np.random.default_rng(6).uniform(size=(7, 3)))
     together = functions(where)
-    torch.testing.assert_close(functions(where.expand(3, 7, 3)), together)
+    torch.testing.assert_close(functions.each(where.expand(3, 7, 3)), together)
+
+
+def test_gradients_are_those_of_the_functions():
+    points, found, errors = scores(12)
+    functions = Process(points, found, errors, HYPER, torch.float64).functions([True, False], np.random.default_rng(13))
+    # One of a score's own places among them, where the kernel has no kink.
+    where = torch.as_tensor(np.random.default_rng(14).uniform(size=(2, 4, 3)))
+    where[1, 2] = torch.as_tensor(points[0])
+    found = functions.gradients(where)
+    for axis in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[axis] = 1e-5
+        slope = (functions.each(where + step) - functions.each(where - step)) / 2e-5
+        torch.testing.assert_close(found[:, :, axis], slope, atol=1e-5, rtol=1e-5)
+
+
+def test_climbing_keeps_to_the_cube_and_comes_higher():
+    points, found, errors = scores(15)
+    functions = Process(points, found, errors, HYPER).functions([True] + [False] * 7, np.random.default_rng(16))
+    starts = torch.as_tensor(np.random.default_rng(17).uniform(size=(8, 5, 3))).float()
+    climbed = functions.climbed(starts)
+    assert ((climbed >= 0) & (climbed <= 1)).all()
+    assert (functions.each(climbed) > functions.each(starts)).float().mean() > 0.9
+    fine = torch.as_tensor(np.stack(np.meshgrid(*[np.linspace(0, 1, 25)] * 3), axis=-1).reshape(-1, 3)).float()
+    lacks = functions(fine).amax(dim=1) - functions.each(climbed).amax(dim=1)
+    assert (lacks < 0.1).float().mean() > 0.7
+
+
+def test_the_likelihood_is_gpytorch_s():
+    """But for a constant; and its gradient is its own."""
+    points, found, errors = scores(18)
+    ours = Likelihood(points, found, errors)
+    values = []
+    for hyper in (HYPER, Hyperparameters(np.array([2.0, 0.1, 4.0]), -0.3, 0.4)):
+        model, likelihood = exact(points, found, errors, hyper)
+        model.train()
+        with torch.no_grad():
+            density = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+            theirs = density(model(*model.train_inputs), model.train_targets)
+        values.append((ours(flat(hyper))[0], -float(theirs)))
+        assert check_grad(lambda x: ours(x)[0], lambda x: ours(x)[1], flat(hyper)) < 1e-5
+    (one, other), (two, another) = values
+    assert one - two == pytest.approx(other - another, abs=1e-8)
+
+
+def test_nothing_is_more_likely_than_what_is_fitted():
+    points, found, errors = scores(19)
+    ours, fitted = Likelihood(points, found, errors), flat(fit(points, found, errors))
+    random = np.random.default_rng(20)
+    assert all(ours(fitted + 0.05 * random.standard_normal(5))[0] > ours(fitted)[0] for _ in range(50))
 
 
 def test_fit_finds_which_parameters_matter():
@@ -119,6 +204,34 @@ def test_equal_candidates_count_once():
     assert optimizer._table(2)[2].tolist() == [0.0, 0.3]  # of a time when less was known
 
 
+def test_of_many_scores_the_latest_the_surest_and_the_best_are_known():
+    random = np.random.default_rng(23)
+    optimizer = make_optimizer("thompson", PARAMETERS, 3, population=50, asynchronous=True)
+    worths = []
+    for _ in range(12):
+        points = random.uniform(size=(50, 5)).tolist()
+        optimizer.recall([{p.name: u for p, u in zip(PARAMETERS, point, strict=True)} for point in points])
+        asked = optimizer.ask(50)
+        errors = [None if u < 0.5 else float(u) for u in random.random(50)]
+        told = [Worth((float(random.random()),), error=e) if i else Worth(()) for i, e in enumerate(errors)]
+        told[7] = Worth((2.0 if not worths else 0.5,))  # the best of all is early
+        optimizer.tell(asked, told)
+        worths += told
+    chosen = optimizer._chosen(600)
+    assert len(chosen) == KNOWN + 1 and 7 in chosen
+    assert set(range(600 - LATEST, 600)) < set(chosen)
+    exact = [i for i in range(600 - LATEST) if worths[i].error is None and not worths[i].failed]
+    assert set(chosen) - {7} == {*range(600 - LATEST, 600), *exact[-(KNOWN - LATEST) :]}
+    # Of a time when less was told: what came later makes no difference.
+    assert optimizer._chosen(KNOWN) == list(range(KNOWN))
+    few = optimizer._chosen(300)
+    unsure = sorted(i for i in range(300) if i not in few)
+    assert unsure and all(i < 300 - LATEST for i in unsure)
+    told_errors = [math.inf if w.failed else w.error or 0.0 for w in worths]
+    older = [i for i in few if i < 300 - LATEST]
+    assert max(told_errors[i] for i in older) <= min(told_errors[i] for i in unsure)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
     def run(optimizer, generations, log):
@@ -132,13 +245,13 @@ def test_what_is_recalled_is_asked_without_a_fit(asynchronous, monkeypatch):
     run(optimizer, 5, log)
     again = make_optimizer("thompson", PARAMETERS, 3, asynchronous=asynchronous)
     with monkeypatch.context() as patched:
-        patched.setattr(process, "fit", None)  # whoever calls it fails
+        patched.setattr(hyperparameters, "fit", None)  # whoever calls it fails
         for asked in log:
             again.recall(asked)
             assert again.ask(8) == asked
             again.tell(asked, [height(p) for p in asked])
     with pytest.raises(TypeError), monkeypatch.context() as patched:
-        patched.setattr(process, "fit", None)
+        patched.setattr(hyperparameters, "fit", None)
         make = make_optimizer("thompson", PARAMETERS, 3)
         run(make, 5, [])
     more, same = [], []
@@ -215,9 +328,25 @@ def test_threads_change_nothing():
         with one_thread():
             assert torch.get_num_threads() == 1
             np.testing.assert_array_equal(fit(points, found, errors).lengths, hyper.lengths)
+            maxima = Process(points, found, errors, hyper).maxima([False] * 3, np.random.default_rng(21))
         assert torch.get_num_threads() == 2
+        again = Process(points, found, errors, hyper).maxima([False] * 3, np.random.default_rng(21))
+        np.testing.assert_array_equal(again, maxima)
     finally:
         torch.set_num_threads(before)
+
+
+def test_scipy_has_one_thread_too(monkeypatch):
+    threads = []
+
+    class Watched(Likelihood):
+        def __call__(self, flat):
+            threads.extend(i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas")
+            return super().__call__(flat)
+
+    monkeypatch.setattr(hyperparameters, "Likelihood", Watched)
+    fit(*scores(22))
+    assert threads and set(threads) == {1}
 
 
 def test_values_have_a_floor_and_failures_lie_on_it():
