@@ -122,14 +122,16 @@ class Process:
         self, points: Numbers, values: Numbers, errors: Numbers, hyperparameters: Hyperparameters,
         kind: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        self._points = torch.as_tensor(points).to(kind)
-        self._lengths = torch.as_tensor(hyperparameters.lengths).to(kind)
-        self._scaled = self._points / self._lengths
         y, noise = standardised(values, errors)
-        self._residuals = (y - hyperparameters.mean).to(kind)
-        self._noise = (noise + hyperparameters.error**2).to(kind)
-        kernel = matern(distances(self._scaled, self._scaled))
-        self._factor = torch.linalg.cholesky(kernel + torch.diag(self._noise))
+        noise = noise + hyperparameters.error**2
+        try:
+            self._scaled, kernel, self._factor = _factored(points, hyperparameters.lengths, noise, kind)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # Places many length scales from 0, some of them alike: no digits are left for how far these are apart.
+            self._scaled, kernel, self._factor = _factored(points, hyperparameters.lengths, noise, torch.float64)
+        self._points, self._lengths, self._noise, self._residuals = (
+            torch.as_tensor(t).to(kernel) for t in (points, hyperparameters.lengths, noise, y - hyperparameters.mean)
+        )
         # The mean at the scores' own places, from the best of which maxima are looked for.
         self._expected = kernel @ torch.cholesky_solve(self._residuals[:, None], self._factor)[:, 0]
 
@@ -150,3 +152,14 @@ class Process:
         highest = functions.each(climbed).argmax(dim=1)
         chosen: Numbers = climbed[torch.arange(len(means)), highest].double().numpy()
         return chosen
+
+
+def _factored(points: Numbers, lengths: Numbers, noise: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled points, their covariances, and Cholesky's factor of these with the noise.
+
+    Raises:
+        torch.linalg.LinAlgError: they have no factor by numbers of this kind.
+    """
+    scaled = torch.as_tensor(points).to(kind) / torch.as_tensor(lengths).to(kind)
+    kernel = matern(distances(scaled, scaled))
+    return scaled, kernel, torch.linalg.cholesky(kernel + torch.diag(noise.to(kind)))

@@ -50,7 +50,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "catcma": Entry("evomerge.optimizers.catcma:CatCma", True, 4, "CatCMA with margin (cmaes): categories too",
                     restarts=True, warm=True, updates=True),
     "thompson": Entry("evomerge.optimizers.thompson:Thompson", False, 1,
-                      "Thompson sampling on a Gaussian process (GPyTorch)", warm=True),
+                      "Thompson sampling on a Gaussian process", warm=True),
     "evolution": Entry("evomerge.optimizers.evolution:Evolution", True, 2, "mutations by type: paths",
                        several=True, starts=True),
     "tpe": Entry(f"{_OPTUNA}:Tpe", True, 1, "tree-structured Parzen estimator (Optuna)", several=True, starts=True),

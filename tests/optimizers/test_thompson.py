@@ -12,7 +12,7 @@ from scipy.optimize import check_grad
 from threadpoolctl import threadpool_info
 
 from evomerge.evaluation.draw import Draw
-from evomerge.optimizers import hyperparameters, make_optimizer
+from evomerge.optimizers import hyperparameters, make_optimizer, process
 from evomerge.optimizers.hyperparameters import Hyperparameters, Likelihood, fit, one_thread, standardised
 from evomerge.optimizers.process import Process
 from evomerge.optimizers.protocol import Worth
@@ -91,10 +91,22 @@ def test_functions_have_the_posterior_s_mean_and_covariance():
     np.testing.assert_allclose(single.numpy(), drawn, atol=1e-3)
 
 
+def test_what_single_precision_cannot_tell_apart_is_reckoned_in_double():
+    """Length scales of the shortest, in many parameters, and places nearly alike."""
+    random = np.random.default_rng(24)
+    points = 0.9 + 1e-7 * random.uniform(size=(200, 100))
+    hyper = Hyperparameters(np.full(100, hyperparameters.SHORTEST), 0.0, 0.01)
+    found, errors = random.standard_normal(200), np.full(200, 0.01)
+    with pytest.raises(torch.linalg.LinAlgError):
+        process._factored(points, hyper.lengths, torch.full((200,), 0.01), torch.float32)
+    maxima = Process(points, found, errors, hyper).maxima([True, False], random)
+    assert maxima.shape == (2, 100) and np.isfinite(maxima).all()
+
+
 def test_other_points_for_each_function_are_the_same_functions():
     points, found, errors = scores(4)
-    process = Process(points, found, errors, fit(points, found, errors), torch.float64)
-    functions = process.functions([True, False, False], np.random.default_rng(5))
+    known = Process(points, found, errors, fit(points, found, errors), torch.float64)
+    functions = known.functions([True, False, False], np.random.default_rng(5))
     where = torch.as_tensor(np.random.default_rng(6).uniform(size=(7, 3)))
     together = functions(where)
     torch.testing.assert_close(functions.each(where.expand(3, 7, 3)), together)
