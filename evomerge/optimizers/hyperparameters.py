@@ -24,9 +24,9 @@ STEPS = 50
 # Of standardised values: what no score is nearer to the truth than.
 LEAST_ERROR = 0.1
 GREATEST_ERROR = 100.0  # as good as not known
-SHORTEST = 0.025  # length scale
-# Least variance of what remains beside the scores' own errors, and that of the start.
-LEAST_NOISE, NOISE = 1e-4, 0.01
+SHORTEST, LONGEST = 0.025, 1e4  # length scales; a parameter with the latter makes no difference
+# Variance of what remains beside the scores' own errors: the least, that of the start, and as much as is not known.
+LEAST_NOISE, NOISE, MOST_NOISE = 1e-4, 0.01, GREATEST_ERROR**2
 # Priors, of logarithms: mean and standard deviation. That of length scales is for one parameter.
 LENGTHS, REMAINS = (math.sqrt(2), math.sqrt(3)), (-4.0, 1.0)
 
@@ -113,8 +113,9 @@ class Likelihood:
 
     @property
     def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Of each."""
-        return [(math.log(SHORTEST), None)] * self._x.shape[1] + [(None, None), (math.log(LEAST_NOISE), None)]
+        """Of each: a line search that steps far must not come to where exponentials overflow."""
+        lengths = [(math.log(SHORTEST), math.log(LONGEST))] * self._x.shape[1]
+        return [*lengths, (None, None), (math.log(LEAST_NOISE), math.log(MOST_NOISE))]
 
     def __call__(self, flat: Numbers) -> tuple[float, Numbers]:
         """The negative logarithm of the posterior density for each score, but for a constant, and its gradient.
