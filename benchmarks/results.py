@@ -80,6 +80,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         f"Measured: {', '.join(f'{name} {day}' for name, day in found.get(MEASURED, {}).items())}. Races, starts",
         "and restarts, which searches have by themselves, came on 2026-11-28 and 29, Thompson sampling on 2026-11-30;",
         "in zoo, dataflow, hybrid and what fusion searched, CMA-ES or evolution had all items of every candidate.",
+        "Skills and vision are of Thompson sampling as it was at first, quickstart and search of the cheaper one.",
     ]
     for name, part in PARTS.items():
         if name in found:
