@@ -10,7 +10,7 @@ import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +36,7 @@ AGAIN = 1.25
 # Without generations this part of one is drawn together, as 64 cost little more than one, and the other workers'
 # candidates know nothing of each other either.
 AHEAD = 4
-# Scores that it knows, for it takes the cube of their number: the latest, and of the others the surest.
+# Scores that it knows, for it takes the cube of their number, and how many of them are the latest.
 KNOWN, LATEST = 256, 64
 FLOOR = 5.0
 
@@ -112,6 +112,8 @@ class Thompson:
         self._best: list[int | None] = []
         # Standard errors, the least first, of equal ones the latest; and whose each is, negative.
         self._surest: list[tuple[float, int]] = []
+        # Whose each place was.
+        self._at: dict[bytes, list[int]] = {}
         # How often candidates were drawn, and how many: the first ones, and those by the process.
         self._draws = self._first = self._modelled = 0
         # Without generations: drawn together, and given out one by one.
@@ -165,7 +167,8 @@ class Thompson:
             best = self._best[-1] if self._best else None
             if worth.error is None and not worth.failed and (best is None or worth.key > self._worths[best].key):
                 best = len(self._worths)
-            insort(self._surest, (math.inf if worth.failed else worth.error or 0.0, -len(self._worths)))
+            insort(self._surest, (_unsure(worth), -len(self._worths)))
+            self._at.setdefault(point.tobytes(), []).append(len(self._worths))
             self._points.append(point)
             self._worths.append(worth)
             self._best.append(best)
@@ -221,34 +224,38 @@ class Thompson:
         return Process(*self._table(told), self._fitted[1])
 
     def _table(self, n: int) -> tuple[Numbers, Numbers, Numbers]:
-        """Points, values and standard errors of those of the first n that it knows, the best with all items among them.
-
-        Of equal candidates one counts, that with the least error: their scores rest on the same items, so that
-        together they say no more.
-        """
-        known: dict[bytes, int] = {}
-        for i in self._chosen(n):
-            place = self._points[i].tobytes()
-            if place not in known or _surer(self._worths[i], self._worths[known[place]]):
-                known[place] = i
-        rows = sorted(known.values())
+        """Points, values and standard errors of those of the first n that it knows."""
+        rows = self._chosen(n)
         worths = [self._worths[i] for i in rows]
         errors = np.array([w.error or 0.0 for w in worths])
         return np.array([self._points[i] for i in rows]), values(worths), errors
 
     def _chosen(self, n: int) -> list[int]:
-        """Which of the first n it knows."""
-        cut, best = max(0, n - LATEST), self._best[n - 1]
-        surest = islice((-i for _, i in self._surest if -i < cut), KNOWN - LATEST)
-        return sorted({*range(cut, n), *surest, *(() if best is None else (best,))})
+        """Which of the first n it knows: the latest, the best that has all items, and the surest of the others.
+
+        Of equal candidates one counts, that with the least error: their scores rest on the same items, so that
+        together they say no more.
+        """
+        best, known = self._best[n - 1], {}
+        certain = [*range(max(0, n - LATEST), n), *(() if best is None else (best,))]
+        for i in chain(certain, (-i for _, i in self._surest if -i < n)):
+            place = self._points[i].tobytes()
+            if place not in known:
+                known[place] = min(
+                    (j for j in self._at[place] if j < n),
+                    key=lambda j: (self._worths[j].failed, _unsure(self._worths[j]), -j),
+                )
+                if len(known) == KNOWN:
+                    break
+        return sorted(known.values())
 
     def _units(self, params: Mapping[str, Value]) -> Numbers:
         return np.array([to_unit(p, float(params[p.name])) for p in self._numbers])
 
 
-def _surer(a: Worth, b: Worth) -> bool:
-    """Whether one score of a candidate says more than another of its equal."""
-    return not a.failed and (b.failed or (a.error or 0.0) < (b.error or 0.0))
+def _unsure(worth: Worth) -> float:
+    """How unsure a score is: not at all where the candidate failed, wholly where nobody knows."""
+    return math.inf if worth.error is not None and math.isnan(worth.error) else worth.error or 0.0
 
 
 def values(worths: Sequence[Worth]) -> Numbers:

@@ -234,32 +234,45 @@ def test_equal_candidates_count_once():
     assert optimizer._table(2)[2].tolist() == [0.0, 0.3]  # of a time when less was known
 
 
+def told_to(points, worths, steps=50):
+    """An optimizer that was told these, and what it knew after every so many."""
+    optimizer = make_optimizer("thompson", PARAMETERS, 3, population=steps, asynchronous=True)
+    knew = {}
+    for at in range(0, len(points), steps):
+        optimizer.recall([{p.name: u for p, u in zip(PARAMETERS, x, strict=True)} for x in points[at : at + steps]])
+        asked = optimizer.ask(steps)
+        optimizer.tell(asked, worths[at : at + steps])
+        knew[at + steps] = optimizer._chosen(at + steps)
+    return optimizer, knew
+
+
 def test_of_many_scores_the_latest_the_surest_and_the_best_are_known():
     random = np.random.default_rng(23)
-    optimizer = make_optimizer("thompson", PARAMETERS, 3, population=50, asynchronous=True)
-    worths = []
-    for _ in range(12):
-        points = random.uniform(size=(50, 5)).tolist()
-        optimizer.recall([{p.name: u for p, u in zip(PARAMETERS, point, strict=True)} for point in points])
-        asked = optimizer.ask(50)
-        errors = [None if u < 0.5 else float(u) for u in random.random(50)]
-        told = [Worth((float(random.random()),), error=e) if i else Worth(()) for i, e in enumerate(errors)]
-        told[7] = Worth((2.0 if not worths else 0.5,))  # the best of all is early
-        optimizer.tell(asked, told)
-        worths += told
-    chosen = optimizer._chosen(600)
-    assert len(chosen) == KNOWN + 1 and 7 in chosen
-    assert set(range(600 - LATEST, 600)) < set(chosen)
-    exact = [i for i in range(600 - LATEST) if worths[i].error is None and not worths[i].failed]
-    assert set(chosen) - {7} == {*range(600 - LATEST, 600), *exact[-(KNOWN - LATEST) :]}
-    # Of a time when less was told: what came later makes no difference.
-    assert optimizer._chosen(KNOWN) == list(range(KNOWN))
-    few = optimizer._chosen(300)
-    unsure = sorted(i for i in range(300) if i not in few)
-    assert unsure and all(i < 300 - LATEST for i in unsure)
-    told_errors = [math.inf if w.failed else w.error or 0.0 for w in worths]
-    older = [i for i in few if i < 300 - LATEST]
-    assert max(told_errors[i] for i in older) <= min(told_errors[i] for i in unsure)
+    errors = [None if u < 0.5 else float(u) for u in random.random(600)]
+    worths = [Worth((float(random.random()),), error=e) for e in errors]
+    worths[7], worths[250] = Worth((2.0,)), Worth((1.5,))  # the best of all is early
+    worths[11] = Worth(())
+    worths[13] = Worth((0.5,), error=math.nan)
+    optimizer, knew = told_to(random.uniform(size=(600, 5)).tolist(), worths)
+    unsure = [0.0 if w.error is None else math.inf if math.isnan(w.error) else w.error for w in worths]
+    for told, chosen in knew.items():
+        assert optimizer._chosen(told) == chosen  # what came later makes no difference
+        assert len(chosen) == min(told, KNOWN)
+        assert set(range(max(0, told - LATEST), told)) | {7} <= set(chosen)
+        older = [i for i in range(told - LATEST) if i != 7]
+        inside = [(unsure[i], -i) for i in older if i in chosen]
+        outside = [(unsure[i], -i) for i in older if i not in chosen]
+        assert not outside or max(inside) < min(outside)
+    assert 11 in knew[300] and 13 not in knew[300]
+
+
+def test_copies_do_not_crowd_out_what_else_is_known():
+    """A search on a grid that has come to one place goes on knowing the others."""
+    random = np.random.default_rng(25)
+    points = [*random.uniform(size=(100, 5)).tolist(), *([[0.5] * 5] * 400)]
+    optimizer, knew = told_to(points, [Worth((float(random.random()),), error=0.1) for _ in points])
+    assert knew[500] == [*range(100), 499]
+    assert len(optimizer._table(500)[0]) == 101
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -314,6 +327,26 @@ def test_asynchronously_any_number_may_be_recalled(population):
         again: list = []
         run(made(), 34, again, whole[:known])
         assert again == whole
+
+
+@pytest.mark.ci
+def test_a_search_that_forgets_some_scores_goes_on_as_it_would_have():
+    """Half of them estimates; three are always out, and three are drawn together by what was told before the first."""
+
+    def run(recall=()):
+        optimizer, log = make_optimizer("thompson", PARAMETERS, 9, population=12, asynchronous=True), []
+        for i in range(KNOWN + 70):
+            if i < len(recall):
+                optimizer.recall([recall[i]])
+            log += optimizer.ask(1)
+            if i >= 3:
+                optimizer.tell([log[i - 3]], [Worth((height(log[i - 3]),), error=0.1 if i % 2 else None)])
+        return log, optimizer
+
+    whole, optimizer = run()
+    assert len(optimizer._chosen(KNOWN + 67)) == KNOWN < len(optimizer._worths)
+    again, _ = run(whole[: KNOWN + 40])
+    assert again == whole
 
 
 def test_a_population_of_one_explores():
