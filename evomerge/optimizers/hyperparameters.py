@@ -1,7 +1,8 @@
 """What a Gaussian process is fitted by: its kernel, its likelihood and the most likely hyperparameters.
 
 By hand where a library has it (GPyTorch, against which it is tested): the driver of a search fits again and again while
-workers wait, and a gradient that is worked out on paper takes a fifth of the time.
+workers wait, and a gradient that is worked out on paper takes a sixth of the time. One fit at a time: how many threads
+SciPy's BLAS has is the process's.
 """
 
 from __future__ import annotations
