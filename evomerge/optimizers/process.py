@@ -126,7 +126,7 @@ class Process:
         noise = noise + hyperparameters.error**2
         try:
             self._scaled, kernel, self._factor = _factored(points, hyperparameters.lengths, noise, kind)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in what torch.linalg exports
             # Places many length scales from 0, some of them alike: no digits are left for how far these are apart.
             self._scaled, kernel, self._factor = _factored(points, hyperparameters.lengths, noise, torch.float64)
         self._points, self._lengths, self._noise, self._residuals = (
