@@ -140,9 +140,10 @@ def audit(storage, out, budget, expected, same):
     found.doubled += len(found.wrong)
     # The evaluator never fails, and a kill is no fault of a candidate: killed with its driver it is run again by the
     # next one, with its worker or machine by another. It has failed only where that is lost under it twice
-    # (`actors.TRIES`); but it is handed out again before all others, and kills are `drill.APART` answers apart, so that
-    # its own is recorded in between. So none may have failed, by kills of ours neither. Of ways to search that must be
-    # as uninterrupted `differing` says so too; of an asynchronous race nothing else does.
+    # (`actors.TRIES`); but it is handed out again before all others, and from when that is done until the next kill
+    # there are `drill.APART` answers, so that its own is recorded in between. So none may have failed, by kills of ours
+    # neither. Of ways to search that must be as uninterrupted `differing` says so too; of an asynchronous race nothing
+    # else does.
     found.failed = len(failed)
     found.wrong += [f"candidate {t.number} has failed: {t.reason}" for t in failed]
     assert driver_of(store, STUDY) is None and left == [0, 0]

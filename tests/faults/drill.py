@@ -25,9 +25,12 @@ from evomerge.study.store import Store
 from tests.faults import cheap
 from tests.faults.accounts import Account, audit, moment, sequence
 
-# Answers between two kills, at least: a candidate whose workers died twice has failed, which is as it is to be.
-APART = 3
+# A candidate whose workers died twice has failed, which is as it is to be. So that many answers at least are between
+# two kills, counted from when the search has seen the first and given the candidate to another worker: Ray may see only
+# after some answers of the other worker that a node is gone.
+APART = 4
 PATIENCE = 180
+WORKERS = 2
 
 
 class Nodes:
@@ -130,8 +133,9 @@ class Drill:
                 print(f"the driver ended with {code}", self.log.read_text()[-600:], file=sys.stderr)
                 self.start()
                 continue
-            since = answers(storage)
             self.kill(storage)
+            self.seen()
+            since = answers(storage)
 
     def kill(self, storage):
         what = self.victims.pop()
@@ -149,7 +153,9 @@ class Drill:
                 self.process.wait()
                 self.start()
             case "worker":
-                self.draw.choice(workers).kill()
+                victim = self.draw.choice(workers)
+                victim.kill()
+                victim.wait()
             case "node":
                 self.nodes.lose(self.draw)
             case "head":
@@ -161,12 +167,19 @@ class Drill:
                 self.process.wait()
                 self.start()
 
+    def seen(self):
+        """Waits until the search has all of its workers (again), or is over."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None and len(self.nodes.workers()) < WORKERS:
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.2)
+
     @property
     def log(self):
         return self.folder / "log"
 
     def start(self):
-        words = [*self.args, "--workers", "2", "--address", self.nodes.address]
+        words = [*self.args, "--workers", str(WORKERS), "--address", self.nodes.address]
         self.process = cheap.start(words, self.log)
 
     def close(self):

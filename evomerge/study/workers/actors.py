@@ -14,6 +14,8 @@ from evomerge.study.workers.connection import Connection
 
 # An item whose worker died is worked off elsewhere; one that kills a second worker is given up.
 TRIES = 2
+# One that is given to workers that die before they say that they have begun it is given up after so many.
+GIVEN = 4
 # How long nothing may run before it is said that the workers are still to come.
 SILENCE_SECONDS = 60.0
 POLL_SECONDS = 2.0
@@ -31,20 +33,22 @@ class Lost:
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """An item that no worker has.
+class _Item:
+    """An item until its result is there.
 
     Attributes:
-        tries: How many workers it will have been given to.
         like: What is the same for items that share work.
-        at: The worker that prepares it.
+        at: The worker that prepares it, while none has begun it.
+        given: How many workers it was given to.
+        killed: How many of them died when they had begun it.
     """
 
     key: Hashable
-    item: Any
-    tries: int
+    content: Any
     like: Hashable
     at: Any = None
+    given: int = 0
+    killed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class _Run:
     """An item on a worker.
 
     Attributes:
-        tries: How many workers it was given to, this one included.
+        begun: Answered when the worker begins. It may have been dead when it was given the item, which nobody had
+            noticed.
         ends: When its time is up, by this machine's clock; None: never.
     """
 
     worker: Any
-    key: Hashable
-    item: Any
-    tries: int
+    item: _Item
+    begun: Any
     ends: float | None
 
     def is_over(self) -> bool:
@@ -109,13 +113,13 @@ class Actors:
         self._arguments = (make, "cuda" if found.gpus else "cpu")
         self._prepares = prepares
         self._like = like or (lambda item: None)
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Item] = deque()
         self._starting: dict[Any, Any] = {}
         self._called: set[Any] = set()
         self._idle: deque[Any] = deque()
         self._free: dict[Any, float] = {}
         self._running: dict[Any, _Run] = {}
-        self._prepared: dict[Any, _Waiting] = {}
+        self._prepared: dict[Any, _Item] = {}
         self._last: dict[Any, Hashable] = {}
         self._timeout = timeout
         self._died_starting = 0
@@ -124,7 +128,7 @@ class Actors:
 
     def submit(self, key: Hashable, item: Any) -> None:
         """Hand in an item; it waits for a free worker."""
-        self._queue.append(_Waiting(key, item, 1, self._like(item)))
+        self._queue.append(_Item(key, item, self._like(item)))
         if not self._prepares:  # else it is seen first what else is handed in
             self._dispatch()
 
@@ -165,7 +169,7 @@ class Actors:
                 self._started_one(done[0])
                 continue
             run = self._running.pop(done[0])
-            worker, key = run.worker, run.key
+            worker, item = run.worker, run.item
             try:
                 with _room():
                     result = self._ray.get(done[0])
@@ -175,16 +179,17 @@ class Actors:
                 raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
-                if run.tries < TRIES:
-                    self._queue.appendleft(_Waiting(key, run.item, run.tries + 1, self._like(run.item)))
+                item.killed += self._was_begun(run)
+                if item.killed < TRIES and item.given < GIVEN:
+                    self._queue.appendleft(item)
                     self._dispatch()
                     continue
-                result = Lost(f"its worker died {TRIES} times: {first_line(e)}")
+                result = Lost(f"its worker died {item.given} times: {first_line(e)}")
             else:
                 self._rest(worker)
             if not self._prepares or worker in self._prepared:
                 self._dispatch()
-            return key, result
+            return item.key, result
         raise RuntimeError("nothing was submitted")
 
     def recall(self) -> list[Hashable]:
@@ -206,7 +211,7 @@ class Actors:
                 run = self._running.pop(reference)
                 self._replace(run.worker)
                 self._dispatch()
-                return run.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
+                return run.item.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
         return None
 
     def _until_late(self, timeout: float | None) -> float | None:
@@ -244,6 +249,16 @@ class Actors:
             self._rest(worker)
         self._dispatch()
 
+    def _was_begun(self, run: _Run) -> bool:
+        """Whether a worker that is dead had begun what it was given."""
+        from ray.exceptions import RayError
+
+        try:
+            self._ray.get(run.begun)
+        except RayError:
+            return False
+        return True
+
     def _rest(self, worker: Any) -> None:
         """It has nothing to do."""
         self._idle.append(worker)
@@ -268,19 +283,22 @@ class Actors:
             self._queue.remove(waiting)
             self._prepared.pop(waiting.at, None)
             self._last[worker] = waiting.like
+            waiting.at = None
+            waiting.given += 1
             with _room():
-                reference = worker.run.remote(waiting.item)
+                begun = worker.up.remote()  # one call is worked off after the other
+                reference = worker.run.remote(waiting.content)
             ends = None if self._timeout is None else time.monotonic() + self._timeout
-            self._running[reference] = _Run(worker, waiting.key, waiting.item, waiting.tries, ends)
+            self._running[reference] = _Run(worker, waiting, begun, ends)
         if self._prepares:
             self._prepare()
 
     def _ready(self) -> list[Any]:
         """Those of the idle that may get an item: who had something to do a moment ago.
 
-        Others may be gone, which nobody has noticed, and an item that is handed to one would count as one that killed
-        it. As many of them as there are items for are asked, and ready when they answer; first those that had an item
-        like one that waits.
+        Others may be gone, which nobody has noticed, and an item that is handed to one is lost until somebody does. As
+        many of them as there are items for are asked, and ready when they answer; first those that had an item like one
+        that waits.
         """
         now = time.monotonic()
         stale = [w for w in self._idle if now - self._free[w] > IDLE_SECONDS]
@@ -295,7 +313,7 @@ class Actors:
                 self._starting[worker.up.remote()] = worker
         return ready
 
-    def _pair(self, ready: list[Any]) -> tuple[Any, _Waiting]:
+    def _pair(self, ready: list[Any]) -> tuple[Any, _Item]:
         """Which worker gets which item: one that has it prepared, or had one like it, before the others.
 
         What a busy worker has prepared is left to it, unless there is nothing else.
@@ -320,7 +338,7 @@ class Actors:
             waiting.at = run.worker
             self._prepared[run.worker] = waiting
             with _room():
-                run.worker.prepare.options(concurrency_group=_PREPARING).remote(waiting.item)
+                run.worker.prepare.options(concurrency_group=_PREPARING).remote(waiting.content)
 
 
 @contextlib.contextmanager
