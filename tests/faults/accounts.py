@@ -147,6 +147,8 @@ def audit(storage, out, budget, expected, same):
     found.failed = len(failed)
     found.wrong += [f"candidate {t.number} has failed: {t.reason}" for t in failed]
     assert driver_of(store, STUDY) is None and left == [0, 0]
+    # Nor did it end early, with candidates that nobody began.
+    assert cost(trials) > budget - 1.5, f"{cost(trials)} spent of {budget}"
     found.corrupt = corrupt(storage, out, expected[1], same)
     if same:
         here = sequence(storage)

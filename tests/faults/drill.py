@@ -1,4 +1,4 @@
-"""Searches on a Ray cluster of three nodes on this machine, of which one part after another is killed.
+"""Searches on a Ray cluster of one or three nodes on this machine, of which one part after another is killed.
 
     python -m tests.faults.drill < PLAN
 
@@ -11,6 +11,7 @@ import os
 import random
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,16 +35,18 @@ WORKERS = 2
 
 
 class Nodes:
-    """A head without CPUs, and two nodes with one each."""
+    """A head with two CPUs; or one without, and two nodes with one each."""
 
-    def __init__(self):
+    def __init__(self, count):
+        self._count = count
         self._start()
 
     def _start(self):
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for _ in range(2):
+        head = {"num_cpus": WORKERS if self._count == 1 else 0, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(self._count - 1):
             self._cluster.add_node(num_cpus=1)
 
     @property
@@ -95,7 +98,7 @@ class Drill:
     def __init__(self, plan):
         self.plan, self.draw = plan, random.Random(plan["seed"])
         self.folder = Path(plan["folder"])
-        self.nodes, self.account = Nodes(), Account()
+        self.nodes, self.account = Nodes(plan["nodes"]), Account()
         self.victims = [what for what, count in plan["kills"].items() for _ in range(count)]
         self.draw.shuffle(self.victims)
         self.process = None
@@ -133,16 +136,21 @@ class Drill:
                 print(f"the driver ended with {code}", self.log.read_text()[-600:], file=sys.stderr)
                 self.start()
                 continue
-            self.kill(storage)
-            self.seen()
+            self.seen(self.kill(storage))
             since = answers(storage)
 
     def kill(self, storage):
+        """Kills what is next. Returns the workers that there were."""
+        workers = self.nodes.workers()
         what = self.victims.pop()
-        workers = self.nodes.workers() if what == "worker" else []
-        if what == "worker" and not workers:
-            self.victims.insert(0, what)
-            return
+        if what == "worker":
+            try:
+                victim = self.draw.choice(workers)
+                victim.kill()
+                victim.wait(PATIENCE)
+            except (IndexError, psutil.NoSuchProcess):
+                self.victims.insert(0, what)
+                return workers
         with self.log.open("a") as log:
             print(f"drill: {what} killed after {answers(storage)} answers", file=log)
         self.account.moments[moment(storage)] += 1
@@ -152,25 +160,25 @@ class Drill:
                 self.process.kill()
                 self.process.wait()
                 self.start()
-            case "worker":
-                victim = self.draw.choice(workers)
-                victim.kill()
-                victim.wait()
             case "node":
                 self.nodes.lose(self.draw)
             case "head":
                 self.nodes.behead()
-                # It may see it at once, or wait for a head that does not come.
-                with contextlib.suppress(Exception):
-                    self.process.wait(5)
+                # Its workers are gone too. Ray ends it by itself after a minute, or we do before.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(self.draw.choice((5, PATIENCE)))
                 self.process.kill()
                 self.process.wait()
                 self.start()
+        return workers if what in ("driver", "head") else []
 
-    def seen(self):
-        """Waits until the search has all of its workers (again), or is over."""
+    def seen(self, old):
+        """Waits until the search has all of its workers (again) and none of some, or is over."""
         deadline = time.monotonic() + PATIENCE
-        while self.process.poll() is None and len(self.nodes.workers()) < WORKERS:
+        while self.process.poll() is None:
+            found = self.nodes.workers()
+            if len(found) >= WORKERS and not set(found) & set(old):
+                return
             assert time.monotonic() < deadline, self.log.read_text()[-4000:]
             time.sleep(0.2)
 

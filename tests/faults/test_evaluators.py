@@ -1,5 +1,7 @@
 """Evaluators that hang, crash, raise, end their process or return nonsense: failed candidates with their reasons."""
 
+import re
+
 import pytest
 import yaml
 
@@ -81,3 +83,26 @@ def test_a_timeout_needs_workers(here, tmp_path):
     done = here("search", "--budget", 2, "--timeout", "soon", check=False)
     assert done.returncode == 2 and '"soon": expected a number of seconds above 0' in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_not_finite_is_one_failed_candidate_with_its_name(evomerge, small_evaluator, tmp_path):
+    """Weights that overflow, and weights that are finite while what the model computes with them is not."""
+    space = {
+        "kind": "parameter", "method": "linear", "base_model": "zoo:base", "sources": ["zoo:maths", "zoo:kovesh"],
+        "parameters": {"weight": {"low": 1e-3, "high": 1e44, "log": True}, "normalize": False}, "out_dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    done = evomerge(
+        "search", tmp_path / "space.yaml", "--evaluator", small_evaluator, "--budget", 24, "--study", "s",
+        "--workers", 1, "--sampler", "cma", "--no-starts", "--fidelity", "full", "--out", tmp_path / "out", "--json",
+        timeout=500,
+    )  # fmt: skip
+    trials = Store(f"sqlite:///{tmp_path / 'out' / 'study.db'}").open("s").trials()
+    reasons = [t.reason for t in trials if t.state is State.FAIL]
+    weights = [r for r in reasons if re.match(r'tensor "model\.\S+" .*: weights too large for the type\?\)$', r)]
+    logits = [r for r in reasons if r.startswith('the logits hold NaN or infinite values (task "kovesh_')]
+    assert weights and logits and len(weights) + len(logits) == len(reasons), reasons
+    assert len(trials) == 24 and done.result["candidates"]["failed"] == len(reasons) < 24
+    assert all(t.score is not None for t in trials if t.state is State.COMPLETE)

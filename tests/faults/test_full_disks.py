@@ -3,6 +3,8 @@
 The disks are real: small file systems (tmpfs), made larger or emptied before the search goes on.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from evomerge.errors import EvoMergeError
 from evomerge.sources import open_source
 from evomerge.study.full import full_disks_stop
 from tests.faults.disks import PRIVATE, needs_mounts
+from tests.servers import PASSWORD
 from tests.study.recorded import sequence
 
 SCORE = """
@@ -79,6 +82,37 @@ def test_the_databases_disk(undisturbed, tmp_path):
     assert f"{disk}/out/study.db: the disk of the study's database is full (" in message
     assert sequence(tmp_path / "kept") == undisturbed
     assert open_source(str(tmp_path / "kept" / "model")).bytes > 0
+
+
+@pytest.mark.slow
+def test_the_servers_disk(postgresql, undisturbed, tmp_path):
+    """A tablespace of a real PostgreSQL server on a file system of 10 MB, without the room for a study's results."""
+    disk = postgresql.folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"the server's account can see no mount of ours: {mounted.stderr.decode().strip()}")
+    try:
+        shutil.chown(disk, postgresql.user)
+        postgresql.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+        postgresql.execute("CREATE DATABASE small TABLESPACE small")
+        storage = postgresql.url("small")
+        command = [sys.executable, "-m", "evomerge", *asked(tmp_path, storage, tmp_path / "out")]
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "junk").write_bytes(bytes(free - (1200 << 10)))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
+        (message,) = [line for line in done.stderr.splitlines() if line.startswith("evomerge: error: ")]
+        assert done.returncode == 1 and "the server's disk is full; free some" in message, done.stderr[-3000:]
+        assert "and give the same command again" in message
+        assert "Traceback" not in done.stderr and PASSWORD not in done.stderr
+        (disk / "junk").unlink()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert sequence(None, url=storage) == undisturbed
+    finally:
+        postgresql.execute("DROP DATABASE IF EXISTS small WITH (FORCE)")
+        postgresql.execute("DROP TABLESPACE IF EXISTS small")
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.slow

@@ -17,11 +17,12 @@ from tests.faults.accounts import Account, audit, moment
 from tests.faults.cheap import WAYS
 from tests.servers import PASSWORD
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("kills")]
 
 SEED = int(os.environ.get("EVOMERGE_KILLS_SEED") or random.SystemRandom().randrange(2**31))
 # Of the driver alone, of each way to search on each database; and of what a cluster is made of.
-DRIVERS, CLUSTER = 22, {"driver": 3, "worker": 5, "node": 3, "head": 1}
+DRIVERS = 18
+CLUSTERS = {1: {"driver": 3, "worker": 6, "head": 1}, 3: {"driver": 4, "worker": 7, "node": 5, "head": 2}}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -69,24 +70,26 @@ def test_of_the_driver(nursery, alone, database, way, tmp_path, record_property)
     settled(account, record_property, log)
 
 
-def test_of_what_a_cluster_is_made_of(alone, database, tmp_path, record_property):
-    """The driver, workers, machines with all that is on them, and the head, of a Ray cluster of three nodes."""
+@pytest.mark.parametrize("nodes", CLUSTERS)
+def test_of_what_a_cluster_is_made_of(alone, database, nodes, tmp_path, record_property):
+    """The driver, workers, machines with all that is on them, and the head, of a Ray cluster of one or three nodes."""
     file, of = alone
-    ways = {way: WAYS[way] for way in ("raced", "asynchronous", "whole")}
+    ways = {way: WAYS[way] for way in (("whole", "raced", "asynchronous") if nodes > 1 else ("whole", "raced"))}
     kind, new = database
     plan = {
-        "seed": f"{SEED} {kind}", "file": str(file), "folder": str(tmp_path),
-        "kills": CLUSTER, "ways": ways,
+        "seed": f"{SEED} {kind} {nodes}", "file": str(file), "folder": str(tmp_path),
+        "nodes": nodes, "kills": CLUSTERS[nodes], "ways": ways,
         "storages": [new(tmp_path / f"out{i}") for i in range(12)],
         "expected": {way: str(of(way)[0][1]) for way in ways},
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.drill"], cwd=cheap.ROOT, input=json.dumps(plan), text=True,
-        capture_output=True, timeout=1100, env=environment,
+        capture_output=True, timeout=1700, env=environment,
     )  # fmt: skip
     line = next((x for x in done.stdout.splitlines() if x.startswith("ACCOUNT ")), None)
     assert line is not None, done.stdout[-2000:] + done.stderr[-4000:]
     account = Account.read(json.loads(line.removeprefix("ACCOUNT ")))
-    assert account.kills == CLUSTER
+    assert account.kills == CLUSTERS[nodes]
+    assert account.studies >= len(ways), "each way"
     settled(account, record_property, tmp_path / "log")

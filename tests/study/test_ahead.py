@@ -262,18 +262,21 @@ def test_workers_prepare_while_their_commands_run(commanded, sources):
 
 
 class Works:
-    """What a worker holds: an item is (what it is like, seconds, whether it kills its worker)."""
+    """What a worker holds: an item is (what it is like, seconds, whether it kills its worker: "prepared": then)."""
 
     def __init__(self):
         self._prepared = []
 
     def prepare(self, item):
         self._prepared.append(item)
+        if item[2] == "prepared":
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def __call__(self, item):
         _, seconds, dies = item
         time.sleep(seconds)
-        if dies:
+        if dies is True:
             os.kill(os.getpid(), signal.SIGKILL)
         return os.getpid(), item in self._prepared, threading.current_thread() is threading.main_thread()
 
@@ -311,6 +314,9 @@ def test_who_gets_what(actors, monkeypatch):
     # A worker that dies takes nothing with it: what it prepared is done by another one.
     last = all_of([("k", 0.5, True), ("l", 3, False), ("m", 0.1, False), ("n", 0.1, False)])
     assert isinstance(last[0], Lost) and all(not isinstance(last[i], Lost) for i in (1, 2, 3))
+    # One whose preparation kills a worker is not prepared beside the same item again, which would have failed by it.
+    innocent = all_of([("o", 2, False), ("p", 2, False), ("q", 0.1, "prepared"), ("r", 0.1, False)])
+    assert not any(isinstance(result, Lost) for result in innocent.values())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
@@ -180,9 +181,7 @@ class Actors:
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
                 item.killed += self._was_begun(run)
-                if item.killed < TRIES and item.given < GIVEN:
-                    self._queue.appendleft(item)
-                    self._dispatch()
+                if item.killed < TRIES and self._again(item):
                     continue
                 result = Lost(f"its worker died {item.given} times: {first_line(e)}")
             else:
@@ -209,7 +208,10 @@ class Actors:
         for reference in late:
             if reference not in ended:
                 run = self._running.pop(reference)
+                begun = self._was_begun(run)  # else its machine may be gone, which Ray has not seen
                 self._replace(run.worker)
+                if not begun and self._again(run.item):
+                    continue
                 self._dispatch()
                 return run.item.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
         return None
@@ -250,13 +252,23 @@ class Actors:
         self._dispatch()
 
     def _was_begun(self, run: _Run) -> bool:
-        """Whether a worker that is dead had begun what it was given."""
+        """Whether a worker that has died, or does not answer, had begun what it was given."""
         from ray.exceptions import RayError
 
         try:
-            self._ray.get(run.begun)
-        except RayError:
+            self._ray.get(run.begun, timeout=0.0)
+        except RayError:  # a timeout is one too
+            # Others died with it, perhaps: whoever has nothing to do is asked before it gets something.
+            self._free.update(dict.fromkeys(self._idle, -math.inf))
             return False
+        return True
+
+    def _again(self, item: _Item) -> bool:
+        """The item goes to another worker, before all others; unless it was given to too many."""
+        if item.given >= GIVEN:
+            return False
+        self._queue.appendleft(item)
+        self._dispatch()
         return True
 
     def _rest(self, worker: Any) -> None:
@@ -327,10 +339,13 @@ class Actors:
         return ready[0], next((w for w in self._queue if w.at is None), self._queue[0])
 
     def _prepare(self) -> None:
-        """Each worker that is busy prepares an item that nobody prepares."""
+        """Each worker that is busy prepares an item that nobody prepares.
+
+        Not beside one that a worker died of: the one that is prepared may have been what it died of.
+        """
         left = iter([w for w in self._queue if w.at is None])
         for run in self._running.values():
-            if run.worker in self._prepared:
+            if run.worker in self._prepared or run.item.killed:
                 continue
             waiting = next(left, None)
             if waiting is None:
