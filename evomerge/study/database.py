@@ -173,7 +173,12 @@ def reason(error: BaseException, url: sa.URL) -> str:
         words = f"no server answers at {at}"
     elif code == 1049 or ("database" in said and "does not exist" in said):
         words = f'the server has no database "{url.database}"; make it there first (CREATE DATABASE {url.database})'
-    elif code in (1044, 1045, 1698) or any(w in said for w in ("authentication failed", "no password supplied")):
+    elif "no password supplied" in said:
+        words = (
+            f'the server wants a password of user "{url.username or "(none)"}", and there is none in the URL, in '
+            "PGPASSWORD or in ~/.pgpass (of the machine and process that search: a job has those of its Ray head)"
+        )
+    elif code in (1044, 1045, 1698) or "authentication failed" in said:
         where = "~/.pgpass or PGPASSWORD" if url.get_backend_name() == "postgresql" else "a file (?read_default_file=)"
         words = (
             f'the server does not take user "{url.username or "(none)"}" with this password; it is read from the URL '

@@ -46,6 +46,9 @@ def test_what_a_server_refuses(server):
     assert 'the server has no database "nowhere"' in refused(server.url("nowhere"))
     said = refused(server.url(database, password="wrong-one"))
     assert f'does not take user "{USER}" with this password' in said and "wrong-one" not in said and ":***@" in said
+    if server.scheme == "postgresql":
+        url = server.url(database).replace(f":{PASSWORD}@", "@")
+        assert f'the server wants a password of user "{USER}", and there is none in the URL, in PG' in refused(url)
     assert "holds no study" in refused(server.url(database), create=False)
     assert Store(server.url(database), create=True).names() == []
 

@@ -16,6 +16,7 @@ import pytest
 from evomerge.errors import InputError
 from evomerge.score import State
 from evomerge.study.workers import Cluster, Growth, Node, Shares, shares
+from evomerge.study.workers.cluster import crowded
 from evomerge.study.workers.connection import Connection
 from tests.study.recorded import recorded, sequence
 
@@ -116,6 +117,11 @@ def test_more_workers_than_cpus_of_a_cluster_wait():
     assert f"room for 3: {there}; the others wait" in found.told
 
 
+def test_many_workers_for_this_machines_cpus_are_told():
+    assert crowded(8, 4) is None and crowded(2, 1) is None
+    assert re.search("^9 workers share this machine's 4 CPUs, .*: .*; else --workers 4$", crowded(9, 4))
+
+
 def test_more_gpus_than_this_machine_has():
     with pytest.raises(InputError, match=r"--gpus-per-worker 2: .*this machine has none to give: 1 machine with 1 GPU"):
         shares(Cluster(gpus_per_worker=2), machine(8, 1), Growth.NONE)
@@ -135,7 +141,7 @@ def closed_port():
         yield s.getsockname()[1]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
 def test_an_address_where_no_cluster_answers(address, closed_port, here, small_evaluator, tmp_path):
     address = address.format(port=closed_port)
     done = here(
@@ -147,6 +153,12 @@ def test_an_address_where_no_cluster_answers(address, closed_port, here, small_e
     with pytest.raises(InputError, match="no Ray cluster answers there"):
         Connection(Cluster(address))
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "host:port"])
+def test_an_address_without_a_port(address):
+    with pytest.raises(InputError, match=f"^--address {address}: expected HOST:PORT of Ray's head"):
+        Connection(Cluster(address))
 
 
 @pytest.fixture

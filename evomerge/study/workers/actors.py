@@ -102,7 +102,7 @@ class Actors:
         prepares: bool = False,
         like: Callable[[Any], Hashable] | None = None,
     ) -> None:
-        self._ray = connection.ray
+        self._ray, self._joined = connection.ray, connection.joined
         found = connection.shares
         self.size = found.workers
         self._say = say or (lambda text: None)
@@ -161,9 +161,8 @@ class Actors:
             if not done:
                 silent += timeout or 0.0
                 if patience is not None and silent >= patience:
-                    self._say(
-                        f"no worker is up yet (asked for {self._asked}; `ray status` says what the cluster lacks)"
-                    )
+                    lacks = "`ray status` says what the cluster lacks" if self._joined else "fewer are up sooner"
+                    self._say(f"no worker is up yet (asked for {self._asked}; {lacks})")
                     silent = 0.0
                 continue
             if done[0] in self._starting:
@@ -182,6 +181,7 @@ class Actors:
                 self._replace(worker)
                 item.killed += self._was_begun(run)
                 if item.killed < TRIES and self._again(item):
+                    self._say("a worker died; another one runs what it had")
                     continue
                 result = Lost(f"its worker died {item.given} times: {first_line(e)}")
             else:

@@ -12,6 +12,8 @@ from evomerge.errors import InputError
 
 # A share of a GPU as a decimal fraction: 1 / 0.1 is to be 10.
 _ROUNDING = 1e-6
+# Workers for each CPU of this machine, above which it is said that they are many.
+_CROWD = 2
 # Kinds of machines that a message counts.
 _KINDS = 6
 
@@ -112,7 +114,7 @@ def shares(cluster: Cluster, nodes: Sequence[Node], growth: Growth) -> Shares:
         whole = f"; no machine has {_gpus(share)} for one worker" if 0 < most < share <= gpus else ""
         raise InputError(f"--gpus-per-worker {share:g}: {lacking}{whole}")
     elif growth is Growth.NONE:
-        told = None  # they share its CPUs
+        told = None  # they share its CPUs; see `crowded`
     elif room:
         told = f"{lacking}; the others wait until CPUs are free"
     else:
@@ -122,6 +124,16 @@ def shares(cluster: Cluster, nodes: Sequence[Node], growth: Growth) -> Shares:
     # More workers than CPUs share what this machine has; from a cluster each asks for a whole one, so that it grows.
     cpus = sum(n.cpus for n in nodes)
     return Shares(workers, min(1.0, cpus / workers) if growth is Growth.NONE else 1.0, 0.0, told)
+
+
+def crowded(workers: int, cpus: int) -> str | None:
+    """What to say of that many workers on this machine, where they are many."""
+    if workers <= _CROWD * max(1, cpus):
+        return None
+    return (
+        f"{workers} workers share this machine's {_counted(cpus, 'CPU')}, and each takes memory of its own: that is "
+        f"for evaluators that wait for something else; else --workers {max(1, cpus)}"
+    )
 
 
 def inventory(nodes: Sequence[Node]) -> str:

@@ -9,10 +9,11 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from evomerge.errors import EvoMergeError, InputError
-from evomerge.study.workers.cluster import Cluster, Growth, Node, shares
+from evomerge.study.workers.cluster import Cluster, Growth, Node, crowded, shares
 
 # Seconds that a cluster has to answer.
 ANSWER_SECONDS = 10.0
@@ -70,6 +71,9 @@ class Connection:
             )
             sizes = [Node(n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes]
             self.shares = shares(cluster, sizes, growth)
+            if not self.joined and not self.shares.gpus:
+                # Ray that was started here was told of as many CPUs as there are to be workers.
+                self.shares = replace(self.shares, told=crowded(self.shares.workers, os.cpu_count() or 1))
         except BaseException:
             self.close()
             raise
@@ -177,6 +181,11 @@ def _check_answers(address: str) -> None:
     """
     host, _, port = address.removeprefix(CLIENT).split("/")[0].rpartition(":")
     if not host or not port.isdigit():
+        if "://" not in address and address not in ("auto", "local"):
+            raise InputError(
+                f"--address {address}: expected HOST:PORT of Ray's head (its port is 6379 by default), "
+                "ray://HOST:10001, or auto"
+            )
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
@@ -203,6 +212,9 @@ def _check_answers(address: str) -> None:
 def _refusal(code: str, is_client: bool) -> str | None:
     """What it means that a call to Ray ended with a code of gRPC's; None: Ray is there, whatever it says."""
     if code == "UNAUTHENTICATED":
+        mode = os.environ.get("RAY_AUTH_MODE")
+        if mode != "token":
+            return f"the Ray cluster there wants a token, and none is sent without RAY_AUTH_MODE=token; {_TOKEN}"
         return f"the Ray cluster there does not take this token; {_TOKEN}"
     if code == "UNIMPLEMENTED":
         other = (
