@@ -4,6 +4,7 @@ A job that was stopped, or whose driver was killed, ends the same when it is sub
 """
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -187,6 +188,41 @@ def test_a_wrong_token_is_one_line(kind, head, told, evomerge, small_evaluator, 
     assert "Traceback" not in done.stderr
     # Most of it goes to imports: under a second to ask.
     assert time.monotonic() - started < 40
+
+
+# In a process of its own, which has Ray of its own at the end.
+PUT_RIGHT = """
+import os, sys
+from evomerge.errors import InputError
+from evomerge.study.workers import Cluster
+from evomerge.study.workers.connection import Connection
+
+address, right, wrong = sys.argv[1:]
+for token in (wrong, right):
+    os.environ["RAY_AUTH_TOKEN_PATH"] = token
+    try:
+        connection = Connection(Cluster(address, workers=1))
+    except InputError as e:
+        print("refused" if "does not take this token" in str(e) else e)
+    else:
+        print("joined", connection.joined)
+        connection.close()
+os.environ["RAY_AUTH_TOKEN_PATH"] = wrong
+connection = Connection(Cluster(workers=1))
+print("joined", connection.joined)
+connection.close()
+"""
+
+
+@slow
+def test_a_token_that_is_put_right_in_the_same_process(head, told, tmp_path):
+    """And Ray of that process's own, with another token, after that."""
+    wrong = tmp_path / "token"
+    wrong.touch(mode=0o600)
+    wrong.write_text(secrets.token_hex(32))
+    command = [sys.executable, "-c", PUT_RIGHT, head.address, os.environ["RAY_AUTH_TOKEN_PATH"], wrong]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.stdout.splitlines() == ["refused", "joined True", "joined False"], done.stderr[-3000:]
 
 
 @slow

@@ -59,6 +59,7 @@ class Connection:
         if self._started:
             if not address:
                 self._keep_here()
+            _forget_token()
             with _own_handler():
                 _connect(ray, cluster, address)
         try:
@@ -96,6 +97,15 @@ class Connection:
         from ray._private import ray_constants
 
         return ray_constants
+
+
+def _forget_token() -> None:
+    """Have Ray read the token again: it keeps what this process had for another cluster, or before it was put right."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stubs lack it
+    except ImportError:  # another version of Ray has it elsewhere
+        return
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _growth(nodes: list[dict[str, Any]]) -> Growth:
