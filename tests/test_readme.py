@@ -204,8 +204,9 @@ NOT_HERE = {
         "evomerge search": CLUSTER, "export RAY_API_SERVER_ADDRESS": CLUSTER, "ray job": CLUSTER,
     },
     "docs/guides/cluster.md": {
-        "RAY_AUTH_MODE=token ray start": CLUSTER, "evomerge search space.yaml --evaluator": CLUSTER,
-        "ray job submit": CLUSTER, "evomerge search space.yaml --budget 200 --storage postgresql": SERVER,
+        "RAY_AUTH_MODE=token": CLUSTER, "export RAY_API_SERVER_ADDRESS": CLUSTER, "ray job submit": CLUSTER,
+        "evomerge search space.yaml --evaluator": CLUSTER,
+        "evomerge search space.yaml --budget 200 --storage postgresql": SERVER,
     },
     "docs/fusion.md": {"evomerge fuse fusion.yaml": GPUS},
     "docs/images.md": {"evomerge": IMAGES},
