@@ -179,8 +179,9 @@ class Actors:
                 raise (cause or EvoMergeError(f"a worker could not go on: {e}")) from e
             except RayError as e:  # it died, with its machine or alone, or cannot be reached
                 self._replace(worker)
-                item.killed += self._was_begun(run)
-                if item.killed < TRIES and self._again(item):
+                begun = self._was_begun(run)
+                item.killed += begun
+                if item.killed < TRIES and self._again(item, begun):
                     self._say("a worker died; another one runs what it had")
                     continue
                 result = Lost(f"its worker died {item.given} times: {first_line(e)}")
@@ -210,7 +211,7 @@ class Actors:
                 run = self._running.pop(reference)
                 begun = self._was_begun(run)  # else its machine may be gone, which Ray has not seen
                 self._replace(run.worker)
-                if not begun and self._again(run.item):
+                if not begun and self._again(run.item, begun):
                     continue
                 self._dispatch()
                 return run.item.key, Lost(f"took longer than its timeout of {self._timeout:g} s")
@@ -258,13 +259,13 @@ class Actors:
         try:
             self._ray.get(run.begun, timeout=0.0)
         except RayError:  # a timeout is one too
-            # Others died with it, perhaps: whoever has nothing to do is asked before it gets something.
-            self._free.update(dict.fromkeys(self._idle, -math.inf))
             return False
         return True
 
-    def _again(self, item: _Item) -> bool:
+    def _again(self, item: _Item, begun: bool) -> bool:
         """The item goes to another worker, before all others; unless it was given to too many."""
+        if not begun:  # others are gone too, perhaps: whoever has nothing to do is asked before it gets something
+            self._free.update(dict.fromkeys(self._idle, -math.inf))
         if item.given >= GIVEN:
             return False
         self._queue.appendleft(item)

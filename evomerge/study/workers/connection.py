@@ -222,8 +222,7 @@ def _check_answers(address: str) -> None:
 def _refusal(code: str, is_client: bool) -> str | None:
     """What it means that a call to Ray ended with a code of gRPC's; None: Ray is there, whatever it says."""
     if code == "UNAUTHENTICATED":
-        mode = os.environ.get("RAY_AUTH_MODE")
-        if mode != "token":
+        if os.environ.get("RAY_AUTH_MODE") != "token":
             return f"the Ray cluster there wants a token, and none is sent without RAY_AUTH_MODE=token; {_TOKEN}"
         return f"the Ray cluster there does not take this token; {_TOKEN}"
     if code == "UNIMPLEMENTED":
